@@ -80,3 +80,57 @@ class MetaLearner(NamedTuple):
     init: Callable[[Params], MetaState]
     adapt: Callable[[MetaState, Batch, Key], Params]
     update: Callable[[MetaState, Episode, Key], tuple[MetaState, Metrics]]
+
+
+class AdaptInfo(NamedTuple):
+    """What one task's adaptation reports, stacked over inner steps.
+
+    Attributes:
+      loss: `[num_steps]`, support loss before each step.
+      aux: the loss function's own metrics before each step, leaves `[num_steps, ...]`.
+      probe: the probe's outputs, leaves `[num_steps + 1, ...]`; `()` without a probe.
+      inner_state: the inner optimizer's state to carry on; `()` where none is carried.
+    """
+
+    loss: Array
+    aux: Aux
+    probe: PyTree
+    inner_state: PyTree
+
+
+class Adapt(NamedTuple):
+    """An inner loop, as `metajax.inner_loop` builds it.
+
+    Attributes:
+      init: `params -> (learned inner parameters, carried inner state)`.
+      apply: `(meta_params, support, rng, *, inner_state=(), probe=None) -> (adapted, AdaptInfo)`,
+        for one task. `probe(params, step)` is evaluated on the parameters before every step and
+        after the last one.
+      carry: how the inner optimizer's state passes from task to task: `None`, `"mean"` or
+        `"serial"`.
+      differentiates_steps: whether the parameters of every step carry a meta-gradient, or only
+        the final ones (implicit differentiation).
+    """
+
+    init: Callable[[Params], tuple[PyTree, PyTree]]
+    apply: Callable[..., tuple[Params, AdaptInfo]]
+    carry: str | None = None
+    differentiates_steps: bool = True
+
+
+class Objective(Protocol):
+    """A scalar meta-objective of one task; its gradient is the meta-gradient.
+
+    Returns `(value, (metrics, inner_state))`.
+    """
+
+    def __call__(
+        self,
+        adapt: Adapt,
+        meta_params: MetaParams,
+        episode: Episode,
+        rng: Key,
+        /,
+        *,
+        inner_state: PyTree = (),
+    ) -> tuple[Array, tuple[Metrics, PyTree]]: ...

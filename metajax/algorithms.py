@@ -1,0 +1,375 @@
+"""The algorithms, each a composition of an inner loop, a meta-gradient and an objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax.base import LossFn, MetaLearner, Params
+from metajax.batches import Batches
+from metajax.gradients import MetaGradient, first_order, implicit, second_order
+from metajax.inner import LearnedOptimizer, inner_loop
+from metajax.learner import meta_learner
+from metajax.objectives import displacement, query_loss
+
+Optimizer = optax.GradientTransformation
+PathPredicate = Callable[[tuple[Any, ...]], bool]
+
+
+def maml(
+    loss: LossFn,
+    inner_optimizer: Optimizer | LearnedOptimizer,
+    outer_optimizer: Optimizer,
+    *,
+    num_steps: int = 1,
+    meta_gradient: MetaGradient | None = None,
+    batches: Batches | None = None,
+    carry: str | None = None,
+    task_chunk: int | None = None,
+) -> MetaLearner:
+    r"""Model-agnostic meta-learning: an initialization from which a few steps adapt well.
+
+    .. math::
+      \min_\theta \; \mathbb{E}_i \, Q_i(\phi_i), \quad
+      \phi_i = \theta - \alpha \nabla L_i(\theta) \; \text{(one step of SGD)}
+
+    The meta-gradient is that of the whole expression, through the inner gradient.
+
+    Args:
+      loss: `(params, batch, rng) -> (scalar, metrics)`.
+      inner_optimizer: any optax transformation, or a `LearnedOptimizer`. `optax.adam` needs
+        `eps_root` to be differentiable.
+      outer_optimizer: any optax transformation.
+      num_steps: adaptation steps; 0 is joint training on the query sets.
+      meta_gradient: `second_order()` by default.
+      batches: what each inner step sees of the support, `full_batch()` by default.
+      carry: how the inner optimizer's state passes from task to task, see `inner_loop`.
+      task_chunk: tasks per `vmap`, see `meta_learner`.
+
+    Raises:
+      ValueError: for arguments that do not fit together.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp, optax, metajax
+    >>> def loss(params, batch, rng):
+    ...     x, y = batch
+    ...     return jnp.mean((x @ params - y) ** 2), {}
+    >>> learner = metajax.maml(loss, optax.sgd(0.01), optax.adam(1e-3), num_steps=5)
+    >>> state = learner.init(jnp.zeros(2))
+    >>> batch = jnp.ones((4, 10, 2)), jnp.ones((4, 10))
+    >>> episodes = metajax.Episode(support=batch, query=batch)
+    >>> state, metrics = jax.jit(learner.update)(state, episodes, jax.random.key(0))
+    >>> metrics["support_loss"].shape
+    (5,)
+
+    References:
+      Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
+      algorithm 1.
+    """
+    adapt = inner_loop(
+        loss, inner_optimizer, num_steps, meta_gradient=meta_gradient, batches=batches, carry=carry
+    )
+    return meta_learner(adapt, query_loss(loss), outer_optimizer, task_chunk=task_chunk)
+
+
+def fomaml(
+    loss: LossFn,
+    inner_optimizer: Optimizer | LearnedOptimizer,
+    outer_optimizer: Optimizer,
+    *,
+    num_steps: int = 1,
+    batches: Batches | None = None,
+    carry: str | None = None,
+    task_chunk: int | None = None,
+) -> MetaLearner:
+    r"""First-order MAML: the query gradient at the adapted parameters, :math:`\nabla Q(\phi_T)`.
+
+    Arguments and errors as in `maml`.
+
+    References:
+      Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
+      section 5.2; Nichol et al., 2018, section 2.
+    """
+    return maml(
+        loss,
+        inner_optimizer,
+        outer_optimizer,
+        num_steps=num_steps,
+        meta_gradient=first_order(),
+        batches=batches,
+        carry=carry,
+        task_chunk=task_chunk,
+    )
+
+
+def reptile(
+    loss: LossFn,
+    inner_optimizer: Optimizer,
+    outer_optimizer: Optimizer,
+    *,
+    num_steps: int,
+    batches: Batches | None = None,
+    carry: str | None = None,
+    task_chunk: int | None = None,
+) -> MetaLearner:
+    r"""Reptile: moves the initialization towards the adapted parameters.
+
+    .. math:: \theta \leftarrow \theta + \epsilon \, \frac{1}{n} \sum_i (\phi_i - \theta)
+
+    with `outer_optimizer=optax.sgd(epsilon)`; any other takes :math:`\theta - \phi` as a gradient.
+
+    Args:
+      loss: `(params, batch, rng) -> (scalar, metrics)`.
+      inner_optimizer: any optax transformation; the paper's is `optax.adam(lr, b1=0)`.
+      outer_optimizer: any optax transformation.
+      num_steps: adaptation steps, at least 1.
+      batches: the paper's is `cycle(batch_size)`; `full_batch()` by default.
+      carry: `None` resets the inner optimizer for each task. `"serial"` is the authors' code,
+        `"mean"` its parallel counterpart; see `inner_loop`.
+      task_chunk: tasks per `vmap`, see `meta_learner`.
+
+    Raises:
+      ValueError: for arguments that do not fit together.
+
+    Example:
+
+    >>> import optax, metajax
+    >>> learner = metajax.reptile(
+    ...     lambda params, batch, rng: ((params - batch).sum() ** 2, {}),
+    ...     optax.adam(1e-3, b1=0.0), optax.sgd(1.0),
+    ...     num_steps=5, batches=metajax.cycle(10), carry="mean")
+
+    References:
+      Nichol et al., `On First-Order Meta-Learning Algorithms
+      <https://arxiv.org/abs/1803.02999>`_, 2018, algorithm 2.
+    """
+    if num_steps == 0:
+        raise ValueError("reptile: num_steps must be at least 1, or nothing is ever displaced.")
+    adapt = inner_loop(
+        loss,
+        inner_optimizer,
+        num_steps,
+        meta_gradient=first_order(),
+        batches=batches,
+        carry=carry,
+    )
+    return meta_learner(adapt, displacement(loss), outer_optimizer, task_chunk=task_chunk)
+
+
+def imaml(
+    loss: LossFn,
+    inner_optimizer: Optimizer,
+    outer_optimizer: Optimizer,
+    *,
+    num_steps: int = 16,
+    proximal: float = 2.0,
+    cg_steps: int = 5,
+    task_chunk: int | None = None,
+) -> MetaLearner:
+    r"""Implicit MAML: the gradient of the proximal inner problem's minimizer.
+
+    .. math::
+      \phi^* = \arg\min_\phi L(\phi) + \tfrac{\lambda}{2} \|\phi - \theta\|^2, \quad
+      \nabla_\theta = (I + \nabla^2 L(\phi^*) / \lambda)^{-1} \nabla Q(\phi^*)
+
+    Args:
+      loss: `(params, batch, rng) -> (scalar, metrics)`.
+      inner_optimizer: any optax transformation; it should come close to the minimizer.
+      outer_optimizer: any optax transformation.
+      num_steps: adaptation steps; memory does not depend on them.
+      proximal: :math:`\lambda`, positive.
+      cg_steps: conjugate-gradient iterations for the inverse.
+      task_chunk: tasks per `vmap`, see `meta_learner`.
+
+    Raises:
+      ValueError: if `proximal` is not positive, or for other arguments that do not fit together.
+
+    References:
+      Rajeswaran et al., `Meta-Learning with Implicit Gradients
+      <https://arxiv.org/abs/1909.04630>`_, 2019, algorithms 1 and 2.
+    """
+    adapt = inner_loop(
+        loss,
+        inner_optimizer,
+        num_steps,
+        meta_gradient=implicit(cg_steps=cg_steps),
+        proximal=proximal,
+    )
+    return meta_learner(adapt, query_loss(loss), outer_optimizer, task_chunk=task_chunk)
+
+
+def learned_step_sizes(learning_rate: float) -> LearnedOptimizer:
+    """SGD with one learned step size per parameter, starting from `learning_rate`."""
+
+    def init(params: Params) -> Params:
+        return jax.tree.map(lambda x: jnp.full_like(x, learning_rate), params)
+
+    def make(rates: Params) -> Optimizer:
+        return optax.stateless(
+            lambda grads, params: jax.tree.map(lambda r, g: -r * g, rates, grads)
+        )
+
+    return LearnedOptimizer(init, make)
+
+
+def meta_sgd(
+    loss: LossFn,
+    outer_optimizer: Optimizer,
+    *,
+    num_steps: int = 1,
+    learning_rate: float = 0.1,
+    meta_gradient: MetaGradient | None = None,
+    batches: Batches | None = None,
+    task_chunk: int | None = None,
+) -> MetaLearner:
+    r"""Meta-SGD: MAML that also learns a step size for every parameter.
+
+    .. math:: \phi = \theta - \alpha \odot \nabla L(\theta), \quad
+      \text{both } \theta \text{ and } \alpha \text{ meta-learned}
+
+    Args:
+      loss: `(params, batch, rng) -> (scalar, metrics)`.
+      outer_optimizer: any optax transformation; it sees `MetaParams(params, step sizes)`.
+      num_steps: adaptation steps, at least 1.
+      learning_rate: the initial step size; the learned ones are `state.meta_params.inner`.
+      meta_gradient: `second_order()` by default; `first_order()` still learns the step sizes.
+      batches: as in `maml`.
+      task_chunk: tasks per `vmap`, see `meta_learner`.
+
+    Raises:
+      ValueError: for arguments that do not fit together.
+
+    References:
+      Li et al., `Meta-SGD: Learning to Learn Quickly for Few-Shot Learning
+      <https://arxiv.org/abs/1707.09835>`_, 2017, equation 2 and algorithm 1.
+    """
+    return maml(
+        loss,
+        learned_step_sizes(learning_rate),
+        outer_optimizer,
+        num_steps=num_steps,
+        meta_gradient=meta_gradient,
+        batches=batches,
+        task_chunk=task_chunk,
+    )
+
+
+def adapting(optimizer: Optimizer, where: PathPredicate) -> Optimizer:
+    """An inner optimizer that moves only the parameters whose pytree path `where` accepts.
+
+    Raises:
+      ValueError: when initialized, if `where` accepts none of the parameters, or all of them.
+    """
+
+    def labels(params: Params):
+        labelled = jax.tree_util.tree_map_with_path(
+            lambda path, _: "adapt" if where(path) else "keep", params
+        )
+        if len(set(jax.tree.leaves(labelled))) != 2:
+            paths = [
+                jax.tree_util.keystr(path)
+                for path, _ in jax.tree_util.tree_leaves_with_path(params)
+            ]
+            raise ValueError(
+                "the path predicate must accept some of the parameters and not others; it "
+                f"accepted {'all' if 'adapt' in jax.tree.leaves(labelled) else 'none'} of "
+                f"{', '.join(paths)}."
+            )
+        return labelled
+
+    return optax.partition({"adapt": optimizer, "keep": optax.set_to_zero()}, labels)
+
+
+def anil(
+    loss: LossFn,
+    inner_optimizer: Optimizer,
+    outer_optimizer: Optimizer,
+    *,
+    num_steps: int = 1,
+    head: PathPredicate,
+    meta_gradient: MetaGradient | None = None,
+    batches: Batches | None = None,
+    task_chunk: int | None = None,
+) -> MetaLearner:
+    """Almost no inner loop: only the head adapts; the body is learned by the outer loop alone.
+
+    Args:
+      loss: `(params, batch, rng) -> (scalar, metrics)`.
+      inner_optimizer: any optax transformation, applied to the head.
+      outer_optimizer: any optax transformation, applied to everything.
+      num_steps: adaptation steps.
+      head: a predicate on the pytree path, as `jax.tree_util.tree_map_with_path` passes it:
+        `lambda path: "head" in jax.tree_util.keystr(path)`.
+      meta_gradient: `second_order()` or `first_order()`.
+      batches: as in `maml`.
+      task_chunk: tasks per `vmap`, see `meta_learner`.
+
+    Raises:
+      ValueError: if `head` accepts no parameter or all of them; for `implicit()`, which needs
+        every parameter to adapt; for other arguments that do not fit together.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp, optax, metajax
+    >>> learner = metajax.anil(
+    ...     lambda params, x, rng: (jnp.mean((x @ params["body"] @ params["head"]) ** 2), {}),
+    ...     optax.sgd(0.1), optax.adam(1e-3),
+    ...     head=lambda path: "head" in jax.tree_util.keystr(path))
+    >>> state = learner.init({"body": jnp.ones((2, 2)), "head": jnp.ones((2, 1))})
+
+    References:
+      Raghu et al., `Rapid Learning or Feature Reuse? <https://arxiv.org/abs/1909.09157>`_, 2020,
+      section 4.
+    """
+    return maml(
+        loss,
+        adapting(inner_optimizer, head),
+        outer_optimizer,
+        num_steps=num_steps,
+        meta_gradient=_of_steps("anil", meta_gradient),
+        batches=batches,
+        task_chunk=task_chunk,
+    )
+
+
+def boil(
+    loss: LossFn,
+    inner_optimizer: Optimizer,
+    outer_optimizer: Optimizer,
+    *,
+    num_steps: int = 1,
+    head: PathPredicate,
+    meta_gradient: MetaGradient | None = None,
+    batches: Batches | None = None,
+    task_chunk: int | None = None,
+) -> MetaLearner:
+    """Body-only inner loop: everything but the head adapts. Arguments and errors as in `anil`.
+
+    References:
+      Oh et al., `BOIL: Towards Representation Change for Few-shot Learning
+      <https://arxiv.org/abs/2008.08882>`_, 2021, section 3.
+    """
+    return maml(
+        loss,
+        adapting(inner_optimizer, lambda path: not head(path)),
+        outer_optimizer,
+        num_steps=num_steps,
+        meta_gradient=_of_steps("boil", meta_gradient),
+        batches=batches,
+        task_chunk=task_chunk,
+    )
+
+
+def _of_steps(name: str, meta_gradient: MetaGradient | None) -> MetaGradient:
+    engine = second_order() if meta_gradient is None else meta_gradient
+    if isinstance(engine, MetaGradient) and engine.implicit:
+        raise ValueError(
+            f"{name}: implicit() needs every parameter to adapt; use second_order() or "
+            "first_order()."
+        )
+    return engine

@@ -1,0 +1,140 @@
+"""Meta-objectives: one task's scalar whose gradient is the meta-gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax.base import Adapt, Episode, Key, LossFn, MetaParams, Metrics, Objective, PyTree
+from metajax.inner import check_loss
+
+
+def query_loss(loss: LossFn) -> Objective:
+    r"""The adapted parameters' loss on the query set: :math:`Q(\phi_T(\theta))`.
+
+    Args:
+      loss: `(params, batch, rng) -> (scalar, metrics)`.
+
+    Returns:
+      An objective with the metrics `query_loss`, `query` (the loss function's own metrics),
+      `support_loss` `[num_steps]` and `support`.
+
+    Example:
+
+    >>> import jax.numpy as jnp, optax, metajax
+    >>> loss = lambda params, batch, rng: (jnp.sum((params - batch) ** 2), {})
+    >>> adapt = metajax.inner_loop(loss, optax.sgd(0.1), num_steps=1)
+    >>> learner = metajax.meta_learner(adapt, metajax.query_loss(loss), optax.adam(1e-3))
+
+    References:
+      Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
+      equation 1.
+    """
+
+    def objective(
+        adapt: Adapt, meta_params: MetaParams, episode: Episode, rng: Key, /, *, inner_state=()
+    ):
+        adapt_rng, query_rng = jax.random.split(rng)
+        adapted, info = adapt.apply(
+            meta_params, episode.support, adapt_rng, inner_state=inner_state
+        )
+        value, aux = check_loss(loss(adapted, episode.query, query_rng))
+        return value, (_metrics(info, value, aux), info.inner_state)
+
+    return objective
+
+
+def multi_step_query_loss(loss: LossFn, weights: Sequence[float] | None = None) -> Objective:
+    r"""A weighted sum of the query losses after every step: :math:`\sum_t w_t Q(\phi_t)`.
+
+    Args:
+      loss: `(params, batch, rng) -> (scalar, metrics)`.
+      weights: one for each of the parameters after step 1 to `num_steps`, used as given; by
+        default all are `1 / num_steps`.
+
+    Raises:
+      ValueError: when traced, if there are not `num_steps` weights, or if the adaptation
+        differentiates its final parameters only (`implicit()`).
+
+    References:
+      Antoniou et al., `How to train your MAML <https://arxiv.org/abs/1810.09502>`_, 2019,
+      section 4, equation 2.
+    """
+
+    def objective(
+        adapt: Adapt, meta_params: MetaParams, episode: Episode, rng: Key, /, *, inner_state=()
+    ):
+        if not adapt.differentiates_steps:
+            raise ValueError(
+                "multi_step_query_loss needs the gradient of every step, implicit() has only that "
+                "of the final parameters: use query_loss, or second_order() or first_order()."
+            )
+        adapt_rng, query_rng = jax.random.split(rng)
+
+        def probe(params, step):
+            return check_loss(loss(params, episode.query, query_rng))
+
+        _, info = adapt.apply(
+            meta_params, episode.support, adapt_rng, inner_state=inner_state, probe=probe
+        )
+        values, aux = info.probe
+        num_steps = len(values) - 1
+        if not num_steps or (weights is not None and len(weights) != num_steps):
+            raise ValueError(
+                f"multi_step_query_loss: {num_steps} adaptation steps need as many weights "
+                f"(at least one), got {weights if weights is None else len(weights)}."
+            )
+        w = jnp.full(num_steps, 1 / num_steps) if weights is None else jnp.asarray(weights)
+        value = jnp.sum(w.astype(values.dtype) * values[1:])
+        final = jax.tree.map(lambda x: x[-1], (values, aux))
+        return value, (_metrics(info, *final), info.inner_state)
+
+    return objective
+
+
+def displacement(loss: LossFn | None = None) -> Objective:
+    r"""Reptile's objective: :math:`\frac{1}{2}\|\theta - \mathrm{sg}(\phi_T)\|^2`.
+
+    Its gradient is :math:`\theta - \phi_T`, so that plain gradient descent with step size
+    :math:`\epsilon` is the paper's :math:`\theta + \epsilon \cdot \mathrm{mean}_i(\phi_i -
+    \theta)`, and any other optax optimizer takes the displacement as a gradient.
+
+    Args:
+      loss: measures `query_loss` on the way, for tasks that have a query set. It takes no part in
+        the gradient.
+
+    References:
+      Nichol et al., `On First-Order Meta-Learning Algorithms
+      <https://arxiv.org/abs/1803.02999>`_, 2018, algorithm 2 and section 4.
+    """
+
+    def objective(
+        adapt: Adapt, meta_params: MetaParams, episode: Episode, rng: Key, /, *, inner_state=()
+    ):
+        adapt_rng, query_rng = jax.random.split(rng)
+        adapted, info = jax.lax.stop_gradient(
+            adapt.apply(meta_params, episode.support, adapt_rng, inner_state=inner_state)
+        )
+        squares = jax.tree.map(lambda t, p: jnp.sum((t - p) ** 2), meta_params.params, adapted)
+        value = 0.5 * sum(jax.tree.leaves(squares), start=0.0)
+        measured = ()
+        if loss is not None and jax.tree.leaves(episode.query):
+            measured = check_loss(loss(adapted, episode.query, query_rng))
+        return value, (_metrics(info, *measured), info.inner_state)
+
+    return objective
+
+
+def _metrics(info, value=None, aux: PyTree = ()) -> Metrics:
+    query = {} if value is None else {"query_loss": value, "query": aux}
+    return _inexact({**query, "support_loss": info.loss, "support": info.aux})
+
+
+def _inexact(metrics: Metrics) -> Metrics:
+    """Counts and hits are averaged over tasks like everything else, so they become floats."""
+    return jax.tree.map(
+        lambda x: x if jnp.issubdtype(jnp.result_type(x), np.inexact) else jnp.float32(x), metrics
+    )
