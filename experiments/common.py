@@ -1,0 +1,390 @@
+"""What the launchers share: flags, presets, the algorithms by name, the results of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import app, flags
+
+import metajax
+from metajax import train
+
+ALGORITHMS = ("maml", "fomaml", "reptile", "imaml", "meta_sgd", "anil", "boil")
+
+Config = dict[str, Any]
+Presets = Mapping[str, Config]
+
+_POSITIVE = {"lower_bound": 1}
+_BY_PRESET = " (default: the preset's)"
+
+MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "eval"], "Train and evaluate, or only evaluate."
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run is written, and continued (default: a dated folder in runs/)."
+)
+PRESET = flags.DEFINE_string("preset", None, "Named settings; --preset=list prints them.")
+flags.DEFINE_enum("algorithm", None, ALGORITHMS, "The meta-learning algorithm" + _BY_PRESET)
+flags.DEFINE_integer("seed", None, "The root of all randomness" + _BY_PRESET, lower_bound=0)
+for _name, _help, _bounds in (
+    ("num_meta_steps", "Meta-updates.", _POSITIVE),
+    ("meta_batch_size", "Tasks per meta-update.", _POSITIVE),
+    ("shots", "Support examples per task (regression) or class in training.", _POSITIVE),
+    ("queries", "Query examples per task (regression) or class in training.", _POSITIVE),
+    ("num_steps", "Adaptation steps in training.", {"lower_bound": 0}),
+    ("inner_batch", "Support examples per inner step; 0: all of them.", {"lower_bound": 0}),
+    ("cg_steps", "Conjugate-gradient iterations (imaml).", _POSITIVE),
+    ("task_chunk", "Tasks per vmap; 0: all of them.", {"lower_bound": 0}),
+    ("eval_tasks", "Test tasks of the evaluation.", _POSITIVE),
+    ("num_eval_steps", "Adaptation steps of the evaluation.", {"lower_bound": 0}),
+    ("validation_steps", "Adaptation steps of the meta-validation.", {"lower_bound": 0}),
+    ("steps_per_call", "Meta-updates per compiled call and log line.", _POSITIVE),
+    ("validate_every", "Meta-updates between validations.", _POSITIVE),
+    ("checkpoint_every", "Meta-updates between checkpoints.", _POSITIVE),
+):
+    flags.DEFINE_integer(_name, None, _help + _BY_PRESET, **_bounds)
+for _name, _help in (
+    ("inner_learning_rate", "Step size of the inner optimizer, on a mean loss."),
+    ("outer_learning_rate", "Step size of the outer optimizer."),
+    ("proximal", "Pull towards the initialization (imaml)."),
+):
+    flags.DEFINE_float(_name, None, _help + _BY_PRESET, lower_bound=0.0)
+flags.DEFINE_enum("inner_optimizer", None, ["sgd", "adam"], "Inner optimizer" + _BY_PRESET)
+flags.DEFINE_enum(
+    "outer_optimizer", None, ["sgd", "adam"], "Outer optimizer; sgd anneals to 0" + _BY_PRESET
+)
+flags.DEFINE_enum(
+    "carry",
+    None,
+    ["none", "mean", "serial"],
+    "How the inner optimizer's state passes from task to task" + _BY_PRESET,
+)
+
+# What most presets share; every key is a flag.
+DEFAULTS: Config = {
+    "algorithm": "maml",
+    "seed": 0,
+    "num_steps": 1,
+    "inner_optimizer": "sgd",
+    "outer_optimizer": "adam",
+    "outer_learning_rate": 1e-3,
+    "inner_batch": 0,
+    "carry": "none",
+    "cg_steps": 5,
+    "proximal": 2.0,
+    "task_chunk": 0,
+    "eval_tasks": 600,
+    "num_eval_steps": 10,
+}
+# These do not touch training: a finished run may be evaluated again with others.
+EVALUATION = ("eval_tasks", "num_eval_steps")
+
+
+class UsageError(ValueError):
+    """The command cannot be carried out as given; the message is for the person who typed it."""
+
+
+@contextlib.contextmanager
+def as_usage_error() -> Iterator[None]:
+    """Turns what the library says of bad values into a message for the command line."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise UsageError(str(error)) from error
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Parses the flags and runs `main`; what the user can mend is one message, not a traceback."""
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv)
+        except flags.Error as error:
+            _fail(" ".join(str(error).split()), 2)
+        if rest[1:]:
+            _fail(f"unexpected argument {rest[1]!r}: flags are written --name=value.", 2)
+        return rest
+
+    def guarded(_: list[str]) -> int | None:
+        try:
+            return main()
+        except (UsageError, train.WorkdirError, train.NonFiniteError) as error:
+            _fail(str(error), 1)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _fail(message: str, code: int) -> Any:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+class Settings(NamedTuple):
+    """What a command asks for.
+
+    Attributes:
+      config: what decides the training, as written to `config.json`.
+      evaluation: the number of test tasks and adaptation steps.
+      workdir: where the run lives.
+    """
+
+    config: Config
+    evaluation: Config
+    workdir: Path
+
+
+def resolve(
+    experiment: str, presets: Presets, default: str, by_algorithm: Mapping[str, Config]
+) -> Settings:
+    """Reads the flags.
+
+    Args:
+      experiment: the experiment's name.
+      presets: complete configurations by name; every key that is also a flag can be overridden.
+      default: the preset to use without `--preset`.
+      by_algorithm: what changes in a preset when `--algorithm` names another algorithm.
+    """
+    given = {
+        name: flags.FLAGS[name].value
+        for name in presets[default]
+        if name in flags.FLAGS and flags.FLAGS[name].present
+    }
+    existing = _existing(experiment) if MODE.value == "eval" else {}
+    name = existing.get("preset", PRESET.value or default)
+    if name not in presets:
+        raise UsageError(f"--preset={name} is unknown; --preset=list prints the presets.")
+    preset = presets[name]
+    config = dict(preset)
+    algorithm = existing.get("algorithm", given.get("algorithm", preset["algorithm"]))
+    if algorithm != preset["algorithm"]:
+        config |= {"algorithm": algorithm} | by_algorithm.get(algorithm, {})
+    config |= given
+    evaluation = {key: config.pop(key) for key in EVALUATION}
+    if existing:
+        changed = [key for key in given if key in existing and given[key] != existing[key]]
+        if changed:
+            raise UsageError(
+                "--mode=eval keeps the configuration of the run: leave out "
+                + ", ".join(f"--{key}" for key in changed)
+                + "."
+            )
+        return Settings(existing, evaluation, Path(WORKDIR.value))
+    overrides = sorted(key for key in config if config[key] != preset[key])
+    config = {"experiment": experiment, "preset": name, "overrides": overrides, **config}
+    if config["algorithm"] in ("reptile", "imaml") and config["num_steps"] == 0:
+        raise UsageError(f"--num_steps=0: {config['algorithm']} needs at least one step.")
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    workdir = Path(WORKDIR.value or f"runs/{experiment}-{config['algorithm']}-{now}")
+    return Settings(config, evaluation, workdir)
+
+
+def _existing(experiment: str) -> Config:
+    if not WORKDIR.value:
+        raise UsageError("--mode=eval needs --workdir, the directory of the run to evaluate.")
+    path = Path(WORKDIR.value) / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist: train a run there first.") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path} is not valid JSON: {error}.") from None
+    if config.get("experiment") != experiment:
+        raise UsageError(f"{path} is of the experiment {config.get('experiment')}.")
+    return config
+
+
+def print_presets(presets: Presets, columns: tuple[str, ...]) -> None:
+    """Prints the presets as a table."""
+    width = max(map(len, presets))
+    print("  ".join([f"{'preset':{width}}", *columns]))
+    for name, config in presets.items():
+        cells = [f"{config[column]!s:{len(column)}}" for column in columns]
+        print("  ".join([f"{name:{width}}", *cells]).rstrip())
+
+
+def is_head(path: tuple[Any, ...]) -> bool:
+    """Whether a parameter belongs to the last linear layer, which all models call `head`."""
+    return "['head']" in jax.tree_util.keystr(path)
+
+
+def inner_loop(
+    config: Config, loss: metajax.LossFn, num_steps: int, inner_batch: int
+) -> metajax.Adapt:
+    """The configured adaptation, with the steps and batches of training or of evaluation."""
+    algorithm, rate = config["algorithm"], config["inner_learning_rate"]
+    first_order = algorithm in ("fomaml", "reptile")
+    optimizer: optax.GradientTransformation | metajax.LearnedOptimizer
+    if config["inner_optimizer"] == "adam":
+        # The authors of Reptile use beta1 = 0; eps_root makes the update differentiable.
+        optimizer = optax.adam(rate, b1=0.0, eps_root=0.0 if first_order else 1e-8)
+    else:
+        optimizer = optax.sgd(rate)
+    if algorithm == "meta_sgd":
+        if config["inner_optimizer"] != "sgd":
+            raise UsageError("--inner_optimizer: meta_sgd is SGD with learned step sizes.")
+        optimizer = metajax.learned_step_sizes(rate)
+    elif algorithm == "anil":
+        optimizer = metajax.adapting(optimizer, is_head)
+    elif algorithm == "boil":
+        optimizer = metajax.adapting(optimizer, lambda path: not is_head(path))
+    meta_gradient, proximal = metajax.second_order(), 0.0
+    if first_order:
+        meta_gradient = metajax.first_order()
+    elif algorithm == "imaml" and num_steps:
+        meta_gradient, proximal = (
+            metajax.implicit(cg_steps=config["cg_steps"]),
+            config["proximal"],
+        )
+    carry = config["carry"]
+    return metajax.inner_loop(
+        loss,
+        optimizer,
+        num_steps,
+        meta_gradient=meta_gradient,
+        proximal=proximal,
+        batches=metajax.cycle(inner_batch) if inner_batch else metajax.full_batch(),
+        carry=None if carry == "none" else carry,
+    )
+
+
+def learner(config: Config, loss: metajax.LossFn) -> metajax.MetaLearner:
+    """The configured meta-learner."""
+    reptile = config["algorithm"] == "reptile"
+    return metajax.meta_learner(
+        inner_loop(config, loss, config["num_steps"], config["inner_batch"]),
+        metajax.displacement(loss) if reptile else metajax.query_loss(loss),
+        outer_optimizer(config),
+        task_chunk=config["task_chunk"] or None,
+    )
+
+
+def outer_optimizer(config: Config) -> optax.GradientTransformation:
+    rate = config["outer_learning_rate"]
+    if config["outer_optimizer"] == "adam":
+        return optax.adam(rate)
+    return optax.sgd(optax.linear_schedule(rate, 0.0, config["num_meta_steps"]))
+
+
+def classification_loss(apply: Callable[[Any, jax.Array], jax.Array]) -> metajax.LossFn:
+    """The mean cross-entropy of `apply(params, x) -> logits`, with the accuracy beside it."""
+
+    def loss(params, batch, rng):
+        x, labels = batch
+        logits = apply(params, x)
+        value = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        hits = jnp.argmax(logits, axis=-1) == labels
+        return value, {"accuracy": jnp.mean(hits.astype(jnp.float32))}
+
+    return loss
+
+
+def squared_error(apply: Callable[[Any, jax.Array], jax.Array]) -> metajax.LossFn:
+    """The mean squared error of `apply(params, x)`."""
+
+    def loss(params, batch, rng):
+        x, y = batch
+        return jnp.mean((apply(params, x) - y) ** 2), {}
+
+    return loss
+
+
+def fit_or_load(
+    settings: Settings,
+    learner: metajax.MetaLearner,
+    params: Any,
+    tasks: metajax.tasks.TaskDistribution,
+    validation: train.Validation,
+) -> train.FitResult | None:
+    """Trains, continues or (`--mode=eval`) only reads a run; `None` if it was told to stop."""
+    config, _, workdir = settings
+    if MODE.value == "eval":
+        with as_usage_error():
+            checkpoint = train.load(workdir, learner, params)
+        record = checkpoint.record
+        if int(checkpoint.state.step) < config["num_meta_steps"]:
+            print(f"the run is unfinished: {checkpoint.state.step} meta-steps so far.")
+        return train.FitResult(
+            checkpoint.state,
+            checkpoint.best,
+            record["best_step"],
+            record["best_metrics"],
+            record["seconds"],
+            None,
+        )
+    print(f"workdir: {workdir}", flush=True)
+    result = train.fit(
+        learner,
+        params,
+        tasks,
+        key=jax.random.key(config["seed"]),
+        num_meta_steps=config["num_meta_steps"],
+        meta_batch_size=config["meta_batch_size"],
+        validation=validation,
+        workdir=workdir,
+        config=config,
+        steps_per_call=config["steps_per_call"],
+        validate_every=config["validate_every"],
+        checkpoint_every=config["checkpoint_every"],
+    )
+    if result.stopped_by:
+        print(
+            f"stopped by {result.stopped_by} after {int(result.state.step)} meta-steps, which are "
+            f"saved: repeat the command with --workdir={workdir} to continue."
+        )
+        return None
+    return result
+
+
+def as_lists(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """One metric's `{"mean", "ci95", "num_tasks"}` as JSON data."""
+    return {
+        "mean": evaluation["mean"].tolist(),
+        "ci95": evaluation["ci95"].tolist(),
+        "num_tasks": int(evaluation["num_tasks"]),
+    }
+
+
+def write_result(
+    settings: Settings,
+    fitted: train.FitResult,
+    evaluation: Mapping[str, Any],
+    **extra: Any,
+) -> None:
+    """Writes `result.json`."""
+    config, settings_of_evaluation, workdir = settings
+    train.write_json(
+        workdir / "result.json",
+        {
+            "experiment": config["experiment"],
+            "algorithm": config["algorithm"],
+            "preset": config["preset"],
+            "config": {**config, **settings_of_evaluation},
+            "command": f"python -m experiments.{config['experiment']} " + " ".join(sys.argv[1:]),
+            "meta_steps": int(fitted.state.step),
+            "best_step": fitted.best_step,
+            "validation": fitted.best_metrics,
+            "wall_seconds": fitted.wall_seconds,
+            **extra,
+            **train.provenance(),
+            "evaluation": evaluation,
+        },
+    )
+
+
+def print_table(title: str, rows: Mapping[str, Mapping[str, Any]], *, scale: float = 1.0) -> None:
+    """Prints evaluations, one row each and a column for every adaptation step."""
+    width = max(map(len, rows))
+    steps = len(next(iter(rows.values()))["mean"])
+    print(f"\n{title}")
+    print(" " * width + "".join(f"{step:>8}" for step in range(steps)))
+    for name, row in rows.items():
+        print(f"{name:{width}}" + "".join(f"{scale * value:8.3g}" for value in row["mean"]))

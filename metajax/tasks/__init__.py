@@ -1,0 +1,7 @@
+"""Distributions of tasks: what meta-learners learn from."""
+
+from metajax.tasks import omniglot as omniglot
+from metajax.tasks.base import TaskDistribution as TaskDistribution
+from metajax.tasks.base import meta_batch as meta_batch
+from metajax.tasks.few_shot import FewShot as FewShot
+from metajax.tasks.sinusoid import Sinusoid as Sinusoid

@@ -1,0 +1,41 @@
+"""Progress on a terminal (a bar) or in a batch log (plain lines)."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 20.0
+
+
+class Progress:
+    """Shows the step, the rate in tasks per second, the time left and a few metrics."""
+
+    def __init__(self, total: int, first: int, meta_batch_size: int, *, show: bool = True):
+        self._total, self._first, self._meta_batch_size = total, first, meta_batch_size
+        self._start = self._shown = time.monotonic()
+        self._lines = show and not sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total, initial=first, unit="step", disable=not show or self._lines, leave=True
+        )
+
+    def update(self, step: int, metrics: dict[str, float]) -> None:
+        now = time.monotonic()
+        rate = (step - self._first) * self._meta_batch_size / max(now - self._start, 1e-9)
+        text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        self._bar.set_postfix_str(f"{rate:.0f} tasks/s  {text}", refresh=False)
+        self._bar.update(step - self._bar.n)
+        due = now - self._shown >= SECONDS_BETWEEN_LINES or step == self._total
+        if self._lines and due:
+            self._shown = now
+            left = (self._total - step) * self._meta_batch_size / max(rate, 1e-9)
+            print(
+                f"step {step}/{self._total}  {rate:.0f} tasks/s  {left:.0f} s left  {text}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def close(self) -> None:
+        self._bar.close()

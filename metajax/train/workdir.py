@@ -1,0 +1,115 @@
+"""What a run leaves on disk besides its checkpoints: configuration and provenance."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+PACKAGES = ("metajax", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+class WorkdirError(ValueError):
+    """The working directory cannot be used for what was asked."""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file at once: a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=True) + "\n")
+    os.replace(temporary, path)
+
+
+def claim(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Makes `workdir` this configuration's, or checks that it already is.
+
+    Raises:
+      WorkdirError: if it holds a run of another configuration; the message shows the difference.
+    """
+    path = workdir / "config.json"
+    wanted = json.loads(json.dumps(dict(config)))
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    try:
+        found = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise WorkdirError(f"{path} is not valid JSON ({error}); choose another workdir.") from None
+    missing = object()
+    lines = [
+        f"  {name}: {_shown(found.get(name, missing), missing)} there, "
+        f"{_shown(wanted.get(name, missing), missing)} here"
+        for name in sorted({*found, *wanted})
+        if found.get(name, missing) != wanted.get(name, missing)
+    ]
+    if lines:
+        raise WorkdirError(
+            f"{workdir} holds a run of another configuration:\n"
+            + "\n".join(lines)
+            + "\nRepeat that configuration to continue it, or choose another workdir."
+        )
+
+
+def _shown(value: Any, missing: object) -> str:
+    return "absent" if value is missing else json.dumps(value)
+
+
+def provenance() -> dict[str, Any]:
+    """Where a result comes from: device, versions and commit, as JSON data."""
+    return {"device": _device(), "versions": _versions(), "commit": _commit()}
+
+
+def _device() -> dict[str, Any]:
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    if devices[0].platform == "cpu":
+        kind = _cpu_name() or kind
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "platform": devices[0].platform,
+        "kind": kind,
+        "count": len(devices),
+        "cpu_cores": cores,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _commit() -> str | None:
+    """The commit the library was run from; `-dirty` where tracked files differ from it."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        status = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    if head.returncode:
+        return None
+    return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
