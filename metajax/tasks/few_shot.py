@@ -115,7 +115,7 @@ class FewShot:
         per_class = self.shots + self.queries
         classes = _distinct(class_rng, (num_classes,), self.ways)
         examples = _distinct(example_rng, (self.ways, num_examples), per_class)
-        images = jnp.asarray(self.images)[classes[:, None], examples]
+        images = self.images[classes[:, None], examples]
         if self.rotate:
             quarter_turns = jax.random.randint(rotation_rng, (self.ways,), 0, 4)
             images = jax.vmap(_rotate)(images, quarter_turns)

@@ -11,9 +11,6 @@ import orbax.checkpoint as ocp
 from metajax.base import MetaState
 from metajax.train.workdir import WorkdirError
 
-STATE, BEST, RECORD = "state", "best", "record"
-
-
 class Checkpoint(NamedTuple):
     """What is saved together, so that a killed run resumes as if nothing had happened.
 
@@ -50,7 +47,9 @@ class Checkpoints:
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(checkpoint.state),
                 best=ocp.args.StandardSave(checkpoint.best),
-                record=ocp.args.JsonSave(checkpoint.record),
+                record=ocp.args.JsonSave(
+                    {"leaves": _leaves(checkpoint.state), **checkpoint.record}
+                ),
             ),
         )
 
@@ -66,22 +65,38 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
+        record = self._restore(step, record=ocp.args.JsonRestore())["record"]
+        self._check(step, record.pop("leaves"), _leaves(like))
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract),
-                    best=ocp.args.StandardRestore(abstract),
-                    record=ocp.args.JsonRestore(),
-                ),
-            )
-        except (ValueError, KeyError) as error:
+        states = self._restore(
+            step,
+            state=ocp.args.StandardRestore(abstract),
+            best=ocp.args.StandardRestore(abstract),
+        )
+        return Checkpoint(states["state"], states["best"], record)
+
+    def _restore(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    def _check(self, step: int, there: dict[str, str], here: dict[str, str]) -> None:
+        differing = [
+            f"  state{path}: {there.get(path, 'absent')} there, {here.get(path, 'absent')} here"
+            for path in sorted({*there, *here})
+            if there.get(path) != here.get(path)
+        ]
+        if differing:
             raise WorkdirError(
-                f"the checkpoint of step {step} below {self._manager.directory} does not fit this "
-                f"model and learner; repeat the configuration it was made with. ({error})"
-            ) from error
-        return Checkpoint(restored[STATE], restored[BEST], restored[RECORD])
+                f"the checkpoint of step {step} in {self._manager.directory} does not fit this "
+                "model and learner:\n" + "\n".join(differing) + "\nRepeat the configuration it "
+                "was made with, or choose another workdir."
+            )
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _leaves(state: MetaState) -> dict[str, str]:
+    return {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }

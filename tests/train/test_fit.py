@@ -1,0 +1,278 @@
+"""Training runs: resume to the bit, signals, refusals, non-finite values, what is written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metajax
+from metajax import train
+from metajax.tasks import Sinusoid, meta_batch
+
+SETTINGS = {
+    "key": jax.random.key(1),
+    "num_meta_steps": 60,
+    "meta_batch_size": 3,
+    "steps_per_call": 10,
+    "checkpoint_every": 20,
+    "validate_every": 20,
+    "show_progress": False,
+}
+
+
+def apply(params, x):
+    return jnp.tanh(x @ params["w"] + params["b"][None]) @ params["v"]
+
+
+def loss(params, batch, rng):
+    x, y = batch
+    return jnp.mean((apply(params, x) - y) ** 2), {"bias": params["b"][0]}
+
+
+def initial():
+    rng = np.random.default_rng(0)
+    return {
+        "w": jnp.asarray(rng.normal(size=(1, 8)), jnp.float32),
+        "b": jnp.zeros(8),
+        "v": jnp.asarray(rng.normal(size=(8, 1)), jnp.float32),
+    }
+
+
+def learner(outer=None):
+    return metajax.maml(loss, optax.sgd(0.01), outer or optax.adam(1e-3), num_steps=2)
+
+
+def validation(mode="min"):
+    adapt = metajax.inner_loop(loss, optax.sgd(0.01), 2)
+
+    def measure(state, tasks, rng):
+        task_rng, rng = jax.random.split(rng)
+        scores = metajax.evaluate(
+            adapt, metajax.mse(apply), state, meta_batch(tasks, 5, task_rng), rng
+        )
+        return {"mse": scores["mean"][-1]}
+
+    return train.Validation(Sinusoid(), measure, "mse", mode)
+
+
+def fit(learner_=None, **changes):
+    return train.fit(learner_ or learner(), initial(), Sinusoid(), **{**SETTINGS, **changes})
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_many_steps_in_one_call_are_the_single_updates():
+    result = fit(num_meta_steps=4, steps_per_call=2)
+    one, state = learner(), learner().init(initial())
+    key = jax.random.split(SETTINGS["key"])[0]
+    for step in range(4):
+        task_rng, update_rng = jax.random.split(jax.random.fold_in(key, step))
+        state, _ = jax.jit(one.update)(state, meta_batch(Sinusoid(), 3, task_rng), update_rng)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), result.state, state
+    )
+
+
+def test_the_caller_keeps_its_parameters():
+    params = initial()
+    train.fit(learner(), params, Sinusoid(), **SETTINGS)
+    assert np.isfinite(params["w"]).all()  # a donated buffer would raise
+
+
+def test_resuming_equals_one_go_bit_for_bit(tmp_path):
+    # This learner turns non-finite after 40 updates: its run ends as abruptly as a killed one.
+    intact = learner(optax.chain(optax.adam(1e-3), fail_from(step=1_000)))
+    whole = fit(intact, workdir=tmp_path / "whole", validation=validation())
+    broken = learner(optax.chain(optax.adam(1e-3), fail_from(step=40)))
+    with pytest.raises(train.NonFiniteError, match="meta-step 42"):
+        fit(broken, workdir=tmp_path / "parts", validation=validation())
+    assert sorted(os.listdir(tmp_path / "parts" / "checkpoints")) == ["20", "40"]
+    resumed = fit(intact, workdir=tmp_path / "parts", validation=validation())
+    assert int(resumed.state.step) == 60
+    assert_equal(resumed.state.meta_params, whole.state.meta_params)
+    assert_equal(resumed.best.meta_params, whole.best.meta_params)
+    assert resumed.best_step == whole.best_step
+    lines = [train.read_metrics(tmp_path / run) for run in ("whole", "parts")]
+    for whole_line, line in zip(*lines, strict=True):
+        assert {**line, "seconds": 0} == {**whole_line, "seconds": 0}
+
+
+def fail_from(step):
+    """An outer optimizer that breaks the parameters after `step` updates."""
+
+    def update(updates, count, params=None):
+        bad = jnp.where(count >= step, jnp.nan, 0.0)
+        return jax.tree.map(lambda u: u + bad, updates), count + 1
+
+    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import jax
+from test_fit import fit, validation
+result = fit(workdir={workdir!r}, validation=validation(), num_meta_steps=20_000,
+             checkpoint_every=1_000, validate_every=1_000, steps_per_call=100)
+print("stopped by", result.stopped_by, "at", int(result.state.step))
+"""
+
+
+def start(workdir):
+    script = SCRIPT.format(tests=str(Path(__file__).parent), workdir=str(workdir))
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+
+
+def wait_for_checkpoint(workdir, process):
+    deadline = time.monotonic() + 120
+    while not any(name.isdigit() for name in listed(workdir)):
+        assert process.poll() is None, "the run ended before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def listed(workdir):
+    path = workdir / "checkpoints"
+    return os.listdir(path) if path.exists() else []
+
+
+def test_a_killed_process_resumes_bit_for_bit(tmp_path):
+    process = start(tmp_path / "killed")
+    wait_for_checkpoint(tmp_path / "killed", process)
+    process.kill()
+    process.communicate()
+    for run in ("killed", "whole"):
+        process = start(tmp_path / run)
+        assert "stopped by None at 20000" in process.communicate()[0]
+    states = [train.load(tmp_path / run, learner(), initial()) for run in ("killed", "whole")]
+    assert_equal(states[0].state, states[1].state)
+    assert_equal(states[0].best, states[1].best)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_returns(tmp_path, number):
+    process = start(tmp_path)
+    wait_for_checkpoint(tmp_path, process)
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0
+    step = int(output.split("at ")[1])
+    assert f"stopped by {number.name}" in output
+    assert str(step) in listed(tmp_path)
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path):
+    fit(workdir=tmp_path, config={"rate": 0.1, "seed": 0})
+    with pytest.raises(train.WorkdirError, match=r"rate: 0.1 there, 0.2 here\n  ways: absent"):
+        fit(workdir=tmp_path, config={"rate": 0.2, "seed": 0, "ways": 5})
+    assert json.loads((tmp_path / "config.json").read_text()) == {"rate": 0.1, "seed": 0}
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    fit(workdir=tmp_path)
+    other = {**initial(), "v": jnp.ones((8, 2))}
+    with pytest.raises(train.WorkdirError, match=r"does not fit.*\n.*\['v'\]: float32\[8, 1\] there"):
+        train.load(tmp_path, learner(), other)
+
+
+def test_a_finished_run_is_returned_as_it_is(tmp_path):
+    first = fit(workdir=tmp_path, validation=validation())
+    second = fit(workdir=tmp_path, validation=validation())
+    assert_equal(first.state, second.state)
+    assert first.wall_seconds == second.wall_seconds
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_best_state_is_the_one_that_validated_best(tmp_path, mode):
+    result = fit(workdir=tmp_path, validation=validation(mode))
+    measured = {
+        line["step"]: line["validation/mse"]
+        for line in train.read_metrics(tmp_path)
+        if "validation/mse" in line
+    }
+    assert list(measured) == [20, 40, 60]
+    assert result.best_step == {"min": min, "max": max}[mode](measured, key=measured.get)
+    score = validation().measure(
+        result.best, Sinusoid(), jax.random.split(SETTINGS["key"])[1]
+    )["mse"]
+    assert score == pytest.approx(measured[result.best_step], rel=1e-5)
+
+
+def test_metrics_are_written_as_lines_and_events(tmp_path):
+    fit(workdir=tmp_path, num_meta_steps=25)
+    lines = train.read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [10, 20, 25]
+    assert len(lines[0]["train/support_loss"]) == 2
+    assert {"train/query_loss", "train/query/bias", "train/meta_gradient_norm"} <= set(lines[0])
+    assert any(path.stat().st_size > 100 for path in (tmp_path / "events").iterdir())
+
+
+def test_a_half_written_line_is_dropped_on_resume(tmp_path):
+    fit(workdir=tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 60, "train/que')
+    fit(workdir=tmp_path)
+    assert [line["step"] for line in train.read_metrics(tmp_path)][-1] == 60
+
+
+def test_tasks_are_an_argument_not_a_constant():
+    # Were the images compiled in, the executables of two data sets could not be one.
+    from metajax.tasks import FewShot
+
+    traces = []
+
+    def counting(params, batch, rng):
+        traces.append(1)
+        x, y = batch
+        return jnp.mean((x.mean((1, 2, 3)) * params - y) ** 2), {}
+
+    images = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 2, 2, 1)
+    fomaml = metajax.fomaml(counting, optax.sgd(0.1), optax.sgd(0.1))
+    tasks = FewShot(images, ways=2, shots=1, queries=1)
+    train.fit(fomaml, jnp.ones(()), tasks, **{**SETTINGS, "num_meta_steps": 30})
+    once = len(traces)
+    train.fit(fomaml, jnp.ones(()), tasks, **{**SETTINGS, "num_meta_steps": 10})
+    assert len(traces) == 2 * once  # the number of calls of one run adds no trace
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_meta_steps": 0}, "num_meta_steps must be a positive integer, got 0"),
+        ({"meta_batch_size": 1.5}, "meta_batch_size must be a positive integer"),
+        ({"validate_every": 15}, "validate_every=15 must be a multiple of steps_per_call=10"),
+        ({"checkpoint_every": 5}, "checkpoint_every=5 must be a multiple"),
+    ],
+)
+def test_wrong_counts_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        fit(**changes)
+
+
+def test_a_missing_validation_metric_is_named():
+    wrong = validation()._replace(metric="accuracy")
+    with pytest.raises(ValueError, match="'accuracy', but measure returned only 'mse'"):
+        fit(validation=wrong)
+
+
+def test_load_without_a_run_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no checkpoints"):
+        train.load(tmp_path, learner(), initial())
+
+
+def test_provenance_names_device_versions_and_commit():
+    found = train.provenance()
+    assert found["device"]["platform"] == "cpu"
+    assert found["versions"]["jax"] == jax.__version__
+    assert "commit" in found
