@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from absl import app, flags
+from absl import app, flags, logging
 
 import metajax
 from metajax import train
@@ -110,6 +110,8 @@ def run(main: Callable[[], int | None]) -> None:
             rest = flags.FLAGS(argv)
         except flags.Error as error:
             _fail(" ".join(str(error).split()), 2)
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # orbax reports every file it renames
         if rest[1:]:
             _fail(f"unexpected argument {rest[1]!r}: flags are written --name=value.", 2)
         return rest
@@ -153,6 +155,7 @@ def resolve(
       default: the preset to use without `--preset`.
       by_algorithm: what changes in a preset when `--algorithm` names another algorithm.
     """
+    train.provenance()
     given = {
         name: flags.FLAGS[name].value
         for name in presets[default]
@@ -385,6 +388,6 @@ def print_table(title: str, rows: Mapping[str, Mapping[str, Any]], *, scale: flo
     width = max(map(len, rows))
     steps = len(next(iter(rows.values()))["mean"])
     print(f"\n{title}")
-    print(" " * width + "".join(f"{step:>8}" for step in range(steps)))
+    print(" " * width + "".join(f"{step:>9}" for step in range(steps)))
     for name, row in rows.items():
-        print(f"{name:{width}}" + "".join(f"{scale * value:8.3g}" for value in row["mean"]))
+        print(f"{name:{width}}" + "".join(f"{scale * value:>9.3g}" for value in row["mean"]))

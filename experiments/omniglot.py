@@ -39,7 +39,7 @@ FINN: common.Config = {
     "num_meta_steps": 60_000,
     "train_shots": 0,
     "eval_inner_batch": 0,
-    "task_chunk": 8,
+    "task_chunk": 1,
     "steps_per_call": 50,
     "validate_every": 1_000,
     "checkpoint_every": 1_000,

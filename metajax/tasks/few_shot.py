@@ -112,19 +112,18 @@ class FewShot:
         """
         class_rng, example_rng, rotation_rng = jax.random.split(rng, 3)
         num_classes, num_examples = self.images.shape[:2]
-        per_class = self.shots + self.queries
         classes = _distinct(class_rng, (num_classes,), self.ways)
-        examples = _distinct(example_rng, (self.ways, num_examples), per_class)
-        images = self.images[classes[:, None], examples]
-        if self.rotate:
-            quarter_turns = jax.random.randint(rotation_rng, (self.ways,), 0, 4)
-            images = jax.vmap(_rotate)(images, quarter_turns)
+        examples = _distinct(example_rng, (self.ways, num_examples), self.shots + self.queries)
+        quarter_turns = jax.random.randint(rotation_rng, (self.ways,), 0, 4)
 
-        def label(images: Array) -> tuple[Array, Array]:
+        def gather(examples: Array) -> tuple[Array, Array]:
+            images = self.images[classes[:, None], examples]
+            if self.rotate:
+                images = jax.vmap(_rotate)(images, quarter_turns)
             x = images.reshape(-1, *images.shape[2:]).astype(jnp.float32) / 255
-            return x, jnp.repeat(jnp.arange(self.ways, dtype=jnp.int32), images.shape[1])
+            return x, jnp.repeat(jnp.arange(self.ways, dtype=jnp.int32), examples.shape[1])
 
-        return Episode(label(images[:, : self.shots]), label(images[:, self.shots :]))
+        return Episode(gather(examples[:, : self.shots]), gather(examples[:, self.shots :]))
 
 
 def _distinct(rng: Key, shape: tuple[int, ...], num: int) -> Array:

@@ -85,10 +85,10 @@ def load(
 
     Example:
       >>> from metajax.tasks import FewShot, omniglot
-      >>> data = omniglot.load()
-      >>> data.train.shape
+      >>> data = omniglot.load()  # doctest: +SKIP
+      >>> data.train.shape  # doctest: +SKIP
       (1100, 20, 28, 28, 1)
-      >>> tasks = FewShot(data.train, ways=5, shots=1, queries=15, rotate=True)
+      >>> tasks = FewShot(data.train, ways=5, shots=1, queries=15, rotate=True)  # doctest: +SKIP
 
     References:
       Lake et al., Human-level concept learning through probabilistic program induction, 2015;

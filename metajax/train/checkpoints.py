@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from metajax.base import MetaState
 from metajax.train.workdir import WorkdirError
 
+
 class Checkpoint(NamedTuple):
     """What is saved together, so that a killed run resumes as if nothing had happened.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -62,8 +63,12 @@ def _shown(value: Any, missing: object) -> str:
     return "absent" if value is missing else json.dumps(value)
 
 
+@functools.cache
 def provenance() -> dict[str, Any]:
-    """Where a result comes from: device, versions and commit, as JSON data."""
+    """Where a result comes from: device, versions and commit, as JSON data.
+
+    Found once per process: a commit made while a run goes on is not the one that runs.
+    """
     return {"device": _device(), "versions": _versions(), "commit": _commit()}
 
 

@@ -1,0 +1,12 @@
+"""Flax linen models of the papers, and the layers they are made of."""
+
+from metajax.nn.conv import conv as conv
+from metajax.nn.layers import BatchNorm as BatchNorm
+from metajax.nn.layers import Conv as Conv
+from metajax.nn.models import MLP as MLP
+from metajax.nn.models import ConvNet as ConvNet
+from metajax.nn.models import omniglot_conv as omniglot_conv
+from metajax.nn.models import omniglot_conv_nichol as omniglot_conv_nichol
+from metajax.nn.models import omniglot_mlp as omniglot_mlp
+from metajax.nn.models import sinusoid_mlp as sinusoid_mlp
+from metajax.nn.models import sinusoid_mlp_nichol as sinusoid_mlp_nichol
