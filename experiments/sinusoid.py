@@ -6,6 +6,7 @@ Hardware:  2 CPU cores
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -105,22 +106,43 @@ def main() -> None:
     if fitted is None:
         return
 
-    models = {config["algorithm"]: (adapt, fitted.best)}
-    baselines = {"pretrained": pretrain(config, loss, params, tasks), "random": params}
-    rates = {}
-    for name, start in baselines.items():
-        rates[name], *models[name] = fine_tuned(
-            loss, model.apply, start, num_steps, validation.tasks, jax.random.fold_in(key, 4)
-        )
-    evaluation = evaluate(config, num_tasks, models, model.apply, jax.random.fold_in(key, 2))
+    models = {config["algorithm"]: Model(adapt, fitted.best, model.apply)}
+    # One step size, an argument of the compiled program rather than a constant in it.
+    fine_tune = metajax.inner_loop(
+        loss, metajax.LearnedOptimizer(lambda params: jnp.zeros(()), optax.sgd), num_steps
+    )
+    baseline = Model(
+        fine_tune, metajax.maml(loss, optax.identity(), optax.identity()).init(params), model.apply
+    )
+    for name, start in (("pretrained", pretrain(config, loss, params, tasks)), ("random", params)):
+        models[name] = tuned(baseline, start, validation.tasks, jax.random.fold_in(key, 4))
+    evaluation = evaluate(config, num_tasks, models, jax.random.fold_in(key, 2))
+    rates = {name: float(models[name].state.meta_params.inner) for name in BASELINES}
     common.write_result(settings, fitted, {"mse": evaluation}, baseline_learning_rates=rates)
-    draw(settings, models, model.apply, evaluation, jax.random.fold_in(key, 3))
+    draw(settings, models, evaluation, jax.random.fold_in(key, 3))
     common.print_table(
         f"mean squared error on {num_tasks} unseen tasks after each adaptation step", evaluation
     )
     print(
         f"\n{workdir / 'result.json'}, figures beside it; {fitted.wall_seconds:.0f} s of training"
     )
+
+
+class Model:
+    """A state, how it adapts, and its compiled evaluation."""
+
+    def __init__(self, adapt: metajax.Adapt, state: metajax.MetaState, apply):
+        self.adapt, self.state, self.apply = adapt, state, apply
+        self._score = jax.jit(partial(metajax.evaluate, adapt, metajax.mse(apply)))
+
+    def start(self, meta_params: metajax.MetaParams) -> Model:
+        """The same model from another start, sharing what is compiled."""
+        other = copy.copy(self)
+        other.state = self.state._replace(meta_params=meta_params)
+        return other
+
+    def score(self, episodes: metajax.Episode, rng) -> dict[str, Any]:
+        return self._score(self.state, episodes, rng)
 
 
 def pretrain(config: common.Config, loss: metajax.LossFn, params: Any, tasks: Sinusoid) -> Any:
@@ -140,36 +162,35 @@ def pretrain(config: common.Config, loss: metajax.LossFn, params: Any, tasks: Si
     return fitted.state.meta_params.params
 
 
-def fine_tuned(loss, apply, params, num_steps: int, tasks: Sinusoid, key):
-    """The step size that fine-tunes `params` best, the adaptation with it, and the state."""
+def tuned(model: Model, params: Any, tasks: Sinusoid, key) -> Model:
+    """The model fine-tuned from `params`, with the step size that is best on `tasks`."""
     task_rng, rng = jax.random.split(key)
     episodes = meta_batch(tasks, VALIDATION_TASKS, task_rng)
-    candidates = []
-    for rate in BASELINE_LEARNING_RATES:
-        adapt = metajax.inner_loop(loss, optax.sgd(rate), num_steps)
-        learner = metajax.meta_learner(adapt, metajax.query_loss(loss), optax.identity())
-        state = learner.init(params)
-        scores = jax.jit(partial(metajax.evaluate, adapt, metajax.mse(apply)))(state, episodes, rng)
-        candidates.append((rate, adapt, state, float(scores["mean"][-1])))
-    *best, _ = min(candidates, key=lambda c: c[-1] if np.isfinite(c[-1]) else np.inf)
-    return best
+
+    def at(rate: float) -> Model:
+        return model.start(metajax.MetaParams(params, jnp.asarray(rate)))
+
+    def final_error(rate: float) -> float:
+        error = float(at(rate).score(episodes, rng)["mean"][-1])
+        return error if np.isfinite(error) else np.inf
+
+    return at(min(BASELINE_LEARNING_RATES, key=final_error))
 
 
-def evaluate(config, num_tasks: int, models, apply, key) -> dict[str, Any]:
+def evaluate(config, num_tasks: int, models: dict[str, Model], key) -> dict[str, Any]:
     """Scores every model with 5, 10 and 20 support points on the same unseen tasks."""
     rows = {}
-    for label, (adapt, state) in models.items():
-        score = jax.jit(partial(metajax.evaluate, adapt, metajax.mse(apply)))
+    for label, model in models.items():
         for shots in SHOTS:
             tasks = tasks_of(config, shots=shots, queries=GRID_POINTS, query_grid=True)
             task_rng, rng = jax.random.split(jax.random.fold_in(key, shots))
             episodes = meta_batch(tasks, num_tasks, task_rng)
             name = f"K={shots}" if label not in BASELINES else f"{label} K={shots}"
-            rows[name] = common.as_lists(score(state, episodes, rng))
+            rows[name] = common.as_lists(model.score(episodes, rng))
     return rows
 
 
-def draw(settings: common.Settings, models, apply, evaluation, key) -> None:
+def draw(settings: common.Settings, models: dict[str, Model], evaluation, key) -> None:
     """Figures 2 and 3 of Finn 2017, and the training curve."""
     config, evaluation_settings, workdir = settings
     num_steps = evaluation_settings["num_eval_steps"]
@@ -181,15 +202,15 @@ def draw(settings: common.Settings, models, apply, evaluation, key) -> None:
     (support_x, support_y), (x, truth) = jax.tree.map(np.asarray, episodes)
     predictions = {}
     for label in (config["algorithm"], "pretrained"):
-        adapt, state = models[label]
+        model = models[label]
 
-        def predict(support, rng, adapt=adapt, state=state):
-            return adapt.apply(
-                state.meta_params,
+        def predict(support, rng, model=model):
+            return model.adapt.apply(
+                model.state.meta_params,
                 support,
                 rng,
-                inner_state=state.inner_state,
-                probe=lambda params, step: apply(params, x[0]),
+                inner_state=model.state.inner_state,
+                probe=lambda params, step: model.apply(params, x[0]),
             )[1].probe
 
         curves = jax.jit(jax.vmap(predict))(episodes.support, jax.random.split(key, 3))

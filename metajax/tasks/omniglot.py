@@ -225,7 +225,7 @@ def _default_cache_dir() -> Path:
 def _read_cache(path: Path) -> _Characters | None:
     """Returns what `_write_cache` wrote, or None where the file is absent or not to be trusted."""
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as file, np.load(file) as stored:
             if stored["version"] != _CACHE_VERSION:
                 raise ValueError(f"its version is {stored['version']}, not {_CACHE_VERSION}")
             characters = _Characters(stored["images"], tuple(stored["names"].tolist()))

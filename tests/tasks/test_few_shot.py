@@ -13,6 +13,9 @@ from metajax.tasks import FewShot, meta_batch
 
 CLASSES, EXAMPLES, SIZE = 7, 5, 4
 
+sample = jax.jit(FewShot.sample)
+sample_batch = jax.jit(meta_batch, static_argnums=1)
+
 
 @pytest.fixture(scope="module")
 def images():
@@ -32,7 +35,7 @@ def origins(images, x):
 def sample_origins(images, num_tasks=4200, seed=0, **settings):
     """Samples tasks; support and query origins `[tasks, ways, shots or queries, 3]`."""
     tasks = FewShot(images, **settings)
-    batch = jax.jit(meta_batch, static_argnums=1)(tasks, num_tasks, jax.random.key(seed))
+    batch = sample_batch(tasks, num_tasks, jax.random.key(seed))
     out = []
     for (x, y), num in ((batch.support, tasks.shots), (batch.query, tasks.queries)):
         np.testing.assert_array_equal(
@@ -54,7 +57,7 @@ def assert_uniform(outcomes, num_outcomes):
 
 def test_shapes_types_and_range(images):
     tasks = FewShot(images, ways=3, shots=2, queries=1)
-    (x_support, y_support), (x_query, y_query) = tasks.sample(jax.random.key(0))
+    (x_support, y_support), (x_query, y_query) = sample(tasks, jax.random.key(0))
     assert x_support.shape == (6, SIZE, SIZE, 1)
     assert x_query.shape == (3, SIZE, SIZE, 1)
     assert x_support.dtype == x_query.dtype == jnp.float32
@@ -66,7 +69,8 @@ def test_shapes_types_and_range(images):
 def test_pixels_are_scaled_to_the_unit_interval():
     images = np.zeros((2, 2, 2, 2, 1), np.uint8)
     images[1] = 255
-    x, _ = FewShot(images, ways=2, shots=1, queries=0).sample(jax.random.key(0)).support
+    tasks = FewShot(images, ways=2, shots=1, queries=0)
+    x, _ = sample(tasks, jax.random.key(0)).support
     assert sorted(np.asarray(x).max(axis=(1, 2, 3))) == [0.0, 1.0]
 
 
@@ -123,26 +127,26 @@ def test_all_classes_and_all_examples_may_be_used(images):
 
 def test_images_need_not_be_square_without_rotate():
     tasks = FewShot(np.zeros((2, 2, 3, 5, 1), np.uint8), ways=2, shots=1, queries=1)
-    assert tasks.sample(jax.random.key(0)).query[0].shape == (2, 3, 5, 1)
+    assert sample(tasks, jax.random.key(0)).query[0].shape == (2, 3, 5, 1)
 
 
 def test_a_key_decides_the_task(images):
     tasks = FewShot(images, ways=3, shots=1, queries=2, rotate=True)
-    one, two = tasks.sample(jax.random.key(0)), jax.jit(FewShot.sample)(tasks, jax.random.key(0))
+    one, two = tasks.sample(jax.random.key(0)), sample(tasks, jax.random.key(0))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), one, two)
-    assert not np.array_equal(one.query[0], tasks.sample(jax.random.key(1)).query[0])
+    assert not np.array_equal(one.query[0], sample(tasks, jax.random.key(1)).query[0])
 
 
 def test_one_compile_over_keys_and_data_sets(images):
     traces = []
 
     @jax.jit
-    def sample(tasks, rng):
+    def traced(tasks, rng):
         traces.append(tasks)
         return meta_batch(tasks, 4, rng)
 
     for seed, data in enumerate((images, images, 255 - images)):
-        sample(FewShot(data, ways=3, shots=1, queries=1, rotate=True), jax.random.key(seed))
+        traced(FewShot(data, ways=3, shots=1, queries=1, rotate=True), jax.random.key(seed))
     assert len(traces) == 1
 
 
@@ -163,8 +167,7 @@ def test_the_images_are_an_argument_and_no_constant():
 def test_only_the_images_of_the_tasks_are_copied():
     images = jax.ShapeDtypeStruct((1100, 20, 28, 28, 1), jnp.uint8)
     tasks = FewShot(images, ways=5, shots=1, queries=15, rotate=True)
-    sample = jax.jit(lambda tasks, rng: meta_batch(tasks, 32, rng))
-    memory = sample.lower(tasks, jax.random.key(0)).compile().memory_analysis()
+    memory = sample_batch.lower(tasks, 32, jax.random.key(0)).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 1.1 * memory.output_size_in_bytes  # the data: twice that
 
 
