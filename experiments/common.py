@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,6 @@ ALGORITHMS = ("maml", "fomaml", "reptile", "imaml", "meta_sgd", "anil", "boil")
 Config = dict[str, Any]
 Presets = Mapping[str, Config]
 
-_POSITIVE = {"lower_bound": 1}
 _BY_PRESET = " (default: the preset's)"
 
 MODE = flags.DEFINE_enum(
@@ -35,23 +34,23 @@ WORKDIR = flags.DEFINE_string(
 PRESET = flags.DEFINE_string("preset", None, "Named settings; --preset=list prints them.")
 flags.DEFINE_enum("algorithm", None, ALGORITHMS, "The meta-learning algorithm" + _BY_PRESET)
 flags.DEFINE_integer("seed", None, "The root of all randomness" + _BY_PRESET, lower_bound=0)
-for _name, _help, _bounds in (
-    ("num_meta_steps", "Meta-updates.", _POSITIVE),
-    ("meta_batch_size", "Tasks per meta-update.", _POSITIVE),
-    ("shots", "Support examples per task (regression) or class in training.", _POSITIVE),
-    ("queries", "Query examples per task (regression) or class in training.", _POSITIVE),
-    ("num_steps", "Adaptation steps in training.", {"lower_bound": 0}),
-    ("inner_batch", "Support examples per inner step; 0: all of them.", {"lower_bound": 0}),
-    ("cg_steps", "Conjugate-gradient iterations (imaml).", _POSITIVE),
-    ("task_chunk", "Tasks per vmap; 0: all of them.", {"lower_bound": 0}),
-    ("eval_tasks", "Test tasks of the evaluation.", _POSITIVE),
-    ("num_eval_steps", "Adaptation steps of the evaluation.", {"lower_bound": 0}),
-    ("validation_steps", "Adaptation steps of the meta-validation.", {"lower_bound": 0}),
-    ("steps_per_call", "Meta-updates per compiled call and log line.", _POSITIVE),
-    ("validate_every", "Meta-updates between validations.", _POSITIVE),
-    ("checkpoint_every", "Meta-updates between checkpoints.", _POSITIVE),
+for _name, _help, _least in (
+    ("num_meta_steps", "Meta-updates.", 1),
+    ("meta_batch_size", "Tasks per meta-update.", 1),
+    ("shots", "Support examples per task (regression) or class in training.", 1),
+    ("queries", "Query examples per task (regression) or class in training.", 1),
+    ("num_steps", "Adaptation steps in training.", 0),
+    ("inner_batch", "Support examples per inner step; 0: all of them.", 0),
+    ("cg_steps", "Conjugate-gradient iterations (imaml).", 1),
+    ("task_chunk", "Tasks per vmap; 0: all of them.", 0),
+    ("eval_tasks", "Test tasks of the evaluation.", 1),
+    ("num_eval_steps", "Adaptation steps of the evaluation.", 0),
+    ("validation_steps", "Adaptation steps of the meta-validation.", 0),
+    ("steps_per_call", "Meta-updates per compiled call and log line.", 1),
+    ("validate_every", "Meta-updates between validations.", 1),
+    ("checkpoint_every", "Meta-updates between checkpoints.", 1),
 ):
-    flags.DEFINE_integer(_name, None, _help + _BY_PRESET, **_bounds)
+    flags.DEFINE_integer(_name, None, _help + _BY_PRESET, lower_bound=_least)
 for _name, _help in (
     ("inner_learning_rate", "Step size of the inner optimizer, on a mean loss."),
     ("outer_learning_rate", "Step size of the outer optimizer."),
@@ -125,7 +124,7 @@ def run(main: Callable[[], int | None]) -> None:
     app.run(guarded, flags_parser=parse)
 
 
-def _fail(message: str, code: int) -> Any:
+def _fail(message: str, code: int) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
 
@@ -156,7 +155,7 @@ def resolve(
       by_algorithm: what changes in a preset when `--algorithm` names another algorithm.
     """
     train.provenance()
-    given = {
+    given: Config = {
         name: flags.FLAGS[name].value
         for name in presets[default]
         if name in flags.FLAGS and flags.FLAGS[name].present
@@ -167,7 +166,7 @@ def resolve(
         raise UsageError(f"--preset={name} is unknown; --preset=list prints the presets.")
     preset = presets[name]
     config = dict(preset)
-    algorithm = existing.get("algorithm", given.get("algorithm", preset["algorithm"]))
+    algorithm = {**preset, **given, **existing}["algorithm"]
     if algorithm != preset["algorithm"]:
         config |= {"algorithm": algorithm} | by_algorithm.get(algorithm, {})
     config |= given
@@ -180,7 +179,7 @@ def resolve(
                 + ", ".join(f"--{key}" for key in changed)
                 + "."
             )
-        return Settings(existing, evaluation, Path(WORKDIR.value))
+        return Settings(existing, evaluation, Path(WORKDIR.value or ""))
     overrides = sorted(key for key in config if config[key] != preset[key])
     config = {"experiment": experiment, "preset": name, "overrides": overrides, **config}
     if config["algorithm"] in ("reptile", "imaml") and config["num_steps"] == 0:
@@ -191,7 +190,7 @@ def resolve(
 
 
 def _existing(experiment: str) -> Config:
-    if not WORKDIR.value:
+    if WORKDIR.value is None:
         raise UsageError("--mode=eval needs --workdir, the directory of the run to evaluate.")
     path = Path(WORKDIR.value) / "config.json"
     try:
@@ -277,7 +276,7 @@ def outer_optimizer(config: Config) -> optax.GradientTransformation:
     return optax.sgd(optax.linear_schedule(rate, 0.0, config["num_meta_steps"]))
 
 
-def classification_loss(apply: Callable[[Any, jax.Array], jax.Array]) -> metajax.LossFn:
+def classification_loss(apply: Callable[..., Any]) -> metajax.LossFn:
     """The mean cross-entropy of `apply(params, x) -> logits`, with the accuracy beside it."""
 
     def loss(params, batch, rng):
@@ -290,7 +289,7 @@ def classification_loss(apply: Callable[[Any, jax.Array], jax.Array]) -> metajax
     return loss
 
 
-def squared_error(apply: Callable[[Any, jax.Array], jax.Array]) -> metajax.LossFn:
+def squared_error(apply: Callable[..., Any]) -> metajax.LossFn:
     """The mean squared error of `apply(params, x)`."""
 
     def loss(params, batch, rng):

@@ -7,6 +7,7 @@ Hardware:  2 CPU cores
 from __future__ import annotations
 
 import copy
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -39,7 +40,7 @@ FINN: common.Config = {
     "inner_learning_rate": 0.01,
     "validation_steps": 10,
     "steps_per_call": 1_000,
-    "validate_every": 5_000,
+    "validate_every": 1_000,
     "checkpoint_every": 5_000,
 }
 REPTILE: common.Config = {
@@ -92,16 +93,21 @@ def main() -> None:
     params = model.init(jax.random.fold_in(key, 1), jnp.zeros((1, 1)))
 
     def measure(state, tasks, rng):
-        task_rng, rng = jax.random.split(rng)
-        episodes = meta_batch(tasks, VALIDATION_TASKS, task_rng)
-        metric = metajax.mse(model.apply)
-        scores = metajax.evaluate(validation_adapt, metric, state, episodes, rng)
-        # Good after one step and good after many: the mean over the curve past step 0.
-        return {"mse": jnp.mean(scores["mean"][min(1, config["validation_steps"]) :])}
+        # Good after one step and after many, with few points and with more: the mean over all.
+        errors = []
+        for shots in SHOTS:
+            task_rng, rng = jax.random.split(jax.random.fold_in(rng, shots))
+            episodes = meta_batch(
+                dataclasses.replace(tasks, shots=shots), VALIDATION_TASKS, task_rng
+            )
+            scores = metajax.evaluate(
+                validation_adapt, metajax.mse(model.apply), state, episodes, rng
+            )
+            errors.append(jnp.mean(scores["mean"][min(1, config["validation_steps"]) :]))
+        return {"mse": jnp.mean(jnp.stack(errors))}
 
-    validation = train.Validation(
-        tasks_of(config, shots=10, queries=GRID_POINTS, query_grid=True), measure, "mse", "min"
-    )
+    validation_tasks = tasks_of(config, shots=10, queries=GRID_POINTS, query_grid=True)
+    validation = train.Validation(validation_tasks, measure, "mse", "min")
     fitted = common.fit_or_load(settings, learner, params, tasks, validation)
     if fitted is None:
         return
@@ -115,7 +121,7 @@ def main() -> None:
         fine_tune, metajax.maml(loss, optax.identity(), optax.identity()).init(params), model.apply
     )
     for name, start in (("pretrained", pretrain(config, loss, params, tasks)), ("random", params)):
-        models[name] = tuned(baseline, start, validation.tasks, jax.random.fold_in(key, 4))
+        models[name] = tuned(baseline, start, validation_tasks, jax.random.fold_in(key, 4))
     evaluation = evaluate(config, num_tasks, models, jax.random.fold_in(key, 2))
     rates = {name: float(models[name].state.meta_params.inner) for name in BASELINES}
     common.write_result(settings, fitted, {"mse": evaluation}, baseline_learning_rates=rates)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from metajax.inner import LearnedOptimizer, inner_loop
 from metajax.learner import meta_learner
 from metajax.objectives import displacement, query_loss
 
-Optimizer = optax.GradientTransformation
+Optimizer: TypeAlias = optax.GradientTransformation
 PathPredicate = Callable[[tuple[Any, ...]], bool]
 
 

@@ -12,7 +12,7 @@ from metajax.base import Adapt, Array, Episode, Key, MetaState, Params, PyTree
 from metajax.learner import check_episodes, check_state, over_tasks
 
 Metric = Callable[[Params, Episode, Key], PyTree]
-Apply = Callable[[Params, Array], Array]
+Apply = Callable[..., Any]
 
 
 def evaluate(

@@ -180,7 +180,7 @@ def check_loss(result: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
     return result
 
 
-def _squared_distance(a: Params, b: Params) -> Array:
+def _squared_distance(a: Params, b: Params) -> Array | float:
     return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum((x - y) ** 2), a, b)), start=0.0)
 
 

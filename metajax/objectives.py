@@ -120,7 +120,7 @@ def displacement(loss: LossFn | None = None) -> Objective:
         )
         squares = jax.tree.map(lambda t, p: jnp.sum((t - p) ** 2), meta_params.params, adapted)
         value = 0.5 * sum(jax.tree.leaves(squares), start=0.0)
-        measured = ()
+        measured: tuple[PyTree, ...] = ()
         if loss is not None and jax.tree.leaves(episode.query):
             measured = check_loss(loss(adapted, episode.query, query_rng))
         return value, (_metrics(info, *measured), info.inner_state)

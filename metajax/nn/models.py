@@ -74,7 +74,11 @@ class ConvNet(linen.Module):
 
 
 def sinusoid_mlp() -> MLP:
-    """1-40-40-1 with ReLU, weights from a truncated normal of scale 0.01.
+    """1-40-40-1 with ReLU.
+
+    The authors' code starts from a truncated normal of scale 0.01, close to the saddle at zero;
+    that is `MLP((40, 40), 1, kernel_init=flax.linen.initializers.truncated_normal(0.01))`. Scaled
+    to the width, as here, training is faster and five-shot adaptation does not diverge.
 
     Example:
 
@@ -87,9 +91,9 @@ def sinusoid_mlp() -> MLP:
 
     References:
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
-      section 5.1; the initialization is that of the authors' code.
+      section 5.1.
     """
-    return MLP((40, 40), 1, kernel_init=linen.initializers.truncated_normal(0.01))
+    return MLP((40, 40), 1)
 
 
 def sinusoid_mlp_nichol() -> MLP:

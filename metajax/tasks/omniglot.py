@@ -101,7 +101,8 @@ def load(
     if size < 1:
         raise ValueError(f"size must be a positive number of pixels, got {size}")
 
-    cache = Path(cache_dir or _default_cache_dir()) / f"{resample}-{size}.npz"
+    cache_dir = Path(cache_dir or _default_cache_dir()).expanduser()
+    cache = cache_dir / f"{resample}-{size}.npz"
     characters = _read_cache(cache)
     if characters is None:
         characters = _convert(data_dir, size, resample)

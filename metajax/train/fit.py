@@ -158,7 +158,8 @@ def fit(
     state, best, record = checkpoint
     best = jax.tree.map(jnp.copy, best)
     step, start = int(state.step), time.monotonic() - record["seconds"]
-    measure = jax.jit(validation.measure) if validation is not None else None
+    if validation is not None:
+        measure = jax.jit(validation.measure)
     progress = Progress(num_meta_steps, step, meta_batch_size, show=show_progress)
 
     def save() -> None:
@@ -180,17 +181,17 @@ def fit(
                 shown = {"query loss": means.get("train/query_loss", means["train/objective"])}
 
                 last = step == num_meta_steps
-                if measure is not None and (last or step % validate_every == 0):
+                if validation is None:
+                    best, record = state, {**record, "best_step": step}
+                elif last or step % validate_every == 0:
                     measured = flatten(measure(state, validation.tasks, validation_key))
                     if _better(validation, measured, record["best_metrics"]):
                         best = jax.tree.map(jnp.copy, state)
                         record = {**record, "best_step": step, "best_metrics": measured}
                     if writer is not None:
                         writer.write(step, {f"validation/{k}": v for k, v in measured.items()})
-                if validation is None:
-                    best, record = state, {**record, "best_step": step}
-                if record["best_metrics"]:
-                    shown["best " + validation.metric] = record["best_metrics"][validation.metric]
+                for name, value in record["best_metrics"].items():
+                    shown[f"best {name}"] = value
                 progress.update(step, shown)
 
                 record = {**record, "seconds": time.monotonic() - start}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 from tqdm import tqdm
 
@@ -21,7 +22,7 @@ class Progress:
             total=total, initial=first, unit="step", disable=not show or self._lines, leave=True
         )
 
-    def update(self, step: int, metrics: dict[str, float]) -> None:
+    def update(self, step: int, metrics: dict[str, Any]) -> None:
         now = time.monotonic()
         rate = (step - self._first) * self._meta_batch_size / max(now - self._start, 1e-9)
         text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())

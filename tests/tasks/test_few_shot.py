@@ -105,10 +105,13 @@ def test_images_keep_their_orientation_without_rotate(images):
 
 
 def test_rotations_are_quarter_turns_constant_within_class_and_task(images):
-    support, query = sample_origins(images, ways=2, shots=2, queries=2, rotate=True)
+    support, query = sample_origins(
+        images, num_tasks=20_000, ways=2, shots=1, queries=1, rotate=True
+    )
     turns = np.concatenate([support, query], axis=2)[..., 2]
     assert (turns == turns[:, :, :1]).all()
-    assert_uniform(turns[:, :, 0], 16)
+    classes_and_turns = support[:, :, 0, [0, 2]].reshape(-1, 4)
+    assert_uniform(classes_and_turns, CLASSES * (CLASSES - 1) * 4**2)
 
 
 def test_color_images_rotate_in_the_plane():

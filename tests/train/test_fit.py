@@ -182,7 +182,9 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     fit(workdir=tmp_path)
     other = {**initial(), "v": jnp.ones((8, 2))}
-    with pytest.raises(train.WorkdirError, match=r"does not fit.*\n.*\['v'\]: float32\[8, 1\] there"):
+    with pytest.raises(
+        train.WorkdirError, match=r"does not fit.*\n.*\['v'\]: float32\[8, 1\] there"
+    ):
         train.load(tmp_path, learner(), other)
 
 
@@ -203,9 +205,9 @@ def test_the_best_state_is_the_one_that_validated_best(tmp_path, mode):
     }
     assert list(measured) == [20, 40, 60]
     assert result.best_step == {"min": min, "max": max}[mode](measured, key=measured.get)
-    score = validation().measure(
-        result.best, Sinusoid(), jax.random.split(SETTINGS["key"])[1]
-    )["mse"]
+    score = validation().measure(result.best, Sinusoid(), jax.random.split(SETTINGS["key"])[1])[
+        "mse"
+    ]
     assert score == pytest.approx(measured[result.best_step], rel=1e-5)
 
 
