@@ -40,8 +40,8 @@ FINN: common.Config = {
     "inner_learning_rate": 0.01,
     "validation_steps": 10,
     "steps_per_call": 1_000,
-    "validate_every": 1_000,
-    "checkpoint_every": 5_000,
+    "validate_every": 2_000,
+    "checkpoint_every": 10_000,
 }
 REPTILE: common.Config = {
     "algorithm": "reptile",
