@@ -383,10 +383,11 @@ def write_result(
 
 
 def print_table(title: str, rows: Mapping[str, Mapping[str, Any]], *, scale: float = 1.0) -> None:
-    """Prints evaluations, one row each and a column for every adaptation step."""
+    """Prints evaluations, one row each, and eleven evenly spaced adaptation steps."""
     width = max(map(len, rows))
-    steps = len(next(iter(rows.values()))["mean"])
+    last = len(next(iter(rows.values()))["mean"]) - 1
+    steps = sorted({round(last * i / 10) for i in range(11)})
     print(f"\n{title}")
-    print(" " * width + "".join(f"{step:>9}" for step in range(steps)))
+    print(" " * width + "".join(f"{step:>9}" for step in steps))
     for name, row in rows.items():
-        print(f"{name:{width}}" + "".join(f"{scale * value:>9.3g}" for value in row["mean"]))
+        print(f"{name:{width}}" + "".join(f"{scale * row['mean'][s]:>9.3g}" for s in steps))

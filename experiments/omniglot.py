@@ -25,7 +25,15 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer("eval_queries", None, "Query examples per class in evaluation.", lower_bound=1)
 flags.DEFINE_integer("eval_inner_batch", None, "Like --inner_batch, in evaluation.", lower_bound=0)
-flags.DEFINE_enum("network", None, ["conv", "mlp"], "Strided convolutions, or none.")
+NETWORKS = {
+    "conv": nn.omniglot_conv,
+    "conv_nichol": nn.omniglot_conv_nichol,
+    "mlp": nn.omniglot_mlp,
+}
+flags.DEFINE_enum("network", None, list(NETWORKS), "A network of metajax.nn.")
+flags.DEFINE_enum(
+    "resample", None, ["lanczos", "nearest"], "How the drawings are made small; see omniglot.load."
+)
 flags.DEFINE_enum("split", None, ["finn", "vinyals"], "The split of the characters.")
 
 VALIDATION_TASKS = 200
@@ -35,6 +43,7 @@ EVALUATION_CHUNK = 50
 FINN: common.Config = {
     **common.DEFAULTS,
     "split": "finn",
+    "resample": "lanczos",
     "network": "conv",
     "num_meta_steps": 60_000,
     "train_shots": 0,
@@ -70,6 +79,7 @@ PRESETS: common.Presets = {
 BY_ALGORITHM: dict[str, common.Config] = {
     # Nichol 2018, table 3, for 5 ways.
     "reptile": {
+        "network": "conv_nichol",
         "num_meta_steps": 100_000,
         "meta_batch_size": 5,
         "train_shots": 10,
@@ -85,6 +95,9 @@ BY_ALGORITHM: dict[str, common.Config] = {
         "validation_steps": 50,
         "num_eval_steps": 50,
         "eval_inner_batch": 5,
+        "eval_queries": 1,
+        "steps_per_call": 100,
+        "validate_every": 5_000,
     },
     # Rajeswaran 2019, section 4.2.
     "imaml": {"num_steps": 16, "inner_learning_rate": 0.1, "num_eval_steps": 16},
@@ -104,11 +117,10 @@ def main() -> None:
     settings = common.resolve("omniglot", PRESETS, "finn2017/omniglot_5w1s", BY_ALGORITHM)
     config, evaluation_settings, workdir = settings
     num_tasks, num_steps = evaluation_settings["eval_tasks"], evaluation_settings["num_eval_steps"]
-    network = {"conv": nn.omniglot_conv, "mlp": nn.omniglot_mlp}[config["network"]]
-    model = network(config["ways"])
+    model = NETWORKS[config["network"]](config["ways"])
     loss = common.classification_loss(model.apply)
     with common.as_usage_error():
-        data = omniglot.load(DATA_DIR.value, split=config["split"])
+        data = omniglot.load(DATA_DIR.value, split=config["split"], resample=config["resample"])
         shots = config["train_shots"] or config["shots"]
         tasks = tasks_of(config, data.train, shots, config["queries"])
         validation_tasks, test_tasks = (
