@@ -32,3 +32,11 @@ def omniglot_data_dir() -> str:
         if candidate and (Path(candidate) / "omniglot" / "3.0.0").is_dir():
             return str(candidate)
     pytest.skip("no prepared Omniglot: set TFDS_DATA_DIR")
+
+
+@pytest.fixture
+def float64():
+    """Double precision for the length of a test."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)

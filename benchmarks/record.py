@@ -1,0 +1,40 @@
+"""Keeps a finished run: copies its result and figures into `benchmarks/results/`.
+
+Command: python -m benchmarks.record WORKDIR [NAME]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def record(workdir: Path, name: str | None = None) -> Path:
+    """Copies `result.json`, `metrics.jsonl` and the figures of a run.
+
+    Raises:
+      FileNotFoundError: if the run has no result yet.
+    """
+    if not (workdir / "result.json").exists():
+        raise FileNotFoundError(f"{workdir} has no result.json: let the run finish first.")
+    result = json.loads((workdir / "result.json").read_text())
+    target = RESULTS / (name or f"{result['experiment']}_{result['algorithm']}")
+    target.mkdir(parents=True, exist_ok=True)
+    for source in (workdir / "result.json", workdir / "metrics.jsonl", *workdir.glob("*.png")):
+        shutil.copy(source, target)
+    return target
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("name", nargs="?")
+    arguments = parser.parse_args()
+    try:
+        print(record(arguments.workdir, arguments.name))
+    except FileNotFoundError as error:
+        parser.error(str(error))
