@@ -1,0 +1,185 @@
+"""Meta-gradients against finite differences and against each other; what they cost."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import metajax
+from tests.helpers import assert_close, distance, meta_gradient, mlp_loss, mlp_params, regression
+
+OPTIMIZERS = {
+    "sgd": optax.sgd(0.1),
+    "momentum": optax.sgd(0.05, momentum=0.9),
+    "nesterov": optax.sgd(0.05, momentum=0.9, nesterov=True),
+    "adam": optax.adam(0.05, eps_root=1e-8),
+    "rmsprop": optax.rmsprop(0.02),
+    "clipped": optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1)),
+}
+PLAIN = {"maml": metajax.second_order(), "remat": metajax.second_order(remat=True)}
+
+
+def gradient(optimizer, steps=3, objective=metajax.query_loss, loss=mlp_loss, **kwargs):
+    adapt = metajax.inner_loop(loss, optimizer, steps, **kwargs)
+    return meta_gradient(adapt, objective(loss), mlp_params(), regression())
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_second_order_equals_finite_differences(optimizer):
+    params, episode = mlp_params(), regression()
+    adapt = metajax.inner_loop(mlp_loss, optimizer, 3)
+    flat, unravel = ravel_pytree(params)
+    objective = metajax.query_loss(mlp_loss)
+
+    @jax.jit
+    def value(flat):
+        meta_params = metajax.MetaParams(unravel(flat))
+        return objective(adapt, meta_params, episode, jax.random.key(0))[0]
+
+    h = 1e-5
+    differences = [
+        (value(flat + h * e) - value(flat - h * e)) / (2 * h) for e in np.eye(flat.size)
+    ]
+    found = ravel_pytree(meta_gradient(adapt, objective, params, episode).params)[0]
+    np.testing.assert_allclose(found, differences, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_remat_is_the_same_gradient(optimizer):
+    found = [gradient(OPTIMIZERS[optimizer], meta_gradient=engine) for engine in PLAIN.values()]
+    assert_close(*found, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+def test_fomaml_differs_from_maml_where_there_is_curvature():
+    maml, fomaml = gradient(optax.sgd(0.1)), gradient(
+        optax.sgd(0.1), meta_gradient=metajax.first_order()
+    )
+    assert distance(maml, fomaml) > 1e-2
+
+
+@pytest.mark.usefixtures("float64")
+def test_fomaml_equals_maml_where_the_inner_loss_is_linear():
+    def linear(params, batch, rng):
+        return jnp.sum(ravel_pytree(params)[0] * 0.3), {}
+
+    def objective(_):
+        return metajax.query_loss(mlp_loss)
+
+    found = [
+        gradient(optax.sgd(0.1), loss=linear, objective=objective, meta_gradient=engine)
+        for engine in (metajax.second_order(), metajax.first_order())
+    ]
+    assert_close(*found, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+# Conjugate gradients are linear, and so the same both ways, only when run to the end.
+@pytest.mark.parametrize("engine", [*PLAIN.values(), metajax.implicit(cg_steps=60)])
+def test_forward_mode_agrees_with_reverse_mode(engine):
+    params, episode = mlp_params(), regression()
+    adapt = metajax.inner_loop(
+        mlp_loss, optax.sgd(0.05), 2, meta_gradient=engine, proximal=5.0 * engine.implicit
+    )
+    tangent = jax.tree.map(jnp.ones_like, params)
+
+    def value(params):
+        meta_params = metajax.MetaParams(params)
+        return metajax.query_loss(mlp_loss)(adapt, meta_params, episode, jax.random.key(0))[0]
+
+    _, forward = jax.jvp(value, (params,), (tangent,))
+    _, linear = jax.linearize(value, params)
+    reverse = sum(jnp.sum(g) for g in jax.tree.leaves(jax.grad(value)(params)))
+    assert_close([forward, linear(tangent)], [reverse, reverse], rtol=1e-8)
+
+
+def relu_loss(params, x, rng):
+    return jnp.mean((jax.nn.relu(x @ params["w"]) @ params["v"]) ** 2), {}
+
+
+DEAD = {"w": jnp.asarray([[1.0, -100.0]]), "v": jnp.ones((2, 1))}
+
+
+def test_adam_through_a_dead_unit_is_refused_or_finite():
+    with pytest.raises(ValueError, match=r"pass eps_root, as in optax.adam\(lr, eps_root=1e-8\)"):
+        metajax.maml(relu_loss, optax.adam(0.1), optax.sgd(0.1)).init(DEAD)
+    x = jnp.ones((4, 1))
+    adapt = metajax.inner_loop(relu_loss, optax.adam(0.1, eps_root=1e-8), 2)
+    found = meta_gradient(adapt, metajax.query_loss(relu_loss), DEAD, metajax.Episode(x, x))
+    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(found))
+    assert found.params["w"][0, 1] == 0  # the unit is dead indeed
+
+
+def test_adam_without_eps_root_would_be_nan():
+    """What the refusal protects from: the check must not outlive its reason."""
+    adapt = metajax.inner_loop(relu_loss, optax.adam(0.1), 2)
+    x = jnp.ones((4, 1))
+
+    def value(params):
+        meta_params = metajax.MetaParams(params)
+        episode = metajax.Episode(x, x)
+        return metajax.query_loss(relu_loss)(adapt, meta_params, episode, jax.random.key(0))[0]
+
+    assert jnp.isnan(jax.grad(value)(DEAD)["w"]).any()
+
+
+@pytest.mark.parametrize("algorithm", [metajax.fomaml, metajax.reptile, metajax.imaml])
+def test_engines_that_do_not_differentiate_the_update_take_any_adam(algorithm):
+    learner = algorithm(relu_loss, optax.adam(0.1), optax.sgd(0.1), num_steps=2)
+    state, x = learner.init(DEAD), jnp.ones((1, 4, 1))
+    state, metrics = learner.update(state, metajax.Episode(x, x), jax.random.key(0))
+    assert jnp.isfinite(metrics["meta_gradient_norm"])
+
+
+def compiled(steps, **kwargs):
+    sizes = (2, 32, 32, 1)
+    objective = kwargs.pop("objective", metajax.query_loss(mlp_loss))
+    adapt = metajax.inner_loop(mlp_loss, optax.sgd(0.01), steps, **kwargs)
+
+    def value(params, episode):
+        meta_params = metajax.MetaParams(params)
+        return objective(adapt, meta_params, episode, jax.random.key(0))[0]
+
+    episode = regression(shots=64, dtype=jnp.float32)
+    return jax.jit(jax.grad(value)).lower(mlp_params(0, sizes, jnp.float32), episode).compile()
+
+
+def temporary_bytes(steps, **kwargs):
+    return compiled(steps, **kwargs).memory_analysis().temp_size_in_bytes
+
+
+# The support loss before each step is reported, so four bytes a step are allowed.
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"meta_gradient": metajax.first_order()},
+        {"meta_gradient": metajax.implicit(cg_steps=3), "proximal": 1.0},
+        {"meta_gradient": metajax.first_order(), "objective": metajax.displacement()},
+    ],
+    ids=["first_order", "implicit", "reptile"],
+)
+def test_memory_does_not_grow_with_the_inner_steps(kwargs):
+    assert temporary_bytes(40, **kwargs) - temporary_bytes(5, **kwargs) <= 4 * 35
+
+
+def test_remat_stores_parameters_where_second_order_stores_activations():
+    size = 4 * sum(p.size for p in jax.tree.leaves(mlp_params(0, (2, 32, 32, 1))))
+    plain, remat = (
+        (temporary_bytes(40, meta_gradient=e) - temporary_bytes(20, meta_gradient=e)) / 20
+        for e in PLAIN.values()
+    )
+    assert remat <= 2.5 * size
+    assert plain > 4 * remat
+
+
+def test_first_order_needs_fewer_operations():
+    # XLA counts a loop body once, so the loops are unrolled.
+    flops = [
+        compiled(3, meta_gradient=engine, unroll=3).cost_analysis()["flops"]
+        for engine in (metajax.first_order(), metajax.second_order())
+    ]
+    assert flops[0] < 0.75 * flops[1]
