@@ -1,5 +1,7 @@
 """What the tests of the core share."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +23,11 @@ def meta_gradient(adapt, objective, params, episode, rng=None, inner_state=()):
 def mlp_params(seed=0, sizes=(2, 5, 1), dtype=None):
     rng = np.random.default_rng(seed)
     return [
-        {"w": jnp.asarray(rng.normal(size=s) * 0.7, dtype), "b": jnp.asarray(rng.normal(size=s[1:]) * 0.1, dtype)}
-        for s in zip(sizes[:-1], sizes[1:], strict=True)
+        {
+            "w": jnp.asarray(rng.normal(size=s) * 0.7, dtype),
+            "b": jnp.asarray(rng.normal(size=s[1:]) * 0.1, dtype),
+        }
+        for s in itertools.pairwise(sizes)
     ]
 
 

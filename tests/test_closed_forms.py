@@ -143,9 +143,7 @@ def test_imaml_tends_to_its_closed_form_as_steps_grow():
     minimizer = np.linalg.solve(
         HESSIAN + strength * np.eye(SIZE), HESSIAN @ SUPPORT + strength * THETA
     )
-    expected = np.linalg.solve(
-        np.eye(SIZE) + HESSIAN / strength, HESSIAN @ (minimizer - QUERY)
-    )
+    expected = np.linalg.solve(np.eye(SIZE) + HESSIAN / strength, HESSIAN @ (minimizer - QUERY))
     errors = []
     for steps in (1, 4, 16, 64):
         found = gradient(

@@ -40,9 +40,7 @@ def test_second_order_equals_finite_differences(optimizer):
         return objective(adapt, meta_params, episode, jax.random.key(0))[0]
 
     h = 1e-5
-    differences = [
-        (value(flat + h * e) - value(flat - h * e)) / (2 * h) for e in np.eye(flat.size)
-    ]
+    differences = [(value(flat + h * e) - value(flat - h * e)) / (2 * h) for e in np.eye(flat.size)]
     found = ravel_pytree(meta_gradient(adapt, objective, params, episode).params)[0]
     np.testing.assert_allclose(found, differences, rtol=1e-5, atol=1e-7)
 
@@ -56,8 +54,9 @@ def test_remat_is_the_same_gradient(optimizer):
 
 @pytest.mark.usefixtures("float64")
 def test_fomaml_differs_from_maml_where_there_is_curvature():
-    maml, fomaml = gradient(optax.sgd(0.1)), gradient(
-        optax.sgd(0.1), meta_gradient=metajax.first_order()
+    maml, fomaml = (
+        gradient(optax.sgd(0.1)),
+        gradient(optax.sgd(0.1), meta_gradient=metajax.first_order()),
     )
     assert distance(maml, fomaml) > 1e-2
 

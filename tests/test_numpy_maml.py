@@ -78,7 +78,9 @@ def test_meta_updates_follow_the_hand_unrolled_ones(outer, by_hand):
         return at
 
     for step in range(5):
-        episodes = jax.tree.map(lambda a, s=step: jnp.asarray(a[s]), metajax.Episode(support, query))
+        episodes = jax.tree.map(
+            lambda a, s=step: jnp.asarray(a[s]), metajax.Episode(support, query)
+        )
         state, _ = update(state, episodes, jax.random.key(0))
     expected = by_hand(theta, [mean_gradient(step) for step in range(5)])
     assert_close(state.meta_params.params, expected, rtol=1e-10)

@@ -1,0 +1,71 @@
+"""What each inner step sees."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metajax
+
+SUPPORT = {"x": jnp.arange(5), "y": 10 * jnp.arange(5)}
+KEY = jax.random.key(0)
+
+
+def drawn(batches, steps):
+    at = batches(SUPPORT, steps, KEY)
+    seen = [at(step) for step in range(steps)]
+    for batch in seen:
+        np.testing.assert_array_equal(batch["y"], 10 * batch["x"])  # rows stay together
+    return [batch["x"].tolist() for batch in seen]
+
+
+def test_full_batch_is_the_support():
+    assert drawn(metajax.full_batch(), 2) == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_cycle_sees_every_example_once_per_epoch_and_straddles_epochs():
+    seen = list(itertools.chain(*drawn(metajax.cycle(2), 10)))
+    epochs = [seen[i : i + 5] for i in range(0, 20, 5)]
+    assert all(sorted(epoch) == list(range(5)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_replacement_draws_distinct_examples_independently():
+    batches = drawn(metajax.replacement(3), 30)
+    assert all(len(set(batch)) == 3 for batch in batches)
+    # Cycling would take five different examples in a row, from the first on.
+    draws = list(itertools.chain(*batches))
+    assert any(len(set(draws[i : i + 5])) < 5 for i in range(0, 90, 5))
+    assert np.bincount(draws, minlength=5).min() >= 8
+
+
+def test_per_step_reads_the_leading_axis():
+    assert drawn(metajax.per_step(), 5) == [0, 1, 2, 3, 4]
+
+
+def test_the_inner_loop_takes_the_batches_in_order():
+    def loss(params, batch, rng):
+        return params * batch, {"batch": batch}
+
+    adapt = metajax.inner_loop(loss, optax.sgd(1.0), 3, batches=metajax.per_step())
+    params, info = adapt.apply(metajax.MetaParams(jnp.zeros(())), jnp.asarray([1.0, 2.0, 4.0]), KEY)
+    assert params == -7
+    np.testing.assert_array_equal(info.aux["batch"], [1, 2, 4])
+
+
+@pytest.mark.parametrize("batches", [metajax.cycle, metajax.replacement])
+def test_errors_name_both_sizes(batches):
+    with pytest.raises(ValueError, match="batch_size must be a positive integer, got 0"):
+        batches(0)
+    with pytest.raises(ValueError, match="batch_size=6 exceeds the 5 examples"):
+        batches(6)(SUPPORT, 1, KEY)
+    with pytest.raises(ValueError, match=r"\['x'\] has 5 examples.*\['z'\] has 4"):
+        batches(2)({"x": jnp.arange(5), "z": jnp.arange(4)}, 1, KEY)
+
+
+def test_per_step_names_the_shape_and_the_steps():
+    with pytest.raises(ValueError, match=r"support\['x'\] has shape \(5,\).*the 3 inner steps"):
+        metajax.per_step()(SUPPORT, 3, KEY)

@@ -1,0 +1,90 @@
+"""Evaluation: means, intervals, steps, and what the metrics measure."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metajax
+from tests.helpers import mlp, mlp_loss, mlp_params, regression
+
+TASKS, STEPS = 7, 3
+EPISODES = regression(tasks=TASKS, dtype=jnp.float32)
+KEY = jax.random.key(0)
+
+
+def setting(steps=STEPS):
+    learner = metajax.maml(mlp_loss, optax.sgd(0.1), optax.sgd(0.1))
+    state = learner.init(mlp_params(dtype=jnp.float32))
+    return metajax.inner_loop(mlp_loss, optax.sgd(0.1), steps), state
+
+
+def by_hand(steps):
+    """The score of every task after `steps` steps of gradient descent."""
+    scores = []
+    for task in range(TASKS):
+        (support, (x, y)) = jax.tree.map(lambda a, t=task: a[t], EPISODES)
+        params = mlp_params(dtype=jnp.float32)
+        for _ in range(steps):
+            grads = jax.grad(lambda p, s=support: mlp_loss(p, s, None)[0])(params)
+            params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+        scores.append(np.mean((np.asarray(mlp(params, x)) - y) ** 2))
+    return np.array(scores)
+
+
+@pytest.mark.parametrize("task_chunk", [None, 3])
+def test_mean_and_interval_at_every_step(task_chunk):
+    adapt, state = setting()
+    found = metajax.evaluate(adapt, metajax.mse(mlp), state, EPISODES, KEY, task_chunk=task_chunk)
+    scores = np.stack([by_hand(steps) for steps in range(STEPS + 1)])
+    np.testing.assert_allclose(found["mean"], scores.mean(1), rtol=1e-4)
+    np.testing.assert_allclose(found["ci95"], 1.96 * scores.std(1) / TASKS**0.5, rtol=1e-4)
+    assert found["num_tasks"] == TASKS
+
+
+def test_metrics_may_be_any_tree():
+    adapt, state = setting(1)
+
+    def metric(params, episode, rng):
+        return {"one": 1, "mse": metajax.mse(mlp)(params, episode, rng)}
+
+    found = metajax.evaluate(adapt, metric, state, EPISODES, KEY)
+    assert found["mean"]["one"].tolist() == [1, 1]
+    assert found["ci95"]["one"].tolist() == [0, 0]
+    assert found["mean"]["mse"].shape == (2,)
+
+
+def centred(params, x):
+    """A model with batch statistics: the logits of x minus its batch's mean."""
+    return (x - x.mean(0, keepdims=True)) * params
+
+
+def test_accuracy_sees_all_queries_or_one_beside_the_support():
+    support = jnp.asarray([[0.0, 4.0], [0.0, -4.0]]), jnp.asarray([1, 0])
+    query = jnp.asarray([[0.0, 5.0], [0.0, 3.0], [1.0, 0.0]]), jnp.asarray([1, 0, 1])
+    episode = metajax.Episode(support, query)
+    # Transductive: the query mean (1/3, 8/3) makes the logits (-1/3, 7/3), (-1/3, 1/3) and
+    # (2/3, -8/3): predictions 1, 1, 0.
+    assert float(metajax.accuracy(centred)(jnp.ones(()), episode, KEY)) == pytest.approx(1 / 3)
+    # Alone, the means are (0, 5/3), (0, 1) and (1/3, 0): predictions 1, 1, 0 of other logits.
+    alone = metajax.accuracy(centred, transductive=False)
+    assert float(alone(jnp.ones(()), episode, KEY)) == pytest.approx(1 / 3)
+
+
+def test_transduction_matters():
+    support = jnp.asarray([[0.0, 10.0], [0.0, 10.0]]), jnp.asarray([1, 0])
+    query = jnp.asarray([[0.0, 1.0], [0.0, 3.0]]), jnp.asarray([0, 0])
+    episode = metajax.Episode(support, query)
+    # The query mean is (0, 2); beside the support each query lies below the mean.
+    assert float(metajax.accuracy(centred)(jnp.ones(()), episode, KEY)) == 0.5
+    alone = metajax.accuracy(centred, transductive=False)
+    assert float(alone(jnp.ones(()), episode, KEY)) == 1.0
+
+
+def test_the_state_must_be_a_state_and_the_adaptation_an_adapt():
+    adapt, state = setting()
+    with pytest.raises(ValueError, match=r"expected the MetaState that learner\.init"):
+        metajax.evaluate(adapt, metajax.mse(mlp), state.meta_params, EPISODES, KEY)
+    with pytest.raises(ValueError, match="must be an inner loop"):
+        metajax.evaluate(lambda *_: None, metajax.mse(mlp), state, EPISODES, KEY)

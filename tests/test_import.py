@@ -1,0 +1,55 @@
+"""What importing the library costs, and which way its modules depend on each other."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import metajax
+
+PACKAGE = Path(metajax.__file__).parent
+HEAVY = ("tensorflow", "tensorflow_datasets", "gymnax", "brax", "orbax", "tensorboardX", "flax")
+# Each may import the ones before it.
+CORE = ["base", "batches", "gradients", "inner", "objectives", "learner", "evaluate", "algorithms"]
+
+
+def test_importing_the_library_loads_nothing_heavy():
+    code = f"import sys, metajax; print([m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_the_core_imports_downward_and_little(name):
+    below = {f"metajax.{module}" for module in CORE[: CORE.index(name)]}
+    for module in imports(PACKAGE / f"{name}.py"):
+        top = module.split(".")[0]
+        if top == "metajax":
+            assert module in below
+        else:
+            assert top in {"jax", "optax", "numpy", "__future__"} | sys.stdlib_module_names
+
+
+@pytest.mark.parametrize(
+    ("folder", "forbidden"),
+    [("nn", ("metajax.tasks", "metajax.train")), ("tasks", ("metajax.nn", "metajax.train"))],
+)
+def test_leaves_do_not_know_what_stands_above_them(folder, forbidden):
+    for path in (PACKAGE / folder).glob("*.py"):
+        assert not [m for m in imports(path) if m.startswith(forbidden)]
+
+
+def test_every_public_name_has_a_docstring():
+    names = [n for n in vars(metajax) if not n.startswith("_")]
+    missing = [n for n in names if not (getattr(metajax, n).__doc__ or "").strip()]
+    assert not missing
