@@ -65,7 +65,7 @@ every = over(ALGORITHMS)
 
 
 def start(name, loss=mlp_loss, **kwargs):
-    learner = ALGORITHMS[name](loss, optax.sgd(0.1, momentum=0.9), **kwargs)
+    learner = ALGORITHMS[name](loss, optax.sgd(0.03, momentum=0.9), **kwargs)
     return learner, learner.init(mlp_params(dtype=jnp.float32))
 
 
