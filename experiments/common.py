@@ -355,6 +355,15 @@ def as_lists(evaluation: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def command(config: Config, evaluation: Config) -> str:
+    """The command that repeats a run, wherever its data and its workdir lie."""
+    flags_ = {"preset": config["preset"]}
+    flags_ |= {name: config[name] for name in config["overrides"] if name in flags.FLAGS}
+    flags_ |= evaluation
+    words = [f"--{name}={value}" for name, value in flags_.items()]
+    return " ".join(["python -m", f"experiments.{config['experiment']}", *words])
+
+
 def write_result(
     settings: Settings,
     fitted: train.FitResult,
@@ -370,7 +379,7 @@ def write_result(
             "algorithm": config["algorithm"],
             "preset": config["preset"],
             "config": {**config, **settings_of_evaluation},
-            "command": f"python -m experiments.{config['experiment']} " + " ".join(sys.argv[1:]),
+            "command": command(config, settings_of_evaluation),
             "meta_steps": int(fitted.state.step),
             "best_step": fitted.best_step,
             "validation": fitted.best_metrics,
