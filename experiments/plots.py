@@ -33,12 +33,18 @@ def adaptation_curves(path: Path, rows: Mapping[str, Any], *, ylabel: str, title
 def training_curve(
     path: Path, metrics: Sequence[Mapping[str, Any]], names: Mapping[str, str], *, ylabel: str
 ) -> None:
-    """Draws entries of `metrics.jsonl` (`names`: entry to label) against the meta-step."""
+    """Draws entries of `metrics.jsonl` (`names`: entry to label) against the meta-step.
+
+    The first entry sets the range: where another one diverges it leaves the picture.
+    """
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for name, label in names.items():
         points = [(line["step"], line[name]) for line in metrics if name in line]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, linewidth=1)
+        if name == next(iter(names)):
+            bottom, top = axes.get_ylim()
+    axes.set_ylim(min(bottom, 0.0), top)
     axes.set(xlabel="meta-steps", ylabel=ylabel)
     axes.grid(alpha=0.3)
     axes.legend()

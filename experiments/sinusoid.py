@@ -228,8 +228,8 @@ def draw(settings: common.Settings, models: dict[str, Model], evaluation, key) -
         (support_x[..., 0], support_y[..., 0]),
         predictions,
     )
-    ten = {name: row for name, row in evaluation.items() if name.endswith("K=10")}
-    ten[config["algorithm"]] = ten.pop("K=10")
+    ten = {config["algorithm"]: evaluation["K=10"]}
+    ten |= {name: evaluation[f"{name} K=10"] for name in BASELINES}
     plots.adaptation_curves(
         workdir / "learning_curve.png",
         ten,
