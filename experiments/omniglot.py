@@ -2,6 +2,9 @@
 
 Command:   python -m experiments.omniglot --preset=finn2017/omniglot_5w1s
 Hardware:  2 CPU cores
+Wall time: about 0.1 s a meta-step, so 1.5 to 2 hours for all 60,000
+Expected:  98.7 +- 0.4 % (transductive) after 3 adaptation steps, the paper's
+Ours:      benchmarks/results/omniglot_maml_5w1s/result.json, in the table of the README
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from experiments import common, plots
 from metajax import nn, train
 from metajax.tasks import FewShot, meta_batch, omniglot
 
+flags.adopt_module_key_flags(common)  # so that --help shows them
 DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where TensorFlow Datasets keeps its data (default: as TFDS has it)."
 )

@@ -2,6 +2,9 @@
 
 Command:   python -m experiments.sinusoid
 Hardware:  2 CPU cores
+Wall time: about 1 minute, 40 s of it meta-training
+Expected:  10-shot mean squared error of 0.35 or less after 1 step and 0.13 or less after 10
+Ours:      benchmarks/results/sinusoid_maml/result.json, in the table of the README
 """
 
 from __future__ import annotations
@@ -15,11 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import flags
 
 import metajax
 from experiments import common, plots
 from metajax import nn, train
 from metajax.tasks import Sinusoid, meta_batch
+
+flags.adopt_module_key_flags(common)  # so that --help shows them
 
 SHOTS = (5, 10, 20)
 GRID_POINTS = 200
@@ -31,8 +37,7 @@ VALIDATION_TASKS = 500
 
 FINN: common.Config = {
     **common.DEFAULTS,
-    "tasks": "finn2017",
-    "network": "finn2017",
+    "paper": "finn2017",
     "num_meta_steps": 70_000,
     "meta_batch_size": 25,
     "shots": 10,
@@ -58,7 +63,7 @@ REPTILE: common.Config = {
 }
 PRESETS: common.Presets = {
     "finn2017": FINN,
-    "nichol2018": {**FINN, **REPTILE, "tasks": "nichol2018", "network": "nichol2018"},
+    "nichol2018": {**FINN, **REPTILE, "paper": "nichol2018"},
 }
 BY_ALGORITHM: dict[str, common.Config] = {
     "reptile": REPTILE,
@@ -69,7 +74,7 @@ BY_ALGORITHM: dict[str, common.Config] = {
 
 
 def tasks_of(config: common.Config, **settings: Any) -> Sinusoid:
-    preset = Sinusoid.finn2017 if config["tasks"] == "finn2017" else Sinusoid.nichol2018
+    preset = Sinusoid.finn2017 if config["paper"] == "finn2017" else Sinusoid.nichol2018
     return preset(**settings)
 
 
@@ -82,7 +87,7 @@ def main() -> None:
     settings = common.resolve("sinusoid", PRESETS, "finn2017", BY_ALGORITHM)
     config, evaluation_settings, workdir = settings
     num_tasks, num_steps = evaluation_settings["eval_tasks"], evaluation_settings["num_eval_steps"]
-    model = nn.sinusoid_mlp() if config["network"] == "finn2017" else nn.sinusoid_mlp_nichol()
+    model = nn.sinusoid_mlp() if config["paper"] == "finn2017" else nn.sinusoid_mlp_nichol()
     loss = common.squared_error(model.apply)
     with common.as_usage_error():
         tasks = tasks_of(config, shots=config["shots"], queries=config["queries"], query_grid=False)

@@ -170,6 +170,15 @@ def test_presets_are_listed(experiment):
     assert names == list(module.PRESETS)
 
 
+@pytest.mark.parametrize("experiment", ["sinusoid", "omniglot"])
+def test_help_explains_every_flag(experiment):
+    done = command(experiment, "--help")
+    module = {"sinusoid": sinusoid, "omniglot": omniglot}[experiment]
+    preset = next(iter(module.PRESETS.values()))
+    for name in {"mode", "workdir", "preset", *preset} & set(flags.FLAGS):
+        assert f"--{name}" in done.stdout or f"--[no]{name}" in done.stdout
+
+
 def test_without_a_workdir_a_dated_folder_is_used():
     with flagsaver.flagsaver(workdir=None):
         settings = common.resolve("sinusoid", sinusoid.PRESETS, "finn2017", sinusoid.BY_ALGORITHM)
