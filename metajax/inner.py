@@ -101,7 +101,6 @@ def inner_loop(
     """
     meta_gradient = second_order() if meta_gradient is None else meta_gradient
     batches = full_batch() if batches is None else batches
-    learned = isinstance(optimizer, LearnedOptimizer)
     _check_arguments(loss, optimizer, num_steps, meta_gradient, proximal, batches, carry)
 
     def make(inner: PyTree) -> optax.GradientTransformation:
@@ -111,7 +110,7 @@ def inner_loop(
         _check_params(params)
         inner = optimizer.init(params) if isinstance(optimizer, LearnedOptimizer) else ()
         if meta_gradient.crosses_optimizer and num_steps:
-            _check_differentiable(make(_concrete(inner)) if learned else make(()), params)
+            _check_differentiable(make(_concrete(inner)), params)
         return inner, (make(inner).init(params) if carry else ())
 
     def apply(
@@ -240,6 +239,7 @@ def _check_params(params: Params) -> None:
 
 
 def _concrete(inner: PyTree) -> PyTree:
+    """Hyper-parameters of some value, also where `init` is traced and theirs is not known."""
     return jax.tree.map(lambda x: np.full(np.shape(x), 0.1, x.dtype), inner)
 
 
