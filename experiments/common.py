@@ -97,7 +97,7 @@ def as_usage_error() -> Iterator[None]:
     """Turns what the library says of bad values into a message for the command line."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:
         raise UsageError(str(error)) from error
 
 
