@@ -40,13 +40,9 @@ def by_name(data):
 
 
 @pytest.fixture(scope="session")
-def data_dir():
-    repository = Path(__file__).parents[2]
-    path = Path(os.environ.get("METAJAX_DATA_DIR") or repository.parent / "shared/data/tfds")
-    if not (path / "omniglot").is_dir():
-        pytest.skip("no prepared Omniglot; set METAJAX_DATA_DIR to the data_dir that holds it")
+def data_dir(omniglot_data_dir):
     pytest.importorskip("tensorflow_datasets")
-    return path
+    return Path(omniglot_data_dir)
 
 
 @pytest.fixture(scope="session")
