@@ -3,8 +3,11 @@
 from metajax.nn.conv import conv as conv
 from metajax.nn.layers import BatchNorm as BatchNorm
 from metajax.nn.layers import Conv as Conv
+from metajax.nn.layers import max_pool as max_pool
 from metajax.nn.models import MLP as MLP
 from metajax.nn.models import ConvNet as ConvNet
+from metajax.nn.models import mini_imagenet_conv as mini_imagenet_conv
+from metajax.nn.models import mini_imagenet_conv_nichol as mini_imagenet_conv_nichol
 from metajax.nn.models import omniglot_conv as omniglot_conv
 from metajax.nn.models import omniglot_conv_nichol as omniglot_conv_nichol
 from metajax.nn.models import omniglot_mlp as omniglot_mlp

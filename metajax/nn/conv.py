@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+from jax import lax
 
 from metajax.base import Array
 
@@ -23,7 +23,8 @@ def conv(
     `jax.vmap` runs over kernels, as over tasks whose weights have adapted, that stays a batched
     matrix product; `lax.conv_general_dilated` would become a grouped convolution, which XLA runs
     two orders of magnitude slower on a CPU. It is made of linear operations that JAX can
-    differentiate to any order, forward and backward.
+    differentiate to any order, forward and backward. Products of low-precision arrays accumulate
+    in float32.
 
     Args:
       x: `[examples, height, width, in_channels]`.
@@ -32,11 +33,11 @@ def conv(
       padding: `"SAME"`, `"VALID"` or `((top, bottom), (left, right))`.
 
     Returns:
-      `[examples, out_height, out_width, out_channels]`.
+      `[examples, out_height, out_width, out_channels]`, in the type `x` and `kernel` promote to.
 
     Raises:
-      ValueError: if ranks or channels do not match, the padding is unknown, or the padded image
-        is smaller than the kernel.
+      ValueError: if ranks or channels do not match, a stride is not positive, the padding is
+        unknown, or the padded image is smaller than the kernel.
 
     Example:
 
@@ -45,7 +46,7 @@ def conv(
     >>> conv(jnp.ones((2, 28, 28, 1)), jnp.ones((3, 3, 1, 64)), strides=(2, 2)).shape
     (2, 14, 14, 64)
     """
-    _check(x, kernel)
+    _check(x, kernel, strides)
     examples, *size, channels = x.shape
     window = kernel.shape[:2]
     pads = _pads(size, window, strides, padding)
@@ -58,48 +59,46 @@ def conv(
             f"conv: a kernel of {window[0]} x {window[1]} does not fit images of "
             f'{size[0]} x {size[1]} with padding {padding!r}; use padding="SAME" or fewer layers.'
         )
-    # Split every axis into (blocks, phase) with phase < stride: a window's pixels at a given
-    # offset are then a plain slice, whose transpose is a plain pad, not a dilated one.
-    blocks = [o + (k - 1) // s for o, k, s in zip(out, window, strides, strict=True)]
-    ends = [
-        b * s - n - before for b, s, n, (before, _) in zip(blocks, strides, size, pads, strict=True)
-    ]
-    cropped = x[:, : size[0] + min(ends[0], 0), : size[1] + min(ends[1], 0)]
-    (top, _), (left, _) = pads
-    padded = jnp.pad(cropped, ((0, 0), (top, max(ends[0], 0)), (left, max(ends[1], 0)), (0, 0)))
-    (sh, sw), (bh, bw), (oh, ow) = strides, blocks, out
-    phases = padded.reshape(examples, bh, sh, bw, sw, channels)
+    margins = [(0, 0, 0), *((before, after, 0) for before, after in pads), (0, 0, 0)]
+    padded = lax.pad(x, jnp.zeros((), x.dtype), margins)
+    (sh, sw), (oh, ow) = strides, out
     patches = jnp.concatenate(
         [
-            phases[:, i // sh : i // sh + oh, i % sh, j // sw : j // sw + ow, j % sw]
+            lax.slice(
+                padded,
+                (0, i, j, 0),
+                (examples, i + (oh - 1) * sh + 1, j + (ow - 1) * sw + 1, channels),
+                (1, sh, sw, 1),
+            )
             for i in range(window[0])
             for j in range(window[1])
         ],
         axis=-1,
     )
-    return patches @ kernel.reshape(math.prod(kernel.shape[:3]), kernel.shape[3])
+    dtype = jnp.result_type(x, kernel)
+    # Two plain matrices: contracting several axes at once, the weight gradient would copy more.
+    y = jnp.matmul(
+        lax.collapse(patches, 0, 3),
+        lax.collapse(kernel, 0, 3),
+        preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+    )
+    return y.reshape(examples, oh, ow, kernel.shape[-1]).astype(dtype)
 
 
 def _pads(
     size: Sequence[int], window: Sequence[int], strides: Sequence[int], padding: Padding
-) -> list[tuple[int, int]]:
-    if padding == "VALID":
-        return [(0, 0), (0, 0)]
-    if padding == "SAME":
-        totals = [
-            max((-(-n // s) - 1) * s + k - n, 0)
-            for n, k, s in zip(size, window, strides, strict=True)
-        ]
-        return [(total // 2, total - total // 2) for total in totals]
+) -> Sequence[tuple[int, int]]:
+    if padding in ("SAME", "VALID"):
+        return lax.padtype_to_pads(size, window, strides, padding)
     if isinstance(padding, str) or len(padding) != 2:
         raise ValueError(
             'conv: padding must be "SAME", "VALID" or ((top, bottom), (left, right)), got '
             f"{padding!r}."
         )
-    return [(int(before), int(after)) for before, after in padding]
+    return padding
 
 
-def _check(x: Array, kernel: Array) -> None:
+def _check(x: Array, kernel: Array, strides: tuple[int, int]) -> None:
     if x.ndim != 4 or kernel.ndim != 4:
         raise ValueError(
             "conv: expected images [examples, height, width, channels] and a kernel [height, "
@@ -109,3 +108,5 @@ def _check(x: Array, kernel: Array) -> None:
         raise ValueError(
             f"conv: the images have {x.shape[-1]} channels, the kernel takes {kernel.shape[2]}."
         )
+    if len(strides) != 2 or min(strides) < 1:
+        raise ValueError(f"conv: strides must be two positive integers, got {strides!r}.")

@@ -1,4 +1,4 @@
-"""Flax layers that adapt well: task-batched convolution, stateless batch normalization."""
+"""Flax layers that adapt well: task-batched convolution, stateless batch norm, max pooling."""
 
 from __future__ import annotations
 
@@ -12,27 +12,39 @@ from metajax.nn.conv import Padding, conv
 
 
 class Conv(linen.Module):
-    """`metajax.nn.conv` as a layer, without bias.
+    """`metajax.nn.conv` as a layer.
 
     Attributes:
       features: output channels.
       kernel_size: `(height, width)` of the kernel.
       strides: step of the window.
       padding: `"SAME"`, `"VALID"` or `((top, bottom), (left, right))`.
+      use_bias: whether a bias, zero at first, is added; before a `BatchNorm` it has no effect.
       kernel_init: initializer of the kernel.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp
+    >>> from metajax import nn
+    >>> layer = nn.Conv(64, strides=(2, 2))
+    >>> images = jnp.zeros((5, 28, 28, 1))
+    >>> layer.apply(layer.init(jax.random.key(0), images), images).shape
+    (5, 14, 14, 64)
     """
 
     features: int
     kernel_size: tuple[int, int] = (3, 3)
     strides: tuple[int, int] = (1, 1)
     padding: Padding = "SAME"
+    use_bias: bool = True
     kernel_init: Initializer = linen.initializers.xavier_uniform()
 
     @linen.compact
     def __call__(self, x: Array) -> Array:
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        return conv(x, kernel, strides=self.strides, padding=self.padding)
+        y = conv(x, kernel, strides=self.strides, padding=self.padding)
+        return y + _channels(self, "bias", linen.initializers.zeros, y) if self.use_bias else y
 
 
 class BatchNorm(linen.Module):
@@ -47,6 +59,15 @@ class BatchNorm(linen.Module):
       use_scale: whether there is a gamma.
       use_bias: whether there is a beta.
       epsilon: added to the variance.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp
+    >>> from metajax import nn
+    >>> layer = nn.BatchNorm(epsilon=0.0)
+    >>> x = jnp.asarray([[1.0], [3.0]])
+    >>> layer.apply(layer.init(jax.random.key(0), x), x).tolist()
+    [[-1.0], [1.0]]
 
     References:
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
@@ -66,11 +87,62 @@ class BatchNorm(linen.Module):
         variance = jnp.mean(centred**2, axes, keepdims=True)
         factor = lax.rsqrt(variance + self.epsilon)
         if self.use_scale:
-            factor *= self._parameter("scale", linen.initializers.ones, x)
+            factor *= _channels(self, "scale", linen.initializers.ones, x)
         y = centred * factor
         if self.use_bias:
-            y += self._parameter("bias", linen.initializers.zeros, x)
+            y += _channels(self, "bias", linen.initializers.zeros, x)
         return y.astype(x.dtype)
 
-    def _parameter(self, name: str, init: Initializer, x: Array) -> Array:
-        return self.param(name, init, x.shape[-1:]).reshape((1,) * (x.ndim - 1) + (-1,))
+
+def max_pool(x: Array, *, padding: str = "VALID") -> Array:
+    r"""The largest of every 2 x 2 pixels, channels last.
+
+    .. math:: y_{nhwc} = \max_{i, j \in \{0, 1\}} x_{n,\, 2h+i,\, 2w+j,\, c}
+
+    Slices and maxima only, so that the backward pass is a select, not the select-and-scatter of
+    `jax.lax.reduce_window`, and derivatives of every order exist. Where values tie, the gradient
+    is shared, equally between two or four; `reduce_window` gives it all to the first.
+
+    Args:
+      x: `[examples, height, width, channels]`, floating point.
+      padding: what becomes of an odd last row or column: `"VALID"` drops it, `"SAME"` pools it by
+        itself.
+
+    Returns:
+      `[examples, out_height, out_width, channels]`, half the size, rounded down or up.
+
+    Raises:
+      ValueError: if `x` does not have four axes, the padding is unknown, or nothing would be left.
+
+    Example:
+
+    >>> import jax.numpy as jnp
+    >>> from metajax import nn
+    >>> nn.max_pool(jnp.arange(9.0).reshape(1, 3, 3, 1), padding="SAME")[0, :, :, 0].tolist()
+    [[4.0, 5.0], [7.0, 8.0]]
+    """
+    if x.ndim != 4:
+        raise ValueError(
+            f"max_pool: expected images [examples, height, width, channels], got shape {x.shape}."
+        )
+    if padding not in ("SAME", "VALID"):
+        raise ValueError(f'max_pool: padding must be "SAME" or "VALID", got {padding!r}.')
+    examples, height, width, channels = x.shape
+    if padding == "VALID" and min(height, width) < 2:
+        raise ValueError(
+            f"max_pool: images of {height} x {width} are smaller than the 2 x 2 window; use "
+            'padding="SAME" or fewer layers.'
+        )
+    # Makes both sizes even; a negative margin crops.
+    change = 1 if padding == "SAME" else -1
+    margins = [(0, 0, 0), (0, height % 2 * change, 0), (0, width % 2 * change, 0), (0, 0, 0)]
+    even = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), margins)
+    out_height, out_width = even.shape[1] // 2, even.shape[2] // 2
+    windows = even.reshape(examples, out_height, 2, out_width, 2, channels)
+    rows = jnp.maximum(windows[:, :, 0], windows[:, :, 1])
+    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
+
+
+def _channels(module: linen.Module, name: str, init: Initializer, x: Array) -> Array:
+    """A parameter for every channel of `x`, ready to broadcast."""
+    return module.param(name, init, x.shape[-1:]).reshape((1,) * (x.ndim - 1) + (-1,))

@@ -1,0 +1,164 @@
+"""The convolution against `lax.conv_general_dilated`, and what it compiles to."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+
+import metajax
+from metajax import nn
+
+CASES = [
+    # image, kernel, strides, padding
+    ((7, 7), (3, 3), (1, 1), "SAME"),
+    ((8, 8), (3, 3), (2, 2), "SAME"),
+    ((7, 9), (3, 3), (2, 2), "VALID"),
+    ((8, 7), (5, 5), (3, 2), "SAME"),
+    ((7, 8), (3, 2), (3, 1), "VALID"),
+    ((6, 6), (1, 1), (1, 1), "SAME"),
+    ((6, 7), (1, 1), (3, 3), "VALID"),
+    ((5, 5), (3, 3), (2, 2), ((2, 1), (0, 3))),
+    ((6, 6), (3, 3), (1, 1), ((-1, 0), (1, -2))),
+]
+
+
+def reference(x, kernel, *, strides=(1, 1), padding="SAME"):
+    return lax.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def operands(image, window, *, seed=0, tasks=(), channels=3):
+    rng = np.random.default_rng(seed)
+    x = jnp.asarray(rng.normal(size=(*tasks, 2, *image, channels)))
+    return x, jnp.asarray(rng.normal(size=(*tasks, *window, channels, 4)))
+
+
+def assert_close(found, expected, tolerance):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance),
+        found,
+        expected,
+    )
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("image", "window", "strides", "padding"), CASES)
+def test_value_and_derivatives_of_every_mode_are_those_of_lax(image, window, strides, padding):
+    at = operands(image, window)
+    along = operands(image, window, seed=1)
+
+    def derivatives(conv):
+        def value(x, kernel):
+            return jnp.sum(jnp.sin(conv(x, kernel, strides=strides, padding=padding)))
+
+        gradient = jax.grad(value, (0, 1))
+
+        def slope(x, kernel):
+            return sum(jnp.vdot(g, v) for g, v in zip(gradient(x, kernel), along, strict=True))
+
+        return {
+            "value": conv(*at, strides=strides, padding=padding),
+            "forward": jax.jvp(value, at, along)[1],
+            "linearize": jax.linearize(value, *at)[1](*along),
+            "reverse": gradient(*at),
+            "forward over reverse": jax.jvp(gradient, at, along)[1],
+            "reverse over reverse": jax.grad(slope, (0, 1))(*at),
+        }
+
+    found, expected = (jax.jit(derivatives, static_argnums=0)(c) for c in (nn.conv, reference))
+    assert found["value"].dtype == jnp.float64
+    assert_close(found, expected, 1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("shared_images", [False, True])
+def test_vmap_over_kernels_is_a_loop_over_tasks(shared_images):
+    x, kernels = operands((7, 8), (3, 3), tasks=(3,))
+
+    def hessian_vector(conv, x, kernel):
+        gradient = jax.grad(lambda k: jnp.sum(conv(x, k, strides=(2, 2)) ** 3))
+        return gradient(kernel), jax.jvp(gradient, (kernel,), (jnp.cos(kernel),))[1]
+
+    mapped = jax.vmap(functools.partial(hessian_vector, nn.conv), (None if shared_images else 0, 0))
+    found = jax.jit(mapped)(x[0] if shared_images else x, kernels)
+    looped = [
+        hessian_vector(reference, x[0] if shared_images else x[t], kernels[t]) for t in range(3)
+    ]
+    assert_close(found, jax.tree.map(lambda *leaves: jnp.stack(leaves), *looped), 1e-10)
+
+
+def test_bfloat16_accumulates_in_float32():
+    # 1 + 256 addends of 2^-8 make 2; summed in bfloat16, which has 8 bits, each is lost.
+    x = jnp.full((1, 1, 1, 257), 2.0**-8, jnp.bfloat16).at[..., 0].set(1)
+    kernel = jnp.ones((1, 1, 257, 1), jnp.bfloat16)
+    y = nn.conv(x, kernel)
+    assert y.dtype == jnp.bfloat16
+    assert float(y.item()) == 2.0
+    tangent = jax.jvp(nn.conv, (x, kernel), (x, kernel))[1]
+    gradient = jax.grad(lambda k: nn.conv(x, k).astype(jnp.float32).sum())(kernel)
+    assert tangent.dtype == gradient.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(gradient[0, 0, :, 0], x[0, 0, 0])
+
+
+def test_images_of_integers_take_the_type_of_the_kernel():
+    y = nn.conv(jnp.ones((1, 4, 4, 1), jnp.uint8), jnp.ones((3, 3, 1, 2)), padding="VALID")
+    np.testing.assert_array_equal(y, np.full((1, 2, 2, 2), 9, np.float32))
+    assert y.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel", "options", "message"),
+    [
+        ((2, 8, 8, 3), (3, 3, 1, 4), {}, "images have 3 channels, the kernel takes 1"),
+        ((8, 8, 3), (3, 3, 3, 4), {}, r"got shapes \(8, 8, 3\) and \(3, 3, 3, 4\)"),
+        ((2, 2, 2, 3), (3, 3, 3, 4), {"padding": "VALID"}, "3 x 3 does not fit images of 2 x 2"),
+        ((2, 8, 8, 3), (3, 3, 3, 4), {"padding": "HALF"}, "padding must be .* got 'HALF'"),
+        ((2, 8, 8, 3), (3, 3, 3, 4), {"padding": ((1, 1),)}, "padding must be"),
+        ((2, 8, 8, 3), (3, 3, 3, 4), {"strides": (0, 1)}, r"strides must be .* got \(0, 1\)"),
+    ],
+)
+def test_errors_name_what_does_not_fit(image, kernel, options, message):
+    with pytest.raises(ValueError, match=message):
+        nn.conv(jnp.zeros(image), jnp.zeros(kernel), **options)
+
+
+def lowered_meta_gradient(conv, monkeypatch):
+    """StableHLO of second-order MAML on the Omniglot network, tasks under `vmap`."""
+    monkeypatch.setattr("metajax.nn.layers.conv", conv)
+    model = nn.ConvNet(5, features=8)
+
+    def loss(params, batch, rng):
+        x, labels = batch
+        logits = model.apply(params, x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), {}
+
+    learner = metajax.maml(loss, optax.sgd(0.1), optax.sgd(0.1), num_steps=2)
+    batch = jnp.zeros((3, 5, 28, 28, 1)), jnp.zeros((3, 5), jnp.int32)
+    state = learner.init(model.init(jax.random.key(0), batch[0][0]))
+    episodes = metajax.Episode(batch, batch)
+    return jax.jit(learner.update).lower(state, episodes, jax.random.key(0)).as_text()
+
+
+def convolutions(module):
+    return [line for line in module.splitlines() if "stablehlo.convolution" in line]
+
+
+def grouped(module):
+    one = ("feature_group_count = 1 ", "batch_group_count = 1 ")
+    return [line for line in convolutions(module) if not all(count in line for count in one)]
+
+
+def test_the_meta_gradient_is_made_of_matrix_products(monkeypatch):
+    module = lowered_meta_gradient(nn.conv, monkeypatch)
+    assert "stablehlo.dot_general" in module
+    assert not convolutions(module)
+
+
+def test_the_convolution_of_lax_becomes_a_grouped_one(monkeypatch):
+    # What the test above guards against, and the proof that it can fail.
+    assert grouped(lowered_meta_gradient(reference, monkeypatch))

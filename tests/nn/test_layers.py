@@ -1,0 +1,135 @@
+"""The layers against Flax, PyTorch and `lax.reduce_window`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen
+from jax import lax
+
+from metajax import nn
+
+
+def test_the_convolution_layer_is_that_of_flax():
+    options = {"features": 4, "kernel_size": (3, 3), "strides": (2, 2), "padding": "VALID"}
+    x = jax.random.normal(jax.random.key(0), (2, 7, 8, 3))
+    layer = nn.Conv(**options)
+    params = layer.init(jax.random.key(1), x)
+    np.testing.assert_array_equal(params["params"]["bias"], np.zeros(4))
+    params["params"]["bias"] += jnp.arange(4.0)
+    expected = linen.Conv(**options).apply(params, x)
+    np.testing.assert_allclose(layer.apply(params, x), expected, rtol=1e-5, atol=1e-5)
+    unbiased = nn.Conv(**options, use_bias=False).init(jax.random.key(1), x)
+    assert unbiased["params"].keys() == {"kernel"}
+
+
+@pytest.mark.parametrize("shape", [(16, 5), (4, 3, 3, 5)])
+@pytest.mark.parametrize(("scale", "bias"), [(True, True), (False, True), (False, False)])
+def test_batch_norm_and_its_gradient_are_those_of_torch_in_training(shape, scale, bias):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    x, cotangent = rng.normal(2, 3, shape), rng.normal(size=shape)
+    x, cotangent = x.astype(np.float32), cotangent.astype(np.float32)
+    sizes = {"scale": scale, "bias": bias}
+    params = {k: rng.normal(size=5).astype(np.float32) for k, used in sizes.items() if used}
+    layer = nn.BatchNorm(use_scale=scale, use_bias=bias)
+
+    def apply(params, x):
+        return layer.apply({"params": params}, x)
+
+    assert (
+        jax.eval_shape(layer.init, jax.random.key(0), x).get("params", {}).keys() == params.keys()
+    )
+    found, pullback = jax.vjp(apply, params, x)
+    found_params, found_x = pullback(jnp.asarray(cotangent))
+
+    images = torch.tensor(np.moveaxis(x, -1, 1), requires_grad=True)
+    tensors = {k: torch.tensor(v, requires_grad=True) for k, v in params.items()}
+    expected = torch.nn.functional.batch_norm(
+        images, None, None, tensors.get("scale"), tensors.get("bias"), training=True, eps=1e-3
+    )
+    expected.backward(torch.tensor(np.moveaxis(cotangent, -1, 1)))
+
+    def close(a, b):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+    close(found, np.moveaxis(expected.detach().numpy(), 1, -1))
+    close(found_x, np.moveaxis(images.grad.numpy(), 1, -1))
+    for name, tensor in tensors.items():
+        close(found_params[name], tensor.grad.numpy())
+
+
+def test_batch_norm_keeps_its_statistics_in_float32():
+    x = (jnp.arange(64.0).reshape(32, 2) / 64 + 100).astype(jnp.bfloat16)
+    layer = nn.BatchNorm()
+    params = layer.init(jax.random.key(0), x)
+    found = layer.apply(params, x)
+    assert found.dtype == jnp.bfloat16
+    exact = layer.apply(params, x.astype(jnp.float32))
+    np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=1e-2, atol=1e-2)
+
+
+def windows(x, padding):
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), padding)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (7, 9), (5, 4)])
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
+def test_max_pool_and_its_gradient_are_those_of_reduce_window(size, padding):
+    x = jax.random.normal(jax.random.key(0), (2, *size, 3))
+    found, pullback = jax.vjp(lambda x: nn.max_pool(x, padding=padding), x)
+    expected, reference_pullback = jax.vjp(lambda x: windows(x, padding), x)
+    np.testing.assert_array_equal(found, expected)
+    cotangent = jax.random.normal(jax.random.key(1), found.shape)
+    np.testing.assert_array_equal(pullback(cotangent)[0], reference_pullback(cotangent)[0])
+
+
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
+def test_max_pool_has_second_derivatives(padding):
+    x = jax.random.normal(jax.random.key(0), (2, 5, 7, 3))
+
+    def cubes(x):
+        return jnp.sum(nn.max_pool(x, padding=padding) ** 3)
+
+    # Only the largest pixels matter: the Hessian is 6 x there and 0 elsewhere.
+    largest = jax.grad(lambda x: nn.max_pool(x, padding=padding).sum())(x)
+    tangent = jnp.cos(x)
+    expected = 6 * x * largest * tangent
+    forward = jax.jvp(jax.grad(cubes), (x,), (tangent,))[1]
+    reverse = jax.grad(lambda x: jnp.vdot(jax.grad(cubes)(x), tangent))(x)
+    np.testing.assert_allclose(forward, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(reverse, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "shares"),
+    [([[1, 1], [0, 0]], [[0.5, 0.5], [0, 0]]), ([[1, 1], [1, 1]], [[0.25, 0.25], [0.25, 0.25]])],
+)
+def test_equal_pixels_share_the_gradient(pixels, shares):
+    x = jnp.asarray(pixels, jnp.float32).reshape(1, 2, 2, 1)
+    gradient = jax.grad(lambda x: nn.max_pool(x).sum())(x)
+    np.testing.assert_array_equal(gradient[0, :, :, 0], shares)
+
+
+def test_the_backward_pass_of_max_pool_does_not_scatter():
+    x = jnp.zeros((3, 2, 7, 7, 3))
+
+    def compiled(pool):
+        gradient = jax.vmap(jax.grad(lambda x: jnp.sum(pool(x) ** 3)))
+        return jax.jit(gradient).lower(x).compile().as_text()
+
+    assert "scatter" not in compiled(lambda x: nn.max_pool(x, padding="SAME"))
+    assert "scatter" in compiled(lambda x: windows(x, "SAME"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "padding", "message"),
+    [
+        ((4, 4, 1), "VALID", r"got shape \(4, 4, 1\)"),
+        ((1, 4, 4, 1), "HALF", "padding must be .* got 'HALF'"),
+        ((1, 1, 4, 1), "VALID", "images of 1 x 4 are smaller than the 2 x 2 window"),
+    ],
+)
+def test_max_pool_errors(shape, padding, message):
+    with pytest.raises(ValueError, match=message):
+        nn.max_pool(jnp.zeros(shape), padding=padding)
