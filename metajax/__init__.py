@@ -32,9 +32,10 @@ from metajax.gradients import second_order as second_order
 from metajax.inner import LearnedOptimizer as LearnedOptimizer
 from metajax.inner import inner_loop as inner_loop
 from metajax.learner import meta_learner as meta_learner
-from metajax.learner import over_tasks as over_tasks
 from metajax.objectives import displacement as displacement
 from metajax.objectives import multi_step_query_loss as multi_step_query_loss
 from metajax.objectives import query_loss as query_loss
+from metajax.parallel import over_tasks as over_tasks
+from metajax.parallel import task_mesh as task_mesh
 
 __version__ = "0.1.0"

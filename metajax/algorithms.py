@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from metajax.base import LossFn, MetaLearner, Params
 from metajax.batches import Batches
@@ -30,6 +31,7 @@ def maml(
     batches: Batches | None = None,
     carry: str | None = None,
     task_chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> MetaLearner:
     r"""Model-agnostic meta-learning: an initialization from which a few steps adapt well.
 
@@ -49,6 +51,7 @@ def maml(
       batches: what each inner step sees of the support, `full_batch()` by default.
       carry: how the inner optimizer's state passes from task to task, see `inner_loop`.
       task_chunk: tasks per `vmap`, see `meta_learner`.
+      mesh: devices that share the tasks, see `meta_learner`.
 
     Raises:
       ValueError: for arguments that do not fit together.
@@ -74,7 +77,7 @@ def maml(
     adapt = inner_loop(
         loss, inner_optimizer, num_steps, meta_gradient=meta_gradient, batches=batches, carry=carry
     )
-    return meta_learner(adapt, query_loss(loss), outer_optimizer, task_chunk=task_chunk)
+    return meta_learner(adapt, query_loss(loss), outer_optimizer, task_chunk=task_chunk, mesh=mesh)
 
 
 def fomaml(
@@ -86,6 +89,7 @@ def fomaml(
     batches: Batches | None = None,
     carry: str | None = None,
     task_chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> MetaLearner:
     r"""First-order MAML: the query gradient at the adapted parameters, :math:`\nabla Q(\phi_T)`.
 
@@ -104,6 +108,7 @@ def fomaml(
         batches=batches,
         carry=carry,
         task_chunk=task_chunk,
+        mesh=mesh,
     )
 
 
@@ -116,6 +121,7 @@ def reptile(
     batches: Batches | None = None,
     carry: str | None = None,
     task_chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> MetaLearner:
     r"""Reptile: moves the initialization towards the adapted parameters.
 
@@ -132,6 +138,7 @@ def reptile(
       carry: `None` resets the inner optimizer for each task. `"serial"` is the authors' code,
         `"mean"` its parallel counterpart; see `inner_loop`.
       task_chunk: tasks per `vmap`, see `meta_learner`.
+      mesh: devices that share the tasks, see `meta_learner`.
 
     Raises:
       ValueError: for arguments that do not fit together.
@@ -158,7 +165,9 @@ def reptile(
         batches=batches,
         carry=carry,
     )
-    return meta_learner(adapt, displacement(loss), outer_optimizer, task_chunk=task_chunk)
+    return meta_learner(
+        adapt, displacement(loss), outer_optimizer, task_chunk=task_chunk, mesh=mesh
+    )
 
 
 def imaml(
@@ -170,6 +179,7 @@ def imaml(
     proximal: float = 2.0,
     cg_steps: int = 5,
     task_chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> MetaLearner:
     r"""Implicit MAML: the gradient of the proximal inner problem's minimizer.
 
@@ -185,6 +195,7 @@ def imaml(
       proximal: :math:`\lambda`, positive.
       cg_steps: conjugate-gradient iterations for the inverse.
       task_chunk: tasks per `vmap`, see `meta_learner`.
+      mesh: devices that share the tasks, see `meta_learner`.
 
     Raises:
       ValueError: if `proximal` is not positive, or for other arguments that do not fit together.
@@ -200,7 +211,7 @@ def imaml(
         meta_gradient=implicit(cg_steps=cg_steps),
         proximal=proximal,
     )
-    return meta_learner(adapt, query_loss(loss), outer_optimizer, task_chunk=task_chunk)
+    return meta_learner(adapt, query_loss(loss), outer_optimizer, task_chunk=task_chunk, mesh=mesh)
 
 
 def learned_step_sizes(learning_rate: float) -> LearnedOptimizer:
@@ -226,6 +237,7 @@ def meta_sgd(
     meta_gradient: MetaGradient | None = None,
     batches: Batches | None = None,
     task_chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> MetaLearner:
     r"""Meta-SGD: MAML that also learns a step size for every parameter.
 
@@ -240,6 +252,7 @@ def meta_sgd(
       meta_gradient: `second_order()` by default; `first_order()` still learns the step sizes.
       batches: as in `maml`.
       task_chunk: tasks per `vmap`, see `meta_learner`.
+      mesh: devices that share the tasks, see `meta_learner`.
 
     Raises:
       ValueError: for arguments that do not fit together.
@@ -256,6 +269,7 @@ def meta_sgd(
         meta_gradient=meta_gradient,
         batches=batches,
         task_chunk=task_chunk,
+        mesh=mesh,
     )
 
 
@@ -295,6 +309,7 @@ def anil(
     meta_gradient: MetaGradient | None = None,
     batches: Batches | None = None,
     task_chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> MetaLearner:
     """Almost no inner loop: only the head adapts; the body is learned by the outer loop alone.
 
@@ -308,6 +323,7 @@ def anil(
       meta_gradient: `second_order()` or `first_order()`.
       batches: as in `maml`.
       task_chunk: tasks per `vmap`, see `meta_learner`.
+      mesh: devices that share the tasks, see `meta_learner`.
 
     Raises:
       ValueError: if `head` accepts no parameter or all of them; for `implicit()`, which needs
@@ -334,6 +350,7 @@ def anil(
         meta_gradient=_of_steps("anil", meta_gradient),
         batches=batches,
         task_chunk=task_chunk,
+        mesh=mesh,
     )
 
 
@@ -347,6 +364,7 @@ def boil(
     meta_gradient: MetaGradient | None = None,
     batches: Batches | None = None,
     task_chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> MetaLearner:
     """Body-only inner loop: everything but the head adapts. Arguments and errors as in `anil`.
 
@@ -362,6 +380,7 @@ def boil(
         meta_gradient=_of_steps("boil", meta_gradient),
         batches=batches,
         task_chunk=task_chunk,
+        mesh=mesh,
     )
 
 

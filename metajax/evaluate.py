@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from metajax.base import Adapt, Array, Episode, Key, MetaState, Params, PyTree
-from metajax.learner import check_episodes, check_state, over_tasks
+from metajax.learner import check_episodes, check_state
+from metajax.parallel import map_tasks, over_tasks
 
 Metric = Callable[[Params, Episode, Key], PyTree]
 Apply = Callable[..., Any]
@@ -23,6 +25,7 @@ def evaluate(
     rng: Key,
     *,
     task_chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Adapts to every task and scores it before, between and after the adaptation steps.
 
@@ -35,7 +38,8 @@ def evaluate(
       meta_state: what to evaluate.
       episodes: tasks, leaves `[tasks, ...]`.
       rng: for the inner loop's batches and the loss.
-      task_chunk: tasks per `vmap`; all by default.
+      task_chunk: tasks per `vmap`, see `meta_learner`.
+      mesh: devices that share the tasks, see `meta_learner`.
 
     Returns:
       `{"mean": ..., "ci95": ..., "num_tasks": n}`: for every metric arrays `[num_steps + 1]`, the
@@ -70,24 +74,27 @@ def evaluate(
     check_state(meta_state)
     num_tasks = check_episodes(episodes)
 
-    def score(state, tasks, thread):
+    def score(shared, tasks, thread):
+        meta_params, inner_state = shared
+
         def one(episode, rng):
             adapt_rng, metric_rng = jax.random.split(rng)
             _, info = adapt.apply(
-                state.meta_params,
+                meta_params,
                 episode.support,
                 adapt_rng,
-                inner_state=state.inner_state,
+                inner_state=inner_state,
                 probe=lambda params, step: jax.tree.map(
                     jnp.asarray, metric(params, episode, metric_rng)
                 ),
             )
             return info.probe
 
-        return jax.vmap(one)(*tasks), thread
+        return map_tasks(one, *tasks), thread
 
-    scores, _ = over_tasks(score, task_chunk=task_chunk, stack=True)(
-        meta_state, (episodes, jax.random.split(rng, num_tasks))
+    scores, _ = over_tasks(score, task_chunk=task_chunk, mesh=mesh, stack=True)(
+        (meta_state.meta_params, meta_state.inner_state),
+        (episodes, jax.random.split(rng, num_tasks)),
     )
     return {
         "mean": jax.tree.map(lambda x: jnp.mean(x, axis=0), scores),

@@ -1,12 +1,11 @@
-"""The meta-learner: tasks in parallel, their mean meta-gradient, one outer optax step."""
+"""The meta-learner: the mean meta-gradient of a meta-batch, one outer optax step."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from metajax.base import (
     Adapt,
@@ -21,75 +20,7 @@ from metajax.base import (
     Params,
     PyTree,
 )
-
-
-def over_tasks(
-    fn: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]],
-    *,
-    task_chunk: int | None = None,
-    stack: bool = False,
-) -> Callable[..., tuple[PyTree, PyTree]]:
-    """Runs a function of a chunk of tasks over all tasks: the only task map of the library.
-
-    A chunk is one `vmap`, chunks follow each other in a scan, so that memory grows with
-    `task_chunk` and not with the number of tasks. The result does not depend on `task_chunk`
-    beyond rounding.
-
-    Args:
-      fn: `(shared, tasks, thread) -> (result, thread)` on a chunk of tasks, leaves
-        `[chunk, ...]`. The result is the mean over the chunk or, with `stack`, one per task
-        `[chunk, ...]`; the thread is handed from chunk to chunk.
-      task_chunk: tasks per chunk; all of them by default. A last, smaller chunk takes the rest.
-      stack: concatenate the chunks' results `[tasks, ...]` instead of averaging over tasks.
-
-    Returns:
-      `(shared, tasks, thread=()) -> (result, thread)` on leaves `[tasks, ...]`.
-
-    Raises:
-      ValueError: if `task_chunk` is not a positive integer.
-    """
-    if task_chunk is not None and (not isinstance(task_chunk, int) or task_chunk < 1):
-        raise ValueError(f"task_chunk must be a positive integer or None, got {task_chunk!r}.")
-
-    def mapped(shared: PyTree, tasks: PyTree, thread: PyTree = ()) -> tuple[PyTree, PyTree]:
-        num_tasks = jax.tree.leaves(tasks)[0].shape[0]
-        if task_chunk is None or task_chunk >= num_tasks:
-            return fn(shared, tasks, thread)
-        num_chunks, rest = divmod(num_tasks, task_chunk)
-        split = num_chunks * task_chunk
-        chunks = jax.tree.map(
-            lambda x: x[:split].reshape(num_chunks, task_chunk, *x.shape[1:]), tasks
-        )
-
-        def weighted(total: PyTree, result: PyTree, weight: float) -> PyTree:
-            # Integers (step counts of an optimizer) are equal over tasks: kept, not averaged.
-            return jax.tree.map(
-                lambda t, r: t + weight * r if jnp.issubdtype(r.dtype, jnp.inexact) else r,
-                total,
-                result,
-            )
-
-        def body(carried, chunk):
-            total, thread = carried
-            result, thread = fn(shared, chunk, thread)
-            if stack:
-                return (total, thread), result
-            return (weighted(total, result, task_chunk / num_tasks), thread), ()
-
-        shapes = () if stack else jax.eval_shape(fn, shared, _at(chunks, 0), thread)[0]
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        (result, thread), stacked = jax.lax.scan(body, (zeros, thread), chunks)
-        if stack:
-            result = jax.tree.map(lambda x: x.reshape(split, *x.shape[2:]), stacked)
-        if rest:
-            tail, thread = fn(shared, jax.tree.map(lambda x: x[split:], tasks), thread)
-            if stack:
-                result = jax.tree.map(lambda *xs: jnp.concatenate(xs), result, tail)
-            else:
-                result = weighted(result, tail, rest / num_tasks)
-        return result, thread
-
-    return mapped
+from metajax.parallel import map_tasks, over_tasks
 
 
 def meta_learner(
@@ -98,6 +29,7 @@ def meta_learner(
     outer_optimizer: optax.GradientTransformation,
     *,
     task_chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> MetaLearner:
     r"""Learns what adapts well: one outer step on the mean meta-objective of a meta-batch.
 
@@ -112,8 +44,10 @@ def meta_learner(
       adapt: an inner loop from `metajax.inner_loop`.
       objective: `query_loss(loss)`, `multi_step_query_loss(loss)`, `displacement()` or your own.
       outer_optimizer: any optax transformation; it sees `MetaParams`.
-      task_chunk: tasks per `vmap`; all by default. Smaller chunks need less memory, and are often
-        faster on a CPU. No number depends on it beyond rounding.
+      task_chunk: tasks per `vmap`. Smaller chunks need less memory; by default an accelerator takes
+        all tasks and a CPU as many as its cache holds. No number depends on it beyond rounding.
+      mesh: devices that share the tasks of a meta-batch, such as `metajax.task_mesh()`; the state
+        is replicated. No number depends on it beyond rounding.
 
     Returns:
       A `MetaLearner`. `update` reports, averaged over tasks, what the objective measures
@@ -122,8 +56,9 @@ def meta_learner(
       `meta_gradient_norm` and, with learned inner parameters, `meta_gradient_norm_inner`.
 
     Raises:
-      ValueError: for arguments of the wrong kind; when `update` is traced, for a meta-batch whose
-        arrays disagree on the number of tasks.
+      ValueError: for arguments of the wrong kind, a mesh with `carry="serial"` among them; when
+        `update` is traced, for a meta-batch whose arrays disagree on the number of tasks, or which
+        the devices of the mesh cannot share equally.
 
     Example, joint pretraining as the learner with zero inner steps:
 
@@ -154,6 +89,11 @@ def meta_learner(
             f"optax.adam(1e-3), got {outer_optimizer!r}."
         )
     serial = adapt.carry == "serial"
+    if serial and mesh is not None:
+        raise ValueError(
+            'meta_learner: carry="serial" hands state from task to task, so a mesh has nothing to '
+            'run in parallel: use carry="mean" or leave out the mesh.'
+        )
 
     def chunk_gradient(shared, tasks, thread):
         meta_params, inner_state = shared
@@ -163,7 +103,7 @@ def meta_learner(
             def of_task(episode, rng):
                 return objective(adapt, meta_params, episode, rng, inner_state=start)
 
-            values, (metrics, ended) = jax.vmap(of_task)(*tasks)
+            values, (metrics, ended) = map_tasks(of_task, *tasks)
             value = jnp.mean(values)
             return value, ({"objective": value, **_mean(metrics)}, _mean(ended))
 
@@ -171,7 +111,7 @@ def meta_learner(
         return (gradient, metrics, () if serial else ended), (ended if serial else thread)
 
     # State that flows from task to task leaves nothing to run in parallel.
-    mean_gradient = over_tasks(chunk_gradient, task_chunk=1 if serial else task_chunk)
+    mean_gradient = over_tasks(chunk_gradient, task_chunk=1 if serial else task_chunk, mesh=mesh)
 
     def init(params: Params) -> MetaState:
         inner, inner_state = adapt.init(params)
@@ -241,7 +181,3 @@ def _mean(stacked: PyTree) -> PyTree:
     return jax.tree.map(
         lambda x: jnp.mean(x, axis=0) if jnp.issubdtype(x.dtype, jnp.inexact) else x[0], stacked
     )
-
-
-def _at(tree: PyTree, index: int) -> PyTree:
-    return jax.tree.map(lambda x: x[index], tree)

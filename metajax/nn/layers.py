@@ -79,19 +79,22 @@ class BatchNorm(linen.Module):
     epsilon: float = 1e-3
 
     @linen.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, population: Array | None = None) -> Array:
+        """Normalizes `x` by the statistics of `population`, by default its own."""
+        population = x if population is None else population
         axes = tuple(range(x.ndim - 1))
-        values = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean = jnp.mean(values, axes, keepdims=True)
-        centred = values - mean
-        variance = jnp.mean(centred**2, axes, keepdims=True)
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        mean = jnp.mean(population.astype(dtype), axes, keepdims=True)
+        variance = jnp.mean((population.astype(dtype) - mean) ** 2, axes, keepdims=True)
         factor = lax.rsqrt(variance + self.epsilon)
         if self.use_scale:
             factor *= _channels(self, "scale", linen.initializers.ones, x)
-        y = centred * factor
+        shift = -mean * factor
         if self.use_bias:
-            y += _channels(self, "bias", linen.initializers.zeros, x)
-        return y.astype(x.dtype)
+            shift += _channels(self, "bias", linen.initializers.zeros, x)
+        # One multiplication and one addition for each input: a pass over memory less than
+        # subtracting the mean first.
+        return (x.astype(dtype) * factor + shift).astype(x.dtype)
 
 
 def max_pool(x: Array, *, padding: str = "VALID") -> Array:

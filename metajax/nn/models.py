@@ -53,6 +53,8 @@ class MLP(linen.Module):
 class ConvNet(linen.Module):
     """3 x 3 convolutions that halve the image, each with batch norm and ReLU, and a linear head.
 
+    Maximum pooling is between the normalization and the ReLU, with which it commutes.
+
     The convolutions have no bias, as the normalization after them subtracts any. The authors' code
     has one, whose gradient is zero: the function and its training are the same.
 
@@ -62,7 +64,6 @@ class ConvNet(linen.Module):
       depth: number of convolutions.
       pool: what halves the image, `"stride"` 2 or 2 x 2 `"max"` pooling at stride 1.
       pool_padding: `"VALID"` or `"SAME"`, what `max_pool` does with an odd last row or column.
-      pool_first: whether pooling comes before the normalization and not after the ReLU.
       reduce: `"mean"` over the remaining positions before the head, or `"flatten"`.
       use_scale: whether the batch normalization has a gamma beside its beta.
       head_init: initializer of the head's kernel.
@@ -83,7 +84,6 @@ class ConvNet(linen.Module):
     depth: int = 4
     pool: str = "stride"
     pool_padding: str = "VALID"
-    pool_first: bool = False
     reduce: str = "mean"
     use_scale: bool = False
     head_init: Initializer = linen.initializers.xavier_uniform()
@@ -95,13 +95,18 @@ class ConvNet(linen.Module):
         if self.reduce not in ("mean", "flatten"):
             raise ValueError(f'ConvNet: reduce must be "mean" or "flatten", got {self.reduce!r}.')
         strides = (2, 2) if self.pool == "stride" else (1, 1)
-        pool_before = self.pool == "max" and self.pool_first
-        pool_after = self.pool == "max" and not self.pool_first
         for _ in range(self.depth):
             x = Conv(self.features, strides=strides, use_bias=False)(x)
-            x = max_pool(x, padding=self.pool_padding) if pool_before else x
-            x = linen.relu(BatchNorm(use_scale=self.use_scale)(x))
-            x = max_pool(x, padding=self.pool_padding) if pool_after else x
+            normalize = BatchNorm(use_scale=self.use_scale)
+            if self.pool == "stride":
+                x = normalize(x)
+            elif self.use_scale:
+                x = max_pool(normalize(x), padding=self.pool_padding)
+            else:
+                # Without a gamma, which may be negative, normalization keeps the order of its
+                # inputs: the maximum may go first and leave it a quarter of the work.
+                x = normalize(max_pool(x, padding=self.pool_padding), x)
+            x = linen.relu(x)
         x = jnp.mean(x, axis=(1, 2)) if self.reduce == "mean" else x.reshape(x.shape[0], -1)
         return linen.Dense(self.outputs, kernel_init=self.head_init, name="head")(x)
 
@@ -180,7 +185,7 @@ def mini_imagenet_conv(ways: int) -> ConvNet:
 
 
 def mini_imagenet_conv_nichol(ways: int) -> ConvNet:
-    """The same with gamma and beta, pooled before the normalization; 1152 features.
+    """The same with gamma and beta, and odd sizes rounded up when pooled; 1152 features.
 
     References:
       Nichol et al., `On First-Order Meta-Learning Algorithms
@@ -191,7 +196,6 @@ def mini_imagenet_conv_nichol(ways: int) -> ConvNet:
         features=32,
         pool="max",
         pool_padding="SAME",
-        pool_first=True,
         reduce="flatten",
         use_scale=True,
     )
