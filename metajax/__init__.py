@@ -28,6 +28,7 @@ from metajax.evaluate import mse as mse
 from metajax.gradients import MetaGradient as MetaGradient
 from metajax.gradients import first_order as first_order
 from metajax.gradients import implicit as implicit
+from metajax.gradients import mixed_mode as mixed_mode
 from metajax.gradients import second_order as second_order
 from metajax.inner import LearnedOptimizer as LearnedOptimizer
 from metajax.inner import inner_loop as inner_loop

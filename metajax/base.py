@@ -110,12 +110,14 @@ class Adapt(NamedTuple):
         `"serial"`.
       differentiates_steps: whether the parameters of every step carry a meta-gradient, or only
         the final ones (implicit differentiation).
+      forward: whether forward mode crosses adaptation as well.
     """
 
     init: Callable[[Params], tuple[PyTree, PyTree]]
     apply: Callable[..., tuple[Params, AdaptInfo]]
     carry: str | None = None
     differentiates_steps: bool = True
+    forward: bool = True
 
 
 class Objective(Protocol):

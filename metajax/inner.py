@@ -65,8 +65,8 @@ def inner_loop(
       loss: `(params, batch, rng) -> (scalar, metrics)`.
       optimizer: any optax transformation, or a `LearnedOptimizer`.
       num_steps: the number of adaptation steps, static; 0 leaves the parameters as they are.
-      meta_gradient: how gradients cross the loop: `second_order()` (default), `first_order()` or
-        `implicit()`.
+      meta_gradient: how gradients cross the loop: `second_order()` (default), `mixed_mode()`,
+        `first_order()` or `implicit()`.
       proximal: the coefficient of the pull towards the initialization.
       batches: what each step sees of the support: `full_batch()` (default), `cycle(size)`,
         `replacement(size)` or `per_step()`.
@@ -126,18 +126,20 @@ def inner_loop(
         batch_rng, loss_rng = jax.random.split(rng)
         batch_at = batches(support, num_steps, batch_rng)
 
-        def penalized(params, step):
-            batch, step_rng = batch_at(step), jax.random.fold_in(loss_rng, step)
-            value, aux = check_loss(loss(params, batch, step_rng))
+        def penalized(params, initial, batch, rng):
+            value, aux = check_loss(loss(params, batch, rng))
             pull = 0.5 * proximal * _squared_distance(params, initial) if proximal else 0.0
             return value + pull, (value, aux)
 
-        gradient = jax.grad(penalized, has_aux=True)
+        def operands(step):
+            return initial, batch_at(step), jax.random.fold_in(loss_rng, step)
+
+        gradient = meta_gradient.gradient(penalized)
 
         @meta_gradient.step
         def take_step(params, opt_state, step):
-            grads, (value, aux) = gradient(params, step)
-            updates, opt_state = transform.update(meta_gradient.gradient(grads), opt_state, params)
+            grads, (value, aux) = gradient(params, *operands(step))
+            updates, opt_state = transform.update(grads, opt_state, params)
             return optax.apply_updates(params, updates), opt_state, (value, aux)
 
         def body(state, step):
@@ -155,13 +157,23 @@ def inner_loop(
         (params, opt_state), (values, auxes, probed) = jax.lax.scan(
             body, (initial, opt_state), jnp.arange(num_steps), unroll=unroll
         )
-        adapted = meta_gradient.solution(params, lambda p: gradient(p, num_steps - 1)[0])
+
+        def optimality(params):
+            return jax.grad(penalized, has_aux=True)(params, *operands(num_steps - 1))[0]
+
+        adapted = meta_gradient.solution(params, optimality)
         if probe:
             last = probe(adapted, num_steps)
             probed = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), probed, last)
         return adapted, AdaptInfo(values, auxes, probed, opt_state if carry else ())
 
-    return Adapt(init, apply, carry, differentiates_steps=not meta_gradient.implicit)
+    return Adapt(
+        init,
+        apply,
+        carry,
+        differentiates_steps=not meta_gradient.implicit,
+        forward=meta_gradient.forward,
+    )
 
 
 def check_loss(result: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
@@ -200,8 +212,8 @@ def _check_arguments(loss, optimizer, num_steps, meta_gradient, proximal, batche
         )
     if not isinstance(meta_gradient, MetaGradient):
         raise ValueError(
-            "inner_loop: meta_gradient must be second_order(), first_order() or implicit() "
-            f"(mind the parentheses), got {meta_gradient!r}."
+            "inner_loop: meta_gradient must be second_order(), mixed_mode(), first_order() or "
+            f"implicit() (mind the parentheses), got {meta_gradient!r}."
         )
     if proximal < 0:
         raise ValueError(f"inner_loop: proximal must not be negative, got {proximal}.")

@@ -8,7 +8,15 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import metajax
-from tests.helpers import assert_close, distance, meta_gradient, mlp_loss, mlp_params, regression
+from tests.helpers import (
+    assert_close,
+    distance,
+    meta_gradient,
+    mlp,
+    mlp_loss,
+    mlp_params,
+    regression,
+)
 
 OPTIMIZERS = {
     "sgd": optax.sgd(0.1),
@@ -19,6 +27,7 @@ OPTIMIZERS = {
     "clipped": optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1)),
 }
 PLAIN = {"maml": metajax.second_order(), "remat": metajax.second_order(remat=True)}
+EXACT = {**PLAIN, "mixed": metajax.mixed_mode()}
 
 
 def gradient(optimizer, steps=3, objective=metajax.query_loss, loss=mlp_loss, **kwargs):
@@ -47,9 +56,53 @@ def test_second_order_equals_finite_differences(optimizer):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_remat_is_the_same_gradient(optimizer):
-    found = [gradient(OPTIMIZERS[optimizer], meta_gradient=engine) for engine in PLAIN.values()]
-    assert_close(*found, rtol=1e-12)
+@pytest.mark.parametrize("proximal", [0.0, 2.0])
+def test_exact_engines_are_the_same_gradient(optimizer, proximal):
+    plain, *others = [
+        gradient(OPTIMIZERS[optimizer], meta_gradient=engine, proximal=proximal)
+        for engine in EXACT.values()
+    ]
+    for other in others:
+        assert_close(other, plain, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("batches", [metajax.full_batch(), metajax.cycle(4)])
+def test_mixed_mode_is_exact_for_all_that_a_loss_depends_on(batches):
+    # A learned weight in the inner loss, under jit, vmap and scan.
+    def value(weight, engine):
+        def inner_loss(params, batch, rng):
+            x, y = batch
+            penalty = sum(jnp.sum(jnp.sin(weight * p)) for p in jax.tree.leaves(params))
+            return weight**2 * jnp.mean((mlp(params, x) - y) ** 2) + penalty, {"w": weight}
+
+        adapt = metajax.inner_loop(
+            inner_loss, optax.sgd(0.1), 3, meta_gradient=engine, batches=batches
+        )
+        objective = metajax.query_loss(mlp_loss)
+
+        def of_task(support, query):
+            episode = metajax.Episode(support, query)
+            meta_params = metajax.MetaParams(mlp_params())
+            return objective(adapt, meta_params, episode, jax.random.key(0))[0]
+
+        return jnp.mean(jax.vmap(of_task)(*regression(tasks=3)))
+
+    found = [jax.jit(jax.grad(lambda w, e=e: value(w, e)))(0.7) for e in EXACT.values()]
+    np.testing.assert_allclose(found, found[0], rtol=1e-12)
+
+
+def test_mixed_mode_refuses_forward_mode():
+    adapt = metajax.inner_loop(mlp_loss, optax.sgd(0.1), 1, meta_gradient=metajax.mixed_mode())
+    assert not adapt.forward
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(
+            lambda p: adapt.apply(metajax.MetaParams(p), regression().support, jax.random.key(0))[
+                0
+            ],
+            (mlp_params(),),
+            (mlp_params(),),
+        )
 
 
 @pytest.mark.usefixtures("float64")
@@ -165,13 +218,14 @@ def test_memory_does_not_grow_with_the_inner_steps(kwargs):
     assert temporary_bytes(40, **kwargs) - temporary_bytes(5, **kwargs) <= 4 * 35
 
 
-def test_remat_stores_parameters_where_second_order_stores_activations():
+def test_a_step_stores_parameters_where_second_order_stores_activations():
     size = 4 * sum(p.size for p in jax.tree.leaves(mlp_params(0, (2, 32, 32, 1))))
-    plain, remat = (
+    plain, remat, mixed = (
         (temporary_bytes(40, meta_gradient=e) - temporary_bytes(20, meta_gradient=e)) / 20
-        for e in PLAIN.values()
+        for e in EXACT.values()
     )
     assert remat <= 2.5 * size
+    assert mixed <= 1.1 * size
     assert plain > 4 * remat
 
 

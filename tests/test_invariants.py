@@ -28,10 +28,9 @@ def adam_inside(algorithm):
     return lambda loss, outer, **kwargs: algorithm(loss, adam, outer, **kwargs)
 
 
-def multi_step(loss, outer, task_chunk=None):
+def multi_step(loss, outer, **kwargs):
     adapt = metajax.inner_loop(loss, optax.sgd(0.1), 2)
-    objective = metajax.multi_step_query_loss(loss)
-    return metajax.meta_learner(adapt, objective, outer, task_chunk=task_chunk)
+    return metajax.meta_learner(adapt, metajax.multi_step_query_loss(loss), outer, **kwargs)
 
 
 def is_last(path):
@@ -44,6 +43,7 @@ ALGORITHMS = {
     "maml_remat": build(
         sgd_inside(metajax.maml), num_steps=2, meta_gradient=metajax.second_order(remat=True)
     ),
+    "maml_mixed": build(adam_inside(metajax.maml), num_steps=2, meta_gradient=metajax.mixed_mode()),
     "multi_step": multi_step,
     "fomaml": build(sgd_inside(metajax.fomaml), num_steps=2),
     "reptile": build(adam_inside(metajax.reptile), num_steps=2),

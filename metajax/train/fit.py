@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from metajax.base import Key, MetaLearner, MetaState, Metrics, Params
 from metajax.tasks import TaskDistribution, meta_batch
@@ -77,6 +78,7 @@ def fit(
     steps_per_call: int = 100,
     validate_every: int | None = None,
     checkpoint_every: int | None = None,
+    mesh: Mesh | None = None,
     show_progress: bool = True,
 ) -> FitResult:
     """Trains a meta-learner.
@@ -100,6 +102,7 @@ def fit(
       validate_every: meta-steps between validations, a multiple of `steps_per_call`; by default
         ten calls.
       checkpoint_every: likewise for checkpoints.
+      mesh: the devices of the learner, if it was built with some: state and data are put on all.
       show_progress: a progress bar, or plain lines where there is no terminal.
 
     Returns:
@@ -157,6 +160,14 @@ def fit(
         writer = MetricWriter(workdir, int(checkpoint.state.step))
     state, best, record = checkpoint
     best = jax.tree.map(jnp.copy, best)
+    if mesh is not None:
+        state, best, tasks = jax.device_put(
+            (state, best, tasks), NamedSharding(mesh, PartitionSpec())
+        )
+        if validation is not None:
+            validation = validation._replace(
+                tasks=jax.device_put(validation.tasks, NamedSharding(mesh, PartitionSpec()))
+            )
     step, start = int(state.step), time.monotonic() - record["seconds"]
     if validation is not None:
         measure = jax.jit(validation.measure)
