@@ -15,6 +15,8 @@ import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+MINI_IMAGENET_FILES = ("train.csv", "mini-imagenet-cache-train.pkl")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def private_caches(tmp_path_factory):
@@ -37,6 +39,16 @@ def omniglot_data_dir() -> str:
         if candidate and (Path(candidate) / "omniglot" / "3.0.0").is_dir():
             return str(candidate)
     pytest.skip("no prepared Omniglot: set TFDS_DATA_DIR")
+
+
+@pytest.fixture(scope="session")
+def mini_imagenet_data_dir() -> str:
+    """The folder of Mini-ImageNet; tests on real images are skipped without one."""
+    beside = Path(__file__).parents[2] / "shared" / "data" / "miniimagenet"
+    for candidate in (os.environ.get("MINI_IMAGENET_DIR"), beside):
+        if candidate and any((Path(candidate) / name).is_file() for name in MINI_IMAGENET_FILES):
+            return str(candidate)
+    pytest.skip("no Mini-ImageNet: set MINI_IMAGENET_DIR")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Distributions of tasks: what meta-learners learn from."""
 
+from metajax.tasks import mini_imagenet as mini_imagenet
 from metajax.tasks import omniglot as omniglot
 from metajax.tasks.base import TaskDistribution as TaskDistribution
 from metajax.tasks.base import meta_batch as meta_batch

@@ -1,0 +1,388 @@
+"""Mini-ImageNet: a small copy in every form, every way it can fail, and the real images."""
+
+import collections
+import csv
+import doctest
+import hashlib
+import io
+import logging
+import os
+import pickle
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metajax.tasks import FewShot, mini_imagenet
+
+Image = pytest.importorskip("PIL.Image")
+
+SHORT = {"train": "train", "validation": "val", "test": "test"}
+SPEC = mini_imagenet._Spec(
+    {"train": ("n01", "n02", "n03"), "validation": ("n04", "n05"), "test": ("n06",)}, 4, 6
+)
+
+
+def pixels():
+    """The images of each split `[classes, examples, size, size, 3]`."""
+    generator = np.random.default_rng(0)
+    return {
+        split: generator.integers(0, 256, (len(names), 4, 6, 6, 3), np.uint8)
+        for split, names in SPEC.classes.items()
+    }
+
+
+def encode(array):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "png")  # without loss; told by its content, not its name
+    return file.getvalue()
+
+
+class Source:
+    """A small Mini-ImageNet as tables and images, in memory until it is written."""
+
+    def __init__(self):
+        self.rows, self.files = {}, {}
+        for split, images in pixels().items():
+            self.rows[split] = [
+                (f"{name}{column}.jpg", name) for column in range(4) for name in SPEC.classes[split]
+            ]
+            for name, examples in zip(SPEC.classes[split], images, strict=True):
+                for column, example in enumerate(examples):
+                    self.files[f"{name}{column}.jpg"] = encode(example)
+
+    def write(self, root, form="folder"):
+        root.mkdir(parents=True, exist_ok=True)
+        for split, rows in self.rows.items():
+            with (root / f"{SHORT[split]}.csv").open("w", newline="") as file:
+                csv.writer(file).writerows([("filename", "label"), *rows])
+        (root / "images").mkdir()
+        for i, (name, contents) in enumerate(self.files.items()):
+            if form == "folder" or (form == "both" and i % 3 == 0):
+                (root / "images" / name).write_bytes(contents)
+            else:
+                with zipfile.ZipFile(root / f"images-{i % 2}.zip", "a") as archive:
+                    archive.writestr(f"images/{name}", contents)
+        return root
+
+
+def write_pickles(root, change=lambda contents: contents, protocol=2):
+    root.mkdir(parents=True, exist_ok=True)
+    for split, images in pixels().items():
+        names = SPEC.classes[split]
+        # The images of the classes take turns, so that only the indices tell them apart.
+        contents = {
+            "image_data": images.swapaxes(0, 1).reshape(-1, 6, 6, 3),
+            "class_dict": {
+                name: [row + len(names) * column for column in range(4)]
+                for row, name in enumerate(names)
+            },
+        }
+        path = root / f"mini-imagenet-cache-{SHORT[split]}.pkl"
+        path.write_bytes(pickle.dumps(change(contents), protocol))
+    return root
+
+
+def load(root, cache):
+    return mini_imagenet._load(SPEC, root, cache)
+
+
+def assert_right(data):
+    for split, images in pixels().items():
+        found = getattr(data, split)
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, images)
+        assert getattr(data, f"{split}_names") == SPEC.classes[split]
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "data"
+
+
+# --- Tables and images -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["folder", "zips", "both"])
+def test_tables_and_images(form, root, cache):
+    assert_right(load(Source().write(root, form), cache))
+
+
+def test_converted_once_and_mapped(root, cache):
+    load(Source().write(root), cache)
+    for path in root.glob("*.csv"):
+        path.unlink()
+    data = load(root, cache)
+    assert_right(data)
+    assert isinstance(data.train, np.memmap)
+    assert FewShot(data.train, ways=3, shots=1, queries=1).images.shape == (3, 4, 6, 6, 3)
+
+
+def test_the_directory_of_the_environment(root, cache, monkeypatch):
+    Source().write(root)
+    monkeypatch.setenv("MINI_IMAGENET_DIR", str(root))
+    assert_right(load(None, cache))
+
+
+def test_other_sizes_and_modes_are_converted(root, cache):
+    source = Source()
+    large = np.random.default_rng(1).integers(0, 256, (9, 12, 3), np.uint8)
+    grey = np.full((6, 6), 7, np.uint8)
+    source.files |= {"n010.jpg": encode(large), "n042.jpg": encode(grey)}
+    data = load(source.write(root), cache)
+    resized = Image.fromarray(large).resize((6, 6), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(data.train[0, 0], np.asarray(resized))
+    assert (data.validation[0, 2] == 7).all()
+
+
+def test_nothing_there_is_explained(root, cache):
+    message = f"no Mini-ImageNet in {root}: .*MINI_IMAGENET_DIR.*train.csv.*cache-train.pkl"
+    with pytest.raises(FileNotFoundError, match=message):
+        load(root, cache)
+
+
+def test_a_missing_table_is_named(root, cache):
+    Source().write(root)
+    (root / "val.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=f"Mini-ImageNet in {root} lacks val.csv"):
+        load(root, cache)
+
+
+def test_missing_images_are_counted_and_the_first_named(root, cache):
+    source = Source()
+    for name in ("n010", "n022", "n030", "n041", "n042", "n063"):
+        del source.files[f"{name}.jpg"]
+    message = (
+        r"lack 6 images \(n010.jpg, n022.jpg, n030.jpg, n041.jpg, n042.jpg, \.\.\.\) of the 24"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        load(source.write(root), cache)
+    assert [path.name for path in cache.iterdir()] == ["lock"]
+
+
+def test_damaged_images_are_all_named(root, cache):
+    source = Source()
+    source.files["n010.jpg"] = source.files["n010.jpg"][:60]
+    source.files["n061.jpg"] = b"no image"
+    with pytest.raises(ValueError, match=r"2 images \(n010.jpg \(.*n061.jpg \(.*cannot be read"):
+        load(source.write(root), cache)
+    assert [path.name for path in cache.iterdir()] == ["lock"]
+
+
+def test_damage_within_a_zip_is_named(root, cache):
+    Source().write(root, "zips")
+    path = root / "images-0.zip"
+    contents = bytearray(path.read_bytes())
+    contents[contents.index(b"IDAT") + 20] ^= 1
+    path.write_bytes(contents)
+    with pytest.raises(ValueError, match=r"1 image \(n010.jpg \(Bad CRC-32.*cannot be read"):
+        load(root, cache)
+
+
+def test_a_damaged_zip_is_named(root, cache):
+    Source().write(root, "zips")
+    path = root / "images-0.zip"
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(ValueError, match=r"images-0.zip cannot be read"):
+        load(root, cache)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda rows: rows[:-1],
+            r"train.csv is not the train split .* 3 classes with 4 images each: it has not "
+            r"4 images of 1 class \(n03\)",
+        ),
+        (
+            lambda rows: [(file, label.replace("n02", "n77")) for file, label in rows],
+            r"misses 1 class \(n02\) and holds the unknown 1 class \(n77\)",
+        ),
+        (
+            lambda rows: [(file.replace("n011", "n010"), label) for file, label in rows],
+            r"name 1 image \(n010.jpg\) twice",
+        ),
+    ],
+)
+def test_tables_of_another_split_are_refused(change, message, root, cache):
+    source = Source()
+    source.rows["train"] = change(source.rows["train"])
+    with pytest.raises(ValueError, match=message):
+        load(source.write(root), cache)
+
+
+def test_a_table_without_its_columns_is_refused(root, cache):
+    Source().write(root)
+    (root / "test.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"test.csv is no table with the columns filename and lab"):
+        load(root, cache)
+
+
+def test_pillow_not_installed(root, cache, monkeypatch):
+    Source().write(root)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match=r'needs Pillow and tqdm .*pip install "metajax\[data\]"'):
+        load(root, cache)
+
+
+# --- Pickles -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_pickles(protocol, root, cache):
+    assert_right(load(write_pickles(root, protocol=protocol), cache))
+
+
+def test_pickles_with_arrays_of_indices_and_ordered(root, cache):
+    def change(contents):
+        rows = {name: np.array(rows) for name, rows in contents["class_dict"].items()}
+        return {**contents, "class_dict": collections.OrderedDict(rows)}
+
+    assert_right(load(write_pickles(root, change), cache))
+
+
+def test_pickles_of_python_2(root, cache):
+    """As Python 2 wrote them: byte strings for text, and NumPy by the name it had then."""
+
+    def rewrite(path):
+        # Protocol 2 of Python 3 differs in two ways: text as BINUNICODE, bytes through _codecs.
+        contents = pickle.loads(path.read_bytes())
+        images = contents["image_data"]
+        parts = [b"\x80\x02}("]
+        parts += [b"U\x0aimage_data", b"cnumpy.core.multiarray\n_reconstruct\n"]
+        parts += [b"cnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01("]
+        parts += [b"M" + size.to_bytes(2, "little") for size in images.shape]
+        parts += [b"tcnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNN"]
+        parts += [b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"]
+        raw = images.tobytes()
+        parts += [b"T" + len(raw).to_bytes(4, "little") + raw + b"tb"]
+        parts += [b"U\x0aclass_dict}("]
+        for name, rows in contents["class_dict"].items():
+            parts += [b"U" + bytes([len(name)]) + name.encode() + b"]("]
+            parts += [b"K" + bytes([row]) for row in rows] + [b"e"]
+        path.write_bytes(b"".join([*parts, b"uu."]))
+
+    write_pickles(root)
+    for path in root.glob("*.pkl"):
+        rewrite(path)
+    assert_right(load(root, cache))
+
+
+class Code:
+    ran = False
+
+    def __reduce__(self):
+        return setattr, (Code, "ran", True)
+
+
+def test_pickles_run_no_code(root, cache):
+    write_pickles(root, lambda contents: {**contents, "more": Code()})
+    with pytest.raises(ValueError, match=r"asks for .*setattr, which is not plain data"):
+        load(root, cache)
+    assert not Code.ran
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("numpy", "load"), ("numpy.testing", "measure"), ("numpyx", "ndarray"), ("os", "system")],
+)
+def test_the_unpickler_admits_only_what_arrays_are_made_of(module, name):
+    unpickler = mini_imagenet._NumPyUnpickler(io.BytesIO())
+    with pytest.raises(pickle.UnpicklingError, match=f"{module}.{name}"):
+        unpickler.find_class(module, name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["image_data"], "cannot be read as a pickle of image_data and class_dict"),
+        (lambda c: {**c, "image_data": [1]}, "image_data is no array"),
+        (lambda c: {**c, "class_dict": {"n01": "rows"}}, "class n01 is no list of indices"),
+        (lambda c: {**c, "image_data": c["image_data"] / 255}, "type float64 and shape"),
+        (lambda c: {**c, "image_data": c["image_data"][:, :5]}, r"shape \(5, 6, 3\), not uint8"),
+        (lambda c: {**c, "image_data": c["image_data"][:-1]}, "beyond the 11 there"),
+        (lambda c: {**c, "class_dict": dict(c["class_dict"], n01=[1, 3, 6, 9])}, "image twice"),
+        (lambda c: {**c, "class_dict": dict(c["class_dict"], n01=[0, 3, 6])}, r"4 images .*n01"),
+    ],
+)
+def test_pickles_of_something_else_are_refused(change, message, root, cache):
+    with pytest.raises(ValueError, match=f"mini-imagenet-cache-train.pkl.*{message}"):
+        load(write_pickles(root, change), cache)
+
+
+def test_a_truncated_pickle_is_refused(root, cache):
+    path = write_pickles(root) / "mini-imagenet-cache-test.pkl"
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(ValueError, match=f"{path} cannot be read"):
+        load(root, cache)
+
+
+# --- The real data -----------------------------------------------------------------------------
+
+
+def test_the_class_lists_are_the_published_ones():
+    words = mini_imagenet._words()
+    digests = {
+        split: hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+        for split, names in words.items()
+    }
+    assert {split: len(names) for split, names in words.items()} == {
+        "train": 64,
+        "validation": 16,
+        "test": 20,
+    }
+    assert digests == {
+        "train": "0f107a65ea80bf1e",
+        "validation": "489f8af43b256009",
+        "test": "0db5287e659efd33",
+    }
+    assert mini_imagenet.words("n02099601") == "golden retriever"
+
+
+@pytest.fixture(scope="session")
+def real_home(mini_imagenet_data_dir, tmp_path_factory):
+    home = tmp_path_factory.mktemp("mini_imagenet")
+    mini_imagenet.load(mini_imagenet_data_dir, cache_dir=home / "metajax" / "mini_imagenet")
+    return home
+
+
+def test_real_images_are_those_of_the_files(mini_imagenet_data_dir, real_home, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(real_home))
+    data = mini_imagenet.load("nowhere")
+    assert data.train.shape == (64, 600, 84, 84, 3)
+    assert data.validation.shape == (16, 600, 84, 84, 3)
+    assert data.test.shape == (20, 600, 84, 84, 3)
+    sources = mini_imagenet._find_images(Path(mini_imagenet_data_dir))
+    for split, short in SHORT.items():
+        with open(f"{mini_imagenet_data_dir}/{short}.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        for i in np.linspace(0, len(rows) - 1, 20, dtype=int).tolist():
+            name = rows[i]["label"]
+            row = getattr(data, f"{split}_names").index(name)
+            column = [r["filename"] for r in rows if r["label"] == name].index(rows[i]["filename"])
+            image = Image.open(io.BytesIO(sources[rows[i]["filename"]]()))
+            np.testing.assert_array_equal(getattr(data, split)[row, column], np.asarray(image))
+
+
+def test_the_example_of_the_docstring(real_home, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(real_home))
+    (example,) = (
+        test
+        for test in doctest.DocTestFinder(recurse=False).find(
+            mini_imagenet.load, "load", mini_imagenet
+        )
+        if test.examples
+    )
+    for line in example.examples:
+        line.options.clear()  # skipped elsewhere, where there may be no data
+    with caplog.at_level(logging.INFO):
+        assert doctest.DocTestRunner().run(example) == (0, len(example.examples))
+    assert not caplog.records  # nothing was converted
