@@ -2,7 +2,10 @@
 
 from metajax.tasks import mini_imagenet as mini_imagenet
 from metajax.tasks import omniglot as omniglot
+from metajax.tasks.base import StreamedTasks as StreamedTasks
 from metajax.tasks.base import TaskDistribution as TaskDistribution
 from metajax.tasks.base import meta_batch as meta_batch
 from metajax.tasks.few_shot import FewShot as FewShot
 from metajax.tasks.sinusoid import Sinusoid as Sinusoid
+from metajax.tasks.streamed import StreamedFewShot as StreamedFewShot
+from metajax.tasks.streamed import place as place

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
-from metajax.base import Episode, Key
+from metajax.base import Episode, Key, PyTree
 
 
 class TaskDistribution(Protocol):
@@ -18,6 +18,31 @@ class TaskDistribution(Protocol):
 
     def sample(self, rng: Key, /) -> Episode:
         """Draws one task and its support and query; pure, so it runs inside `jit` and `vmap`."""
+        ...
+
+
+@runtime_checkable
+class StreamedTasks(TaskDistribution, Protocol):
+    """Tasks whose data stay on the host, where `train.fit` reads them ahead.
+
+    `sample(rng)` equals `episode(fetch(draw(rng)))`.
+    """
+
+    @property
+    def task_bytes(self) -> int:
+        """The size of one fetched task."""
+        ...
+
+    def draw(self, rng: Key, /) -> PyTree:
+        """Draws what makes up a task; pure."""
+        ...
+
+    def fetch(self, draw: Any, /) -> PyTree:
+        """Reads it on the host, in a thread of its own; draws may have any leading axes."""
+        ...
+
+    def episode(self, fetched: Any, /) -> Episode:
+        """Makes an episode of it; pure."""
         ...
 
 

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from metajax.base import Array, Episode, Key
+
+
+class Draw(NamedTuple):
+    """Which images make up a task.
+
+    Attributes:
+      classes: int32 `[ways]`.
+      examples: int32 `[ways, shots + queries]`, the support first.
+      quarter_turns: int32 `[ways]`, how often each class would be turned by 90 degrees.
+    """
+
+    classes: Array
+    examples: Array
+    quarter_turns: Array
 
 
 @functools.partial(
@@ -110,20 +125,41 @@ class FewShot:
           [0, 1] and y int32 `[ways * shots]` in the support, `ways * queries` of both in the
           query. The images are grouped by class, labels ascending.
         """
+        draw = self.draw(rng)
+        return self.episode(self.images[draw.classes[:, None], draw.examples], draw.quarter_turns)
+
+    def draw(self, rng: Key) -> Draw:
+        """Draws which images make up a task; reads none of them.
+
+        Args:
+          rng: a key.
+        """
         class_rng, example_rng, rotation_rng = jax.random.split(rng, 3)
         num_classes, num_examples = self.images.shape[:2]
-        classes = _distinct(class_rng, (num_classes,), self.ways)
-        examples = _distinct(example_rng, (self.ways, num_examples), self.shots + self.queries)
-        quarter_turns = jax.random.randint(rotation_rng, (self.ways,), 0, 4)
+        return Draw(
+            _distinct(class_rng, (num_classes,), self.ways),
+            _distinct(example_rng, (self.ways, num_examples), self.shots + self.queries),
+            jax.random.randint(rotation_rng, (self.ways,), 0, 4),
+        )
 
-        def gather(examples: Array) -> tuple[Array, Array]:
-            images = self.images[classes[:, None], examples]
-            if self.rotate:
-                images = jax.vmap(_rotate)(images, quarter_turns)
+    def episode(self, images: Any, quarter_turns: Any) -> Episode:
+        """Turns, scales and labels the images of a task.
+
+        Args:
+          images: uint8 `[ways, shots + queries, height, width, channels]`.
+          quarter_turns: int32 `[ways]`; of no effect without `rotate`.
+
+        Returns:
+          What `sample` returns.
+        """
+        if self.rotate:
+            images = jax.vmap(_rotate)(images, quarter_turns)
+
+        def batch(images: Array) -> tuple[Array, Array]:
             x = images.reshape(-1, *images.shape[2:]).astype(jnp.float32) / 255
-            return x, jnp.repeat(jnp.arange(self.ways, dtype=jnp.int32), examples.shape[1])
+            return x, jnp.repeat(jnp.arange(self.ways, dtype=jnp.int32), images.shape[1])
 
-        return Episode(gather(examples[:, : self.shots]), gather(examples[:, self.shots :]))
+        return Episode(batch(images[:, : self.shots]), batch(images[:, self.shots :]))
 
 
 def _distinct(rng: Key, shape: tuple[int, ...], num: int) -> Array:

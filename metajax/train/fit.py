@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +14,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from metajax.base import Key, MetaLearner, MetaState, Metrics, Params
-from metajax.tasks import TaskDistribution, meta_batch
+from metajax.tasks import StreamedTasks, TaskDistribution, meta_batch
 from metajax.train.checkpoints import Checkpoint, Checkpoints
 from metajax.train.progress import Progress
 from metajax.train.signals import StopRequest
+from metajax.train.stream import Stream
 from metajax.train.workdir import claim
 from metajax.train.writers import MetricWriter, flatten
 
@@ -85,7 +86,8 @@ def fit(
 
     Sampling, adaptation and the outer update of `steps_per_call` meta-steps run in one compiled
     scan on the device. All randomness of meta-step `t` is `fold_in(key, t)`, so a run that was
-    killed continues from its last checkpoint bit for bit as if it had not been.
+    killed continues from its last checkpoint bit for bit as if it had not been. Tasks whose data
+    stay on the host (`StreamedTasks`) are drawn from the same keys, and read ahead in a thread.
 
     Args:
       learner: from `metajax.maml` and the like, or `metajax.meta_learner`.
@@ -139,14 +141,20 @@ def fit(
 
     train_key, validation_key = jax.random.split(key)
 
-    @functools.partial(jax.jit, static_argnames="length", donate_argnames="state")
-    def run(state: MetaState, tasks: TaskDistribution, *, length: int):
-        def body(state, _):
-            step_key = jax.random.fold_in(train_key, state.step)
-            task_rng, update_rng = jax.random.split(step_key)
-            return learner.update(state, meta_batch(tasks, meta_batch_size, task_rng), update_rng)
+    def rngs(step):
+        return jax.random.split(jax.random.fold_in(train_key, step))
 
-        return jax.lax.scan(body, state, length=length)
+    @functools.partial(jax.jit, static_argnames="length", donate_argnames="state")
+    def run(state: MetaState, tasks: TaskDistribution, block: Any = None, *, length: int):
+        def body(state, fetched):
+            task_rng, update_rng = rngs(state.step)
+            if isinstance(tasks, StreamedTasks):
+                episodes = jax.vmap(tasks.episode)(fetched)
+            else:
+                episodes = meta_batch(tasks, meta_batch_size, task_rng)
+            return learner.update(state, episodes, update_rng)
+
+        return jax.lax.scan(body, state, block, length=length)
 
     # The state is donated to every call: start from copies of what the caller keeps.
     state = jax.tree.map(jnp.copy, learner.init(params))
@@ -173,15 +181,24 @@ def fit(
         measure = jax.jit(validation.measure)
     progress = Progress(num_meta_steps, step, meta_batch_size, show=show_progress)
 
+    stream = None
+    if isinstance(tasks, StreamedTasks):
+        calls = _calls(step, num_meta_steps, steps_per_call)
+        stream = Stream(tasks, meta_batch_size, lambda step: rngs(step)[0], calls)
+
     def save() -> None:
         if checkpoints is not None:
             checkpoints.save(Checkpoint(state, best, record))
 
     try:
         with StopRequest() as stop:
-            while step < num_meta_steps and not stop.received:
-                first, length = step, min(num_meta_steps, _next(step, steps_per_call)) - step
-                state, stacked = run(state, tasks, length=length)
+            for first, length in _calls(step, num_meta_steps, steps_per_call):
+                if stop.received:
+                    break
+                if stream is None:
+                    state, stacked = run(state, tasks, length=length)
+                else:
+                    state, stacked = stream.advance(run, state, length)
                 stacked = jax.device_get(stacked)
                 _check_finite(stacked, first)
                 step = first + length
@@ -210,6 +227,8 @@ def fit(
                     save()
     finally:
         progress.close()
+        if stream is not None:
+            stream.close()
         if writer is not None:
             writer.close()
         if checkpoints is not None:
@@ -249,9 +268,15 @@ def load(workdir: str | Path, learner: MetaLearner, params: Params) -> Checkpoin
     return checkpoint
 
 
-def _next(step: int, interval: int) -> int:
-    """The first multiple of `interval` after `step`: a resumed run has the same boundaries."""
-    return (step // interval + 1) * interval
+def _calls(step: int, total: int, interval: int) -> Iterator[tuple[int, int]]:
+    """First steps and lengths of the calls to come, which end at the multiples of `interval`.
+
+    So a resumed run has the same boundaries.
+    """
+    while step < total:
+        end = min(total, (step // interval + 1) * interval)
+        yield step, end - step
+        step = end
 
 
 def _better(validation: Validation, new: dict[str, Any], old: dict[str, Any]) -> bool:

@@ -1,0 +1,144 @@
+"""N-way K-shot classification where the images do not fit on the device."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from metajax.base import Array, Episode, Key
+from metajax.tasks.few_shot import Draw, FewShot
+
+
+class Fetched(NamedTuple):
+    """The images of a task on their way to the device.
+
+    Attributes:
+      images: uint8 `[ways, shots + queries, height, width, channels]`, the support first.
+      quarter_turns: int32 `[ways]`.
+    """
+
+    images: Array | np.ndarray
+    quarter_turns: Array | np.ndarray
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, eq=False)
+class StreamedFewShot:
+    """The tasks of `FewShot`, bit for bit, from images that stay on the host.
+
+    Only the images of the tasks go to the device, as uint8. `train.fit` reads those of the next
+    meta-batches in the background while the device works. Elsewhere `sample` asks the host from
+    within the compiled program, which is simple and waits.
+
+    Attributes:
+      images: uint8 `[classes, examples, height, width, channels]`; any array of NumPy, so also one
+        that is mapped from a file.
+      ways, shots, queries, rotate: as in `FewShot`.
+
+    Raises:
+      ValueError: as `FewShot`.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> images = np.random.default_rng(0).integers(0, 256, (9, 20, 28, 28, 1), np.uint8)
+      >>> settings = dict(ways=5, shots=1, queries=15, rotate=True)
+      >>> key = jax.random.key(0)
+      >>> one, other = (jax.jit(tasks.sample)(key).query[0]
+      ...               for tasks in (FewShot(images, **settings),
+      ...                             StreamedFewShot(images, **settings)))
+      >>> bool((one == other).all())
+      True
+    """
+
+    images: np.ndarray
+    _: dataclasses.KW_ONLY
+    ways: int
+    shots: int
+    queries: int
+    rotate: bool = False
+
+    def __post_init__(self) -> None:
+        _ = self._tasks  # which checks the settings
+
+    @property
+    def _tasks(self) -> FewShot:
+        layout = jax.ShapeDtypeStruct(self.images.shape, self.images.dtype)
+        settings = {"ways": self.ways, "shots": self.shots, "queries": self.queries}
+        return FewShot(layout, **settings, rotate=self.rotate)  # type: ignore[arg-type]
+
+    @property
+    def task_bytes(self) -> int:
+        """The size of one fetched task."""
+        return self.ways * (self.shots + self.queries) * int(np.prod(self.images.shape[2:]))
+
+    def draw(self, rng: Key) -> Draw:
+        """Draws which images make up a task; see `FewShot.draw`."""
+        return self._tasks.draw(rng)
+
+    def fetch(self, draw: Draw) -> Fetched:
+        """Reads the images of tasks, on the host.
+
+        Args:
+          draw: from `draw`, or many of them with leading axes.
+        """
+        classes, examples, quarter_turns = map(np.asarray, draw)
+        return Fetched(self.images[classes[..., None], examples], quarter_turns)
+
+    def episode(self, fetched: Fetched) -> Episode:
+        """Turns, scales and labels the images of one task, on the device."""
+        return self._tasks.episode(*fetched)
+
+    def sample(self, rng: Key) -> Episode:
+        """Draws one task; pure, and inside `jit` a callback to the host."""
+        draw = self.draw(rng)
+        shape = (self.ways, self.shots + self.queries, *self.images.shape[2:])
+        layout = jax.ShapeDtypeStruct(shape, np.uint8)
+        images = jax.pure_callback(
+            lambda *draw: self.fetch(Draw(*draw)).images, layout, *draw, vmap_method="broadcast_all"
+        )
+        return self.episode(Fetched(images, draw.quarter_turns))
+
+
+def place(
+    images: np.ndarray,
+    *,
+    ways: int,
+    shots: int,
+    queries: int,
+    rotate: bool = False,
+    device_bytes: int | None = None,
+) -> FewShot | StreamedFewShot:
+    """Puts the images on the device where they fit, and streams them where they do not.
+
+    The episodes are the same either way.
+
+    Args:
+      images, ways, shots, queries, rotate: as in `FewShot`.
+      device_bytes: how much of the device the images may take up; by default half of its memory.
+
+    Raises:
+      ValueError: as `FewShot`.
+
+    Example:
+      >>> import numpy as np
+      >>> images = np.zeros((64, 20, 28, 28, 1), np.uint8)
+      >>> type(place(images, ways=5, shots=1, queries=15)).__name__
+      'FewShot'
+      >>> type(place(images, ways=5, shots=1, queries=15, device_bytes=10**6)).__name__
+      'StreamedFewShot'
+    """
+    if device_bytes is None:
+        device_bytes = _device_memory() // 2
+    kind = FewShot if images.nbytes <= device_bytes else StreamedFewShot
+    return kind(images, ways=ways, shots=shots, queries=queries, rotate=rotate)
+
+
+def _device_memory() -> int:
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # a CPU shares the host's

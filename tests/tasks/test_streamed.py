@@ -1,0 +1,197 @@
+"""Tasks from images on the host equal those on the device bit for bit, wherever they are drawn."""
+
+import functools
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metajax
+from metajax import train
+from metajax.tasks import FewShot, StreamedFewShot, StreamedTasks, meta_batch, place
+from metajax.train import stream
+
+SETTINGS = {"ways": 3, "shots": 1, "queries": 2, "rotate": True}
+# What fit reads for a meta-batch of 2 of these: 2 * 3 * 3 * 5 * 5 bytes.
+STEP_BYTES = 450
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (7, 6, 5, 5, 1), np.uint8)
+
+
+@pytest.fixture
+def mapped(images, tmp_path):
+    np.save(tmp_path / "images.npy", images)
+    return np.load(tmp_path / "images.npy", mmap_mode="r")
+
+
+def assert_equal(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+def test_episodes_are_those_of_the_device(images, mapped, rotate):
+    settings = {**SETTINGS, "rotate": rotate}
+    resident, streamed = FewShot(images, **settings), StreamedFewShot(mapped, **settings)
+    draw = jax.jit(jax.vmap(streamed.draw))
+    finish = jax.jit(jax.vmap(streamed.episode))
+    keys = jax.random.split(jax.random.key(0), 50)
+    fetched = streamed.fetch(draw(keys))
+    assert fetched.images.dtype == np.uint8
+    assert sum(x.nbytes for x in jax.tree.leaves(fetched.images)) == 50 * streamed.task_bytes
+    assert_equal(finish(fetched), jax.jit(jax.vmap(resident.sample))(keys))
+
+
+def test_sampling_by_callback_is_the_same_under_jit_and_vmap(images, mapped):
+    resident, streamed = FewShot(images, **SETTINGS), StreamedFewShot(mapped, **SETTINGS)
+    key = jax.random.key(1)
+    sample = jax.jit(lambda tasks, key: tasks.sample(key))
+    assert_equal(sample(streamed, key), sample(resident, key))
+    batch = jax.jit(meta_batch, static_argnums=1)
+    assert_equal(batch(streamed, 8, key), batch(resident, 8, key))
+    assert_equal(streamed.sample(key).query[1], sample(resident, key).query[1])
+
+
+def test_a_static_pytree_that_fit_recognises(mapped, images):
+    streamed = StreamedFewShot(mapped, **SETTINGS)
+    assert not jax.tree.leaves(streamed)
+    assert isinstance(streamed, StreamedTasks)
+    assert not isinstance(FewShot(images, **SETTINGS), StreamedTasks)
+
+
+def test_bad_arguments_are_refused_as_by_few_shot(images):
+    with pytest.raises(ValueError, match="ways=9 different classes cannot be drawn from 7"):
+        StreamedFewShot(images, **{**SETTINGS, "ways": 9})
+    with pytest.raises(ValueError, match="must be uint8"):
+        StreamedFewShot(images / 255, **SETTINGS)
+
+
+def test_placed_on_the_device_where_they_fit(images):
+    assert isinstance(place(images, **SETTINGS), FewShot)
+    assert isinstance(place(images, **SETTINGS, device_bytes=images.nbytes), FewShot)
+    assert isinstance(place(images, **SETTINGS, device_bytes=images.nbytes - 1), StreamedFewShot)
+
+
+# --- In training -------------------------------------------------------------------------------
+
+
+def apply(params, x):
+    hidden = jnp.tanh(x.reshape(len(x), -1) @ params["w"] + params["b"][None])
+    return hidden @ params["head"]
+
+
+def loss(params, batch, rng):
+    x, labels = batch
+    return optax.softmax_cross_entropy_with_integer_labels(apply(params, x), labels).mean(), {}
+
+
+def fit(tasks, **changes):
+    generator = np.random.default_rng(0)
+    params = {
+        "w": jnp.asarray(generator.normal(size=(25, 8)), jnp.float32),
+        "b": jnp.zeros(8),
+        "head": jnp.asarray(generator.normal(size=(8, 3)), jnp.float32),
+    }
+    settings = {
+        "key": jax.random.key(1),
+        "num_meta_steps": 26,
+        "meta_batch_size": 2,
+        "steps_per_call": 12,
+        "checkpoint_every": 12,
+        "show_progress": False,
+    }
+    learner = metajax.maml(loss, optax.sgd(0.1), optax.adam(1e-2), num_steps=2)
+    return train.fit(learner, params, tasks, **{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def resident(images):
+    return fit(FewShot(images, **SETTINGS))
+
+
+# Calls of 12, 12 and 2 meta-steps in blocks of that many, of 4 and 2, or of single steps.
+@pytest.mark.parametrize("block_steps", [100, 5, 1])
+def test_training_is_the_same_bit_for_bit(block_steps, mapped, resident, monkeypatch):
+    monkeypatch.setattr(stream, "BLOCK_BYTES", block_steps * STEP_BYTES)
+    fetched = []
+    original = StreamedFewShot.fetch
+
+    def fetch(self, draw):
+        fetched.append((len(draw.classes), threading.current_thread().name))
+        return original(self, draw)
+
+    monkeypatch.setattr(StreamedFewShot, "fetch", fetch)
+    result = fit(StreamedFewShot(mapped, **SETTINGS))
+    assert_equal(result.state, resident.state)
+    lengths, threads = zip(*fetched, strict=True)
+    assert lengths == {100: (12, 12, 2), 5: (4,) * 6 + (2,), 1: (1,) * 26}[block_steps]
+    assert all(name.startswith("metajax-stream") for name in threads)
+
+
+def test_metrics_are_written_alike(mapped, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 5 * STEP_BYTES)
+    fit(FewShot(images, **SETTINGS), workdir=tmp_path / "resident")
+    fit(StreamedFewShot(mapped, **SETTINGS), workdir=tmp_path / "streamed")
+    one, other = (train.read_metrics(tmp_path / name) for name in ("resident", "streamed"))
+    assert [{**line, "seconds": 0} for line in one] == [{**line, "seconds": 0} for line in other]
+
+
+def test_a_stopped_run_continues_with_the_same_tasks(mapped, resident, tmp_path):
+    tasks = StreamedFewShot(mapped, **SETTINGS)
+    first = fit(tasks, workdir=tmp_path, num_meta_steps=12)
+    assert int(first.state.step) == 12
+    assert_equal(fit(tasks, workdir=tmp_path).state, resident.state)
+
+
+class Slow(StreamedFewShot):
+    """Counts what is read, and how far reading is ahead of its use."""
+
+    fetches = 0
+
+    def fetch(self, draw):
+        Slow.fetches += 1
+        time.sleep(0.02)
+        return super().fetch(draw)
+
+
+jax.tree_util.register_static(Slow)
+
+
+def read_ahead(tasks, run, calls=((0, 4), (4, 4))):
+    ahead = stream.Stream(tasks, 2, functools.partial(jax.random.fold_in, jax.random.key(0)), calls)
+    try:
+        state = None
+        for _, length in calls:
+            state, _ = ahead.advance(run, state, length)
+    finally:
+        ahead.close()
+
+
+def test_one_block_is_read_while_the_one_before_is_used(images, monkeypatch):
+    monkeypatch.setattr(stream, "BLOCK_BYTES", STEP_BYTES)
+    monkeypatch.setattr(Slow, "fetches", 0)
+    read_before_use = []
+
+    def run(state, tasks, block, *, length):
+        time.sleep(0.1)  # as a busy device
+        read_before_use.append(Slow.fetches)
+        return state, {"x": np.zeros(length)}
+
+    read_ahead(Slow(images, **SETTINGS), run)
+    assert read_before_use == [2, 3, 4, 5, 6, 7, 8, 8]
+
+
+def test_what_goes_wrong_in_the_background_is_raised(images, monkeypatch):
+    def fetch(self, draw):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(StreamedFewShot, "fetch", fetch)
+    with pytest.raises(OSError, match="the disk is gone"):
+        fit(StreamedFewShot(images, **SETTINGS))
+    assert not [t for t in threading.enumerate() if t.name.startswith("metajax-stream")]
