@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import hashlib
 import importlib.resources
-import importlib.util
 import io
 import json
 import logging
@@ -14,9 +13,11 @@ import random
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
+
+from metajax.tasks import cache, prepared
 
 _CHARACTERS, _DRAWINGS = 1623, 20
 _CACHE_VERSION = 1  # raised whenever the conversion below changes what it returns
@@ -101,12 +102,12 @@ def load(
     if size < 1:
         raise ValueError(f"size must be a positive number of pixels, got {size}")
 
-    cache_dir = Path(cache_dir or _default_cache_dir()).expanduser()
-    cache = cache_dir / f"{resample}-{size}.npz"
-    characters = _read_cache(cache)
+    cache_dir = Path(cache_dir or cache.default_dir("omniglot")).expanduser()
+    path = cache_dir / f"{resample}-{size}.npz"
+    characters = _read_cache(path)
     if characters is None:
         characters = _convert(data_dir, size, resample)
-        _write_cache(cache, characters)
+        _write_cache(path, characters)
 
     splits = _finn_split(characters.names) if split == "finn" else _vinyals_split()
     row = {name: i for i, name in enumerate(characters.names)}
@@ -162,14 +163,12 @@ def _convert(data_dir: str | os.PathLike[str] | None, size: int, resample: Resam
             f'pip install "metajax[data]"'
         ) from error
 
-    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    root = root.expanduser()
+    root = prepared.directory(data_dir)
     again = f"delete {root / 'omniglot'} and prepare it again, in the file format array_record"
     drawings = collections.defaultdict(list)
     try:
         builder = tfds.builder("omniglot", data_dir=root)
-        if not builder.is_prepared():
-            _prepare(builder)
+        prepared.prepare(builder, "Omniglot")
         _logger.info("converting the Omniglot of %s", root)
         # The PNG files themselves: decoders of TFDS disagree on whether paper is 1 or 255.
         sources = builder.as_data_source(
@@ -199,28 +198,6 @@ def _convert(data_dir: str | os.PathLike[str] | None, size: int, resample: Resam
             f"{_CHARACTERS} known ones with {_DRAWINGS} each; {again}"
         )
     return _Characters(np.stack([np.stack(drawings[name]) for name in names]), names)
-
-
-def _prepare(builder: Any) -> None:
-    """Downloads the data of a TFDS builder, if that is possible."""
-    missing = f"no prepared Omniglot in {builder.data_path}"
-    remedy = (
-        "pass as data_dir a directory that holds omniglot/3.0.0 of TensorFlow Datasets, or "
-        'pip install "metajax[data]" and let it be downloaded'
-    )
-    if importlib.util.find_spec("tensorflow") is None:
-        raise FileNotFoundError(f"{missing}, and TensorFlow to prepare it is not here; {remedy}")
-    try:
-        builder.download_and_prepare(file_format="array_record")
-    except Exception as error:  # of the network, the disk or TensorFlow
-        raise FileNotFoundError(
-            f"{missing}, and preparing it failed ({error}); {remedy}"
-        ) from error
-
-
-def _default_cache_dir() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "metajax" / "omniglot"
 
 
 def _read_cache(path: Path) -> _Characters | None:
