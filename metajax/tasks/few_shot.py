@@ -11,6 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.base import Array, Episode, Key
+from metajax.tasks.sources import ImageClasses as ImageClasses
+from metajax.tasks.sources import from_arrays as from_arrays
+from metajax.tasks.sources import from_folder as from_folder
+from metajax.tasks.sources import from_tfds as from_tfds
 
 
 class Draw(NamedTuple):

@@ -1,0 +1,177 @@
+"""Users' own images: each is found again in the row of its class, and bad data are explained."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from metajax.tasks import FewShot, few_shot, sources
+
+Image = pytest.importorskip("PIL.Image")
+
+
+def numbered(n, *shape):
+    """Images of one value each, `0..n-1`."""
+    return np.broadcast_to(
+        np.arange(n, dtype=np.uint8).reshape(n, *[1] * len(shape)), (n, *shape)
+    ).copy()
+
+
+# --- Arrays ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 3)])
+def test_images_are_sorted_by_label(shape):
+    data = few_shot.from_arrays(numbered(6, *shape), [7, 3, 5, 3, 7, 5])
+    assert data.names == ("3", "5", "7")
+    assert data.images.shape == (3, 2, 4, 5, shape[2] if len(shape) == 3 else 1)
+    assert data.images[:, :, 0, 0, 0].tolist() == [[1, 3], [2, 5], [0, 4]]
+    assert FewShot(data.images, ways=2, shots=1, queries=1)
+
+
+def test_the_first_examples_of_each_class_are_kept():
+    labels = ["b", "a", "a", "b", "b"]
+    data = few_shot.from_arrays(numbered(5, 2, 2), labels, examples_per_class=2)
+    assert data.names == ("a", "b")
+    assert data.images[:, :, 0, 0, 0].tolist() == [[1, 2], [0, 3]]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "examples", "message"),
+    [
+        (numbered(3, 2, 2), "aab", None, r"from 1 \('b'\) to 2 images; pass examples_per_class=1"),
+        (numbered(3, 2, 2), "aab", 2, "=2 must be between 1 and the 1 images .* class, 'b'"),
+        (numbered(3, 2, 2), "aab", 0, "=0 must be between 1 and"),
+        (numbered(3, 2, 2) / 255, "abc", None, "must be uint8 .* got float64.*undo"),
+        (numbered(3, 2), "abc", None, r"must be \[n, height, width\] .* got shape \(3, 2\)"),
+        (numbered(3, 2, 2), "ab", None, r"labels of shape \(2,\) for 3 images"),
+        (numbered(0, 2, 2), "", None, "there are no images"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(images, labels, examples, message):
+    with pytest.raises(ValueError, match=message):
+        few_shot.from_arrays(images, list(labels), examples_per_class=examples)
+
+
+def test_splits_share_no_class_and_are_decided_by_the_seed():
+    data = few_shot.from_arrays(numbered(20, 2, 2), np.arange(20) % 10)
+    train, validation, test = data.split(5, 2, 3)
+    assert [len(part.names) for part in (train, validation, test)] == [5, 2, 3]
+    assert sorted(train.names + validation.names + test.names) == sorted(data.names)
+    for part in (train, validation, test):
+        for name, images in zip(part.names, part.images, strict=True):
+            assert images[:, 0, 0, 0].tolist() == [int(name), int(name) + 10]
+    assert data.split(5, 5)[0].names == data.split(5, 5)[0].names
+    assert data.split(5, 5)[0].names != data.split(5, 5, seed=1)[0].names
+
+
+@pytest.mark.parametrize("sizes", [(5, 4), (10, 0), (), (11, -1)])
+def test_splits_that_do_not_add_up_are_refused(sizes):
+    data = few_shot.from_arrays(numbered(10, 2, 2), np.arange(10))
+    with pytest.raises(ValueError, match="must be positive and add up to the 10 classes"):
+        data.split(*sizes)
+
+
+# --- Folders -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, values in (("dog", (30, 40)), ("cat", (10, 20))):
+        (tmp_path / name).mkdir()
+        for i, value in enumerate(values):
+            Image.new("RGB", (8, 6), (value, 0, 0)).save(tmp_path / name / f"{i}.PNG")
+    return tmp_path
+
+
+def test_each_folder_is_a_class(folder):
+    (folder / ".hidden").mkdir()
+    (folder / "empty").mkdir()
+    (folder / "README.txt").write_text("")
+    (folder / "cat" / "notes.txt").write_text("")
+    data = few_shot.from_folder(folder, size=4)
+    assert data.names == ("cat", "dog")
+    assert data.images.shape == (2, 2, 4, 4, 3)
+    assert data.images[:, :, 0, 0, 0].tolist() == [[10, 20], [30, 40]]
+
+
+def test_sizes_and_grey(folder):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "cat" / "0.PNG")
+    assert (few_shot.from_folder(folder, size=(6, 8)).images[0, 0] == pixels).all()
+    small = few_shot.from_folder(folder, size=(3, 5), grey=True).images
+    assert small.shape == (2, 2, 3, 5, 1)
+    resized = Image.fromarray(pixels).convert("L").resize((5, 3), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(small[0, 0, ..., 0], np.asarray(resized))
+
+
+def test_folders_of_unequal_size(folder):
+    (folder / "dog" / "1.PNG").unlink()
+    with pytest.raises(ValueError, match=r"from 1 \('dog'\) to 2 images"):
+        few_shot.from_folder(folder, size=4)
+    data = few_shot.from_folder(folder, size=4, examples_per_class=1)
+    assert data.images[:, :, 0, 0, 0].tolist() == [[10], [30]]
+
+
+def test_damaged_files_are_named(folder):
+    for name in ("cat/1.PNG", "dog/0.PNG"):
+        (folder / name).write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"2 image\(s\) .*cat/1.PNG \(.*dog/0.PNG \("):
+        few_shot.from_folder(folder, size=4)
+
+
+def test_folders_that_are_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere is no folder"):
+        few_shot.from_folder(tmp_path / "nowhere", size=4)
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no folder with images"):
+        few_shot.from_folder(tmp_path, size=4)
+
+
+def test_pillow_not_installed(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match=r'needs Pillow.*pip install "metajax\[data\]"'):
+        few_shot.from_folder(folder, size=4)
+
+
+# --- TensorFlow Datasets -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def mock(monkeypatch, tmp_path):
+    """The real builders of TFDS, filled by it with noise."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    monkeypatch.setattr(sources.prepared, "prepare", lambda builder, title: None)
+    with tfds.testing.mock_data(num_examples=200, data_dir=tmp_path):
+        yield tfds, tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "grey", "shape"), [("mnist", True, (9, 7, 1)), ("cifar10", False, (9, 7, 3))]
+)
+def test_tfds(mock, name, grey, shape):
+    tfds, path = mock
+    settings = {"size": (9, 7), "grey": grey, "data_dir": path}
+    data = few_shot.from_tfds(name, ["train", "test"], examples_per_class=5, **settings)
+    assert data.images.shape == (10, 5, *shape)
+    assert data.names == tuple(tfds.builder(name, data_dir=path).info.features["label"].names)
+    # The same image, found by hand.
+    records = tfds.data_source(name, split="train", data_dir=path)
+    record = next(record for record in records if record["label"] == 3)
+    pixels = Image.fromarray(record["image"].squeeze())
+    resized = np.asarray(pixels.resize((7, 9), Image.Resampling.LANCZOS)).reshape(shape)
+    np.testing.assert_array_equal(data.images[3, 0], resized)
+
+
+def test_tfds_of_unequal_classes_and_unknown_features(mock):
+    _, path = mock
+    with pytest.raises(ValueError, match=r"images; pass examples_per_class="):
+        few_shot.from_tfds("mnist", "train", size=4, data_dir=path)
+    with pytest.raises(ValueError, match="mnist has no feature 'class'; it has 'image', 'label'"):
+        few_shot.from_tfds("mnist", "train", size=4, data_dir=path, label="class")
+
+
+def test_tfds_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(ImportError, match=r'mnist needs tensorflow-datasets.*"metajax\[data\]"'):
+        few_shot.from_tfds("mnist", "train", size=4)
