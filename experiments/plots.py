@@ -92,3 +92,63 @@ def regression_tasks(
     grid[0][-1].legend(fontsize=7)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def contact_sheet(
+    path: Path, tasks: Sequence[tuple[np.ndarray, np.ndarray]], *, title: str, num_shown: int
+) -> None:
+    """Draws the images of tasks, one row per class: support on the left, query on the right.
+
+    Args:
+      path: the PNG to write.
+      tasks: support and query of each, `[ways, images, height, width, channels]` in [0, 1].
+      title: of the sheet.
+      num_shown: images per class of either that are drawn at most.
+    """
+    height, width = tasks[0][0].shape[2:4]
+    line = max(1, height // 28)  # the gap between images; between support and query it is wider
+    sheets, shown = [], []
+    for task in tasks:
+        halves = [_tiles(images[:, :num_shown], line) for images in task if images.shape[1]]
+        gap = np.ones((halves[0].shape[0], 6 * line, 3))
+        sheets.append(np.concatenate([halves[0], *(x for h in halves[1:] for x in (gap, h))], 1))
+        shown = [half.shape[1] for half in halves]
+    centres = np.cumsum([0, *(w + 6 * line for w in shown)])[:-1] + np.array(shown) / 2
+    labels = [
+        name if images.shape[1] <= num_shown else f"{name}, {num_shown} of {images.shape[1]}"
+        for name, images in zip(("support", "query"), tasks[0], strict=True)
+    ]
+    columns = min(len(tasks), 1 if sheets[0].shape[1] > 2.5 * sheets[0].shape[0] else 2)
+    rows = -(-len(tasks) // columns)
+    inches = min(6.0, 0.5 * sheets[0].shape[1] / (width + line))  # half an inch an image
+    shape = sheets[0].shape[0] / sheets[0].shape[1]
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        figsize=(columns * (inches + 0.5), rows * (inches * shape + 0.5) + 0.3),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for i, (axes, sheet) in enumerate(zip(grid.flat, sheets, strict=False)):
+        axes.set_axis_on()
+        axes.imshow(sheet, interpolation="nearest")
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0, labelsize=8)
+        ways = tasks[i][0].shape[0]
+        axes.set_yticks([(row + 0.5) * (height + line) for row in range(ways)], range(ways))
+        axes.set_xticks(centres, labels[: len(centres)])
+        axes.set_title(f"task {i}", fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=200)
+    plt.close(figure)
+
+
+def _tiles(images: np.ndarray, line: int) -> np.ndarray:
+    """Lays images `[rows, columns, height, width, channels]` out, on blue so that edges show."""
+    rows, columns, height, width, _ = images.shape
+    tiles = np.empty((rows, height + line, columns, width + line, 3))
+    tiles[:] = (0.6, 0.7, 0.9)
+    tiles[:, :height, :, :width] = images.transpose(0, 2, 1, 3, 4)  # grey is the same thrice
+    return tiles.reshape(rows * (height + line), columns * (width + line), 3)
