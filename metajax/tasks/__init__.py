@@ -1,5 +1,6 @@
 """Distributions of tasks: what meta-learners learn from."""
 
+from metajax.tasks import audit as audit
 from metajax.tasks import cifar as cifar
 from metajax.tasks import few_shot as few_shot
 from metajax.tasks import mini_imagenet as mini_imagenet

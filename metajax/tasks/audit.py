@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from metajax.base import Key
+from metajax.base import Episode, Key
 from metajax.tasks.base import TaskDistribution, meta_batch
 
 Splits = Mapping[str, tuple[Any, Sequence[str]]]
@@ -173,12 +173,11 @@ def audit_episodes(
       >>> audit_episodes(tasks, jax.random.key(0), 40)
       {'tasks': 40, 'shared_images': 0, 'repeated_draws': 0}
     """
-    sample = jax.jit(meta_batch, static_argnums=1)
     keys = jax.random.split(rng, -(-num_tasks // _TASKS_PER_CALL))
     shared = 0
     for call, key in enumerate(keys):
         count = min(_TASKS_PER_CALL, num_tasks - call * _TASKS_PER_CALL)
-        (support, _), (query, _) = jax.device_get(sample(tasks, _TASKS_PER_CALL, key))
+        (support, _), (query, _) = jax.device_get(_sample(tasks, key))
         for one, other in zip(_digests(support[:count]), _digests(query[:count]), strict=True):
             shared += not {*one}.isdisjoint(other)
     report = {"tasks": num_tasks, "shared_images": shared}
@@ -191,8 +190,7 @@ def audit_episodes(
         return report
 
     # The draws behind the same episodes.
-    draw = jax.jit(lambda tasks, key: jax.vmap(tasks.draw)(jax.random.split(key, _TASKS_PER_CALL)))
-    draws = [jax.device_get(draw(tasks, key)) for key in keys]
+    draws = [jax.device_get(_draw(tasks, key)) for key in keys]
     classes = np.concatenate([draw.classes for draw in draws])[:num_tasks]
     examples = np.concatenate([draw.examples for draw in draws])[:num_tasks]
     repeated = _has_repeats(classes) | _has_repeats(examples).any(axis=1)
@@ -203,6 +201,16 @@ def audit_episodes(
             (_has_repeats(kinds[classes]) & ~_has_repeats(classes)).sum()
         )
     return report
+
+
+@jax.jit
+def _sample(tasks: TaskDistribution, rng: Key) -> Episode:
+    return meta_batch(tasks, _TASKS_PER_CALL, rng)
+
+
+@jax.jit
+def _draw(tasks: Any, rng: Key) -> Any:
+    return jax.vmap(tasks.draw)(jax.random.split(rng, _TASKS_PER_CALL))  # as `meta_batch` does
 
 
 def _has_repeats(values: np.ndarray) -> np.ndarray:

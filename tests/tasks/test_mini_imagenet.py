@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import pickle
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from metajax.tasks import FewShot, mini_imagenet
+from metajax.tasks.audit import audit
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -351,7 +353,8 @@ def test_the_class_lists_are_the_published_ones():
 def real_home(mini_imagenet_data_dir, tmp_path_factory):
     home = tmp_path_factory.mktemp("mini_imagenet")
     mini_imagenet.load(mini_imagenet_data_dir, cache_dir=home / "metajax" / "mini_imagenet")
-    return home
+    yield home
+    shutil.rmtree(home)  # more than a gigabyte
 
 
 def test_real_images_are_those_of_the_files(mini_imagenet_data_dir, real_home, monkeypatch):
@@ -370,6 +373,21 @@ def test_real_images_are_those_of_the_files(mini_imagenet_data_dir, real_home, m
             column = [r["filename"] for r in rows if r["label"] == name].index(rows[i]["filename"])
             image = Image.open(io.BytesIO(sources[rows[i]["filename"]]()))
             np.testing.assert_array_equal(getattr(data, split)[row, column], np.asarray(image))
+
+
+def test_the_audit_finds_the_copies_across_train_and_validation(real_home, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(real_home))
+    data = mini_imagenet.load("nowhere")
+    found = audit(
+        {split: (getattr(data, split), getattr(data, f"{split}_names")) for split in SHORT}
+    )
+    assert found["disjoint"] == {"classes": True, "images": False}
+    counts = {tuple(f["splits"]): f["count"] for f in found["identical_images"]}
+    assert counts == {("train", "train"): 2, ("train", "validation"): 6}
+    (across,) = (f for f in found["identical_images"] if f["splits"] == ["train", "validation"])
+    # Parallel bars and horizontal bars; a tank and a cannon.
+    classes = {(one, other) for (one, _), (other, _) in across["pairs"]}
+    assert classes == {("n03888605", "n03535780"), ("n04389033", "n02950826")}
 
 
 def test_the_example_of_the_docstring(real_home, monkeypatch, caplog):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from metajax.tasks import omniglot
+from metajax.tasks.audit import audit
 
 REMEDY = r'pip install "metajax\[data\]"'
 
@@ -119,6 +120,19 @@ def test_drawings_of_a_character_differ(converted):
     }
     # One file of the original data occurs twice.
     assert {name: num for name, num in copies.items() if num} == {"Braille/character01": 1}
+
+
+@pytest.mark.parametrize("split", ["finn", "vinyals"])
+def test_the_audit_finds_that_one_copy_and_nothing_else(converted, split):
+    data = omniglot.load(split=split)
+    found = audit(
+        dict(zip(("train", "validation", "test"), parts(data), strict=True)), rotations=True
+    )
+    assert found["disjoint"] == {"classes": True, "images": True}
+    (identical,) = found["identical_images"]
+    assert identical["count"] == 1
+    assert [name for name, _ in identical["pairs"][0]] == ["Braille/character01"] * 2
+    assert found["rotated_classes"] == []
 
 
 def test_nearest_is_the_filter_of_one_bit_files(data_dir, records, tmp_path):
