@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import linen
 from jax import lax
 from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
 
 from metajax.base import Array
 from metajax.nn.conv import Padding, conv
@@ -21,6 +22,8 @@ class Conv(linen.Module):
       padding: `"SAME"`, `"VALID"` or `((top, bottom), (left, right))`.
       use_bias: whether a bias, zero at first, is added; before a `BatchNorm` it has no effect.
       kernel_init: initializer of the kernel.
+      dtype: what images and kernel are computed in, such as `jnp.bfloat16`; by default their own
+        types. Parameters stay float32, and products accumulate in it.
 
     Example:
 
@@ -38,13 +41,17 @@ class Conv(linen.Module):
     padding: Padding = "SAME"
     use_bias: bool = True
     kernel_init: Initializer = linen.initializers.xavier_uniform()
+    dtype: DTypeLike | None = None
 
     @linen.compact
     def __call__(self, x: Array) -> Array:
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
+        x, kernel = linen.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         y = conv(x, kernel, strides=self.strides, padding=self.padding)
-        return y + _channels(self, "bias", linen.initializers.zeros, y) if self.use_bias else y
+        if self.use_bias:
+            y += _channels(self, "bias", linen.initializers.zeros, y).astype(y.dtype)
+        return y
 
 
 class BatchNorm(linen.Module):

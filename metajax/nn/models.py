@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 from flax import linen
 from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
 
 from metajax.base import Array
 from metajax.nn.layers import BatchNorm, Conv, max_pool
@@ -23,6 +24,7 @@ class MLP(linen.Module):
       activation: after every hidden layer.
       batch_norm: whether batch normalization comes before the activation; it has the bias then.
       kernel_init: initializer of all kernels.
+      dtype: the compute type of the hidden layers, see `Conv`; the outputs are float32.
 
     Example:
 
@@ -39,15 +41,21 @@ class MLP(linen.Module):
     activation: Activation = linen.relu
     batch_norm: bool = False
     kernel_init: Initializer = linen.initializers.xavier_uniform()
+    dtype: DTypeLike | None = None
 
     @linen.compact
     def __call__(self, x: Array) -> Array:
         x = x.reshape(x.shape[0], -1)
         for features in self.features:
-            x = linen.Dense(features, use_bias=not self.batch_norm, kernel_init=self.kernel_init)(x)
+            x = linen.Dense(
+                features,
+                use_bias=not self.batch_norm,
+                kernel_init=self.kernel_init,
+                dtype=self.dtype,
+            )(x)
             x = BatchNorm()(x) if self.batch_norm else x
             x = self.activation(x)
-        return linen.Dense(self.outputs, kernel_init=self.kernel_init, name="head")(x)
+        return _head(self.outputs, self.kernel_init, x)
 
 
 class ConvNet(linen.Module):
@@ -67,6 +75,7 @@ class ConvNet(linen.Module):
       reduce: `"mean"` over the remaining positions before the head, or `"flatten"`.
       use_scale: whether the batch normalization has a gamma beside its beta.
       head_init: initializer of the head's kernel.
+      dtype: the compute type of the convolutions, see `Conv`; statistics and logits are float32.
 
     Example:
 
@@ -87,6 +96,7 @@ class ConvNet(linen.Module):
     reduce: str = "mean"
     use_scale: bool = False
     head_init: Initializer = linen.initializers.xavier_uniform()
+    dtype: DTypeLike | None = None
 
     @linen.compact
     def __call__(self, x: Array) -> Array:
@@ -96,7 +106,7 @@ class ConvNet(linen.Module):
             raise ValueError(f'ConvNet: reduce must be "mean" or "flatten", got {self.reduce!r}.')
         strides = (2, 2) if self.pool == "stride" else (1, 1)
         for _ in range(self.depth):
-            x = Conv(self.features, strides=strides, use_bias=False)(x)
+            x = Conv(self.features, strides=strides, use_bias=False, dtype=self.dtype)(x)
             normalize = BatchNorm(use_scale=self.use_scale)
             if self.pool == "stride":
                 x = normalize(x)
@@ -108,7 +118,13 @@ class ConvNet(linen.Module):
                 x = normalize(max_pool(x, padding=self.pool_padding), x)
             x = linen.relu(x)
         x = jnp.mean(x, axis=(1, 2)) if self.reduce == "mean" else x.reshape(x.shape[0], -1)
-        return linen.Dense(self.outputs, kernel_init=self.head_init, name="head")(x)
+        return _head(self.outputs, self.head_init, x)
+
+
+def _head(outputs: int, kernel_init: Initializer, x: Array) -> Array:
+    """The last linear layer of every model, in the precision of its parameters."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    return linen.Dense(outputs, kernel_init=kernel_init, dtype=dtype, name="head")(x)
 
 
 def sinusoid_mlp() -> MLP:
@@ -145,7 +161,7 @@ def sinusoid_mlp_nichol() -> MLP:
     return MLP((64, 64), 1, activation=linen.tanh)
 
 
-def omniglot_conv(ways: int) -> ConvNet:
+def omniglot_conv(ways: int, dtype: DTypeLike | None = None) -> ConvNet:
     """Four strided convolutions of 64 channels, the mean over positions, a head from N(0, 1).
 
     Example:
@@ -161,30 +177,30 @@ def omniglot_conv(ways: int) -> ConvNet:
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
       section 5.2; the mean and the head's initialization are those of the authors' code.
     """
-    return ConvNet(ways, head_init=linen.initializers.normal(1.0))
+    return ConvNet(ways, head_init=linen.initializers.normal(1.0), dtype=dtype)
 
 
-def omniglot_conv_nichol(ways: int) -> ConvNet:
+def omniglot_conv_nichol(ways: int, dtype: DTypeLike | None = None) -> ConvNet:
     """The same convolutions, flattened to 256 features, with gamma and beta.
 
     References:
       Nichol et al., `On First-Order Meta-Learning Algorithms
       <https://arxiv.org/abs/1803.02999>`_, 2018, section 6.1 and the authors' code.
     """
-    return ConvNet(ways, reduce="flatten", use_scale=True)
+    return ConvNet(ways, reduce="flatten", use_scale=True, dtype=dtype)
 
 
-def mini_imagenet_conv(ways: int) -> ConvNet:
+def mini_imagenet_conv(ways: int, dtype: DTypeLike | None = None) -> ConvNet:
     """Four convolutions of 32 channels with max pooling; 84 x 84 images end as 800 features.
 
     References:
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
       section 5.2; padding and initialization are those of the authors' code.
     """
-    return ConvNet(ways, features=32, pool="max", reduce="flatten")
+    return ConvNet(ways, features=32, pool="max", reduce="flatten", dtype=dtype)
 
 
-def mini_imagenet_conv_nichol(ways: int) -> ConvNet:
+def mini_imagenet_conv_nichol(ways: int, dtype: DTypeLike | None = None) -> ConvNet:
     """The same with gamma and beta, and odd sizes rounded up when pooled; 1152 features.
 
     References:
@@ -198,14 +214,15 @@ def mini_imagenet_conv_nichol(ways: int) -> ConvNet:
         pool_padding="SAME",
         reduce="flatten",
         use_scale=True,
+        dtype=dtype,
     )
 
 
-def omniglot_mlp(ways: int) -> MLP:
+def omniglot_mlp(ways: int, dtype: DTypeLike | None = None) -> MLP:
     """The non-convolutional network 256-128-64-64, each layer with batch normalization and ReLU.
 
     References:
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
       section 5.2.
     """
-    return MLP((256, 128, 64, 64), ways, batch_norm=True)
+    return MLP((256, 128, 64, 64), ways, batch_norm=True, dtype=dtype)

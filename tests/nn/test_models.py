@@ -142,3 +142,20 @@ def test_networks_and_their_gradients_are_those_of_torch(options):
 def test_unknown_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(nn.ConvNet(5, **options).init, jax.random.key(0), jnp.zeros(OMNIGLOT))
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (nn.mini_imagenet_conv(5, jnp.bfloat16), (5, 32, 32, 3)),
+        (nn.omniglot_mlp(5, jnp.bfloat16), OMNIGLOT),
+    ],
+)
+def test_bfloat16_compute_keeps_float32_parameters_and_logits(model, x):
+    images = jax.random.uniform(jax.random.key(0), x)
+    params = model.init(jax.random.key(1), images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+    low, full = model.apply(params, images), model.clone(dtype=None).apply(params, images)
+    assert low.dtype == jnp.float32
+    assert jnp.abs(low - full).max() > 0  # it was computed in bfloat16 indeed
+    np.testing.assert_allclose(low, full, atol=0.1 * float(jnp.abs(full).max()))
