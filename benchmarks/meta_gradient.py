@@ -1,0 +1,133 @@
+"""One meta-update against every peer on the same weights and data, in turns in one process.
+
+Command: python -m benchmarks.meta_gradient [--cases=NAME,...] [--rounds=N]
+
+Needs `pip install "metajax[bench]"`. Every peer's meta-gradient is compared with ours before it is
+timed, so that all race for the same number.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+
+import metajax
+from benchmarks import problems, timing, torch_peers
+from metajax.nn import layers
+
+ENGINES = {2: metajax.second_order, 1: metajax.first_order}
+
+
+def native(x, kernel, *, strides, padding):
+    return lax.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def plain_jax(problem: problems.Problem, order: int) -> tuple[timing.Case, float]:
+    """What one writes first: `vmap` over tasks of a network with native convolutions."""
+    ours = layers.conv
+    layers.conv = native  # type: ignore[assignment]
+    try:
+        update, arguments = problems.update(
+            problem, meta_gradient=ENGINES[order](), task_chunk=problem.tasks
+        )
+        case, _, seconds = timing.compiled(update, *arguments)
+    finally:
+        layers.conv = ours
+    return case, seconds
+
+
+def norm(gradient: Any) -> float:
+    return float(np.sqrt(sum(float((g.detach() ** 2).sum()) for g in gradient)))
+
+
+def measure(name: str, order: int, rounds: int, slow: bool) -> list[dict[str, Any]]:
+    problem = problems.CASES[name]
+    cases: dict[str, timing.Case] = {}
+    details: dict[str, dict[str, Any]] = {}
+    meshes: dict[str, Any] = {"metajax": None}
+    if jax.device_count() > 1:
+        meshes[f"metajax, {jax.device_count()} devices"] = metajax.task_mesh()
+    for label, mesh in meshes.items():
+        update, arguments = problems.update(problem, meta_gradient=ENGINES[order](), mesh=mesh)
+        cases[label], program, seconds = timing.compiled(update, *arguments)
+        _, metrics = cases[label]()
+        expected = float(metrics["meta_gradient_norm"])
+        details[label] = {
+            "compile_seconds": seconds,
+            "temporary_bytes": timing.temporary_bytes(program),
+        }
+    for label, make in torch_peers.peers(order).items():
+        if "compile" in label and not slow:
+            continue
+        try:
+            case = make(problem)
+            found = norm(case())
+        except Exception as error:  # of PyTorch's compiler or a library, whatever it is
+            details[label] = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+            continue
+        assert abs(found - expected) < 0.02 * expected, (label, found, expected)
+        cases[label] = case
+    if slow:
+        cases["jax, plain vmap"], seconds = plain_jax(problem, order)
+        details["jax, plain vmap"] = {"compile_seconds": seconds}
+    multiply, flops = timing.matmul_case()
+    times = timing.race({**cases, "matmul": multiply}, rounds)
+    peak = flops / times.pop("matmul")["median"]
+    useful = problems.useful_flops(problem, order)
+    fastest = min(
+        (times[label]["median"], label) for label in times if not label.startswith("metajax")
+    )
+    return [
+        {
+            "case": name,
+            "order": order,
+            "library": label,
+            **times.get(label, {}),
+            **details.get(label, {}),
+            **(
+                {
+                    "useful_gflop": useful / 1e9,
+                    "matmul_gflop_per_second": peak / 1e9,
+                    "share_of_matmul_rate": useful / times[label]["median"] / peak,
+                    "fastest_peer": fastest[1],
+                    "speedup": fastest[0] / times[label]["median"],
+                }
+                if label in times
+                else {}
+            ),
+        }
+        for label in {**times, **details}
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", default=",".join(problems.CASES).replace(", ", "; "))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--devices", type=int, default=0, help="CPU devices; 0: those there are")
+    parser.add_argument(
+        "--slow",
+        action="store_true",
+        help="also plain vmap (a minute a step on a CPU), torch.compile",
+    )
+    arguments = parser.parse_args()
+    if arguments.devices:
+        jax.config.update("jax_num_cpu_devices", arguments.devices)
+    rows = [
+        row
+        for name in problems.CASES
+        if name in arguments.cases.replace("; ", ", ")
+        for order in (2, 1)
+        for row in measure(name, order, arguments.rounds, arguments.slow)
+    ]
+    timing.write("meta_gradient", rows, rounds=arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""One meta-update over several devices: strong and weak scaling, and what crosses between them.
+
+Command: python -m benchmarks.scaling [--devices=N] [--rounds=N]
+
+On a CPU every device is a core: N devices share what one device already uses, so strong scaling is
+bound by the cores that are there. To see one core against two, processes are pinned: the rows of
+`cores` come from child processes that may use that many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from typing import Any
+
+import jax
+
+import metajax
+from benchmarks import problems, timing
+
+TASKS = 32
+
+
+def measure(devices: int, tasks: int, rounds: int) -> dict[str, Any]:
+    problem = problems.omniglot(tasks=tasks)
+    mesh = metajax.task_mesh(devices) if devices > 1 else None
+    update, arguments = problems.update(problem, mesh=mesh)
+    case, program, _ = timing.compiled(update, *arguments)
+    shapes = re.findall(
+        r"= \(?(\w+)\[([\d,]*)\]\S* all-reduce(?:-start)?\(", program.as_text() or ""
+    )
+    num_bytes = [4 * int(size or 1) for _, size in shapes]
+    return {
+        "devices": devices,
+        "tasks": tasks,
+        "all_reduces": len(shapes),
+        "all_reduce_bytes": sum(num_bytes),
+        **timing.race({"update": case}, rounds)["update"],
+    }
+
+
+def child(cores: int, devices: int, tasks: int, rounds: int) -> dict[str, Any]:
+    """Measures in a process that may use `cores` cores and shows `devices` devices."""
+    code = (
+        f"import os, json, jax; os.sched_setaffinity(0, range({cores}));"
+        f"jax.config.update('jax_num_cpu_devices', {devices});"
+        "from benchmarks import scaling;"
+        f"print(json.dumps(scaling.measure({devices}, {tasks}, {rounds})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    return {"cores": cores, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--devices", type=int, default=0, help="0: all cores or accelerators")
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
+    if jax.default_backend() == "cpu":
+        count = arguments.devices or len(os.sched_getaffinity(0))
+        run = lambda n, tasks: child(n, n, tasks, rounds)  # noqa: E731
+    else:
+        count = arguments.devices or jax.device_count()
+        run = lambda n, tasks: measure(n, tasks, rounds)  # noqa: E731
+    numbers = [n for n in (1, 2, 4, 8, 16) if n <= count]
+    rows = [{"scaling": "strong", **run(n, TASKS)} for n in numbers]
+    rows += [{"scaling": "weak", **run(n, TASKS // count * n)} for n in numbers]
+    if jax.default_backend() == "cpu" and count > 1:
+        rows.append({"scaling": "one device, all cores", **child(count, 1, TASKS, rounds)})
+    for kind in ("strong", "weak"):
+        base = next(row for row in rows if row["scaling"] == kind)
+        for row in rows:
+            if row["scaling"] == kind:
+                ratio = base["median"] / row["median"]
+                row["efficiency"] = ratio / row["devices"] if kind == "strong" else ratio
+    timing.write("scaling", rows, rounds=rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Timing that survives a noisy machine: cases take turns, medians and ratios are kept."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.record import RESULTS
+from metajax import train
+
+Case = Callable[[], Any]
+
+
+def race(cases: Mapping[str, Case], rounds: int = 9) -> dict[str, dict[str, float]]:
+    """Runs every case once to warm up, then all of them in turn, `rounds` times.
+
+    Returns:
+      For each case the `median` and the `fastest` of its wall times in seconds.
+    """
+    for case in cases.values():
+        case()
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, case in cases.items():
+            start = time.perf_counter()
+            case()
+            seconds[name].append(time.perf_counter() - start)
+    return {
+        name: {"median": statistics.median(times), "fastest": min(times)}
+        for name, times in seconds.items()
+    }
+
+
+def compiled(fn: Callable[..., Any], *args: Any) -> tuple[Case, jax.stages.Compiled, float]:
+    """Compiles ahead of time; returns the blocking call, the program and the seconds it took."""
+    start = time.perf_counter()
+    program = jax.jit(fn).lower(*args).compile()
+    seconds = time.perf_counter() - start
+    args = jax.device_put(args, program.input_shardings[0])
+    return lambda: jax.block_until_ready(program(*args)), program, seconds
+
+
+def temporary_bytes(program: jax.stages.Compiled) -> int:
+    analysis = program.memory_analysis()
+    return analysis.temp_size_in_bytes if analysis else 0
+
+
+def matmul_case(size: int = 4096) -> tuple[Case, float]:
+    """A square float32 product, the yardstick of the hardware, and how many operations it is."""
+    matrix = jnp.ones((size, size), jnp.float32)
+    with jax.default_matmul_precision("float32"):
+        case, _, _ = compiled(jnp.matmul, matrix, matrix)
+    return case, 2.0 * size**3
+
+
+def write(name: str, cases: Iterable[Mapping[str, Any]], **common: Any) -> Path:
+    """Writes `benchmarks/results/NAME[_gpu].jsonl`: a line for each case, with its provenance."""
+    provenance = train.provenance()
+    platform = jax.default_backend()
+    path = RESULTS / f"{name}{'' if platform == 'cpu' else '_' + platform}.jsonl"
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"benchmark": name, **case, **common, **provenance}) for case in cases]
+    path.write_text("\n".join(lines) + "\n")
+    for case in cases:
+        print(json.dumps(case), flush=True)
+    return path

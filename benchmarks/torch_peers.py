@@ -1,0 +1,203 @@
+"""The same meta-gradients in PyTorch: by hand as learn2learn does, torch.func, higher, TorchOpt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+
+from benchmarks.problems import Problem, episodes, parameters
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Network(torch.nn.Module):
+    """The four convolutions in PyTorch's own layout, native convolution and batch norm."""
+
+    def __init__(self, problem: Problem):
+        super().__init__()
+        params = parameters(problem)["params"]
+        self.pool = problem.pool
+        for i in range(4):
+            kernel = np.asarray(params[f"Conv_{i}"]["kernel"]).transpose(3, 2, 0, 1)
+            self.register_parameter(f"kernel{i}", _parameter(kernel))
+            self.register_parameter(
+                f"bias{i}", _parameter(np.asarray(params[f"BatchNorm_{i}"]["bias"]))
+            )
+        # Height, width, channels in JAX; channels first here.
+        head = np.asarray(params["head"]["kernel"])
+        features = problem.features
+        head = head.reshape(-1, features, head.shape[-1]).transpose(2, 1, 0)
+        self.head = _parameter(head.reshape(head.shape[0], -1))
+        self.head_bias = _parameter(np.asarray(params["head"]["bias"]))
+        self.register_buffer("one", torch.ones(features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        stride = 2 if self.pool == "stride" else 1
+        for i in range(4):
+            if stride == 2 and x.shape[-1] % 2 == 0:  # "SAME" pads after the image only
+                x, padding = functional.pad(x, (0, 1, 0, 1)), 0
+            else:
+                padding = 1
+            kernel, bias = getattr(self, f"kernel{i}"), getattr(self, f"bias{i}")
+            x = functional.conv2d(x, kernel, stride=stride, padding=padding)
+            x = functional.batch_norm(x, None, None, self.one, bias, training=True, eps=1e-3)
+            x = functional.relu(x)
+            x = functional.max_pool2d(x, 2) if self.pool == "max" else x
+        x = x.flatten(1) if self.pool == "max" else x.mean((2, 3))
+        return functional.linear(x, self.head, self.head_bias)
+
+
+def _parameter(array: np.ndarray) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.tensor(np.ascontiguousarray(array)))
+
+
+def tensors(problem: Problem) -> tuple[torch.Tensor, ...]:
+    """Support images and labels, query images and labels; `[tasks, ...]`, channels first."""
+    (xs, ys), (xq, yq) = episodes(problem)
+
+    def images(x: np.ndarray) -> torch.Tensor:
+        return torch.tensor(np.ascontiguousarray(np.moveaxis(x, -1, 2)), device=DEVICE)
+
+    def labels(y: np.ndarray) -> torch.Tensor:
+        return torch.tensor(y, dtype=torch.long, device=DEVICE)
+
+    return images(xs), labels(ys), images(xq), labels(yq)
+
+
+def _synchronize() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def loop(problem: Problem, order: int) -> Callable[[], Any]:
+    """A Python loop over tasks; gradients by `autograd.grad`, as learn2learn's MAML."""
+    network, data = Network(problem).to(DEVICE), tensors(problem)
+    params: dict[str, torch.Tensor] = dict(network.named_parameters())
+
+    def step() -> list[torch.Tensor]:
+        total = [torch.zeros_like(p) for p in params.values()]
+        for xs, ys, xq, yq in zip(*data, strict=True):
+            adapted = params
+            for _ in range(problem.num_steps):
+                value = functional.cross_entropy(functional_call(network, adapted, xs), ys)
+                grads = torch.autograd.grad(value, list(adapted.values()), create_graph=order == 2)
+                adapted = {
+                    name: p - problem.learning_rate * g
+                    for (name, p), g in zip(adapted.items(), grads, strict=True)
+                }
+            value = functional.cross_entropy(functional_call(network, adapted, xq), yq)
+            for t, g in zip(total, torch.autograd.grad(value, list(params.values())), strict=True):
+                t += g / problem.tasks
+        _synchronize()
+        return total
+
+    return step
+
+
+def func(problem: Problem, order: int, compile: bool = False) -> Callable[[], Any]:
+    """`torch.func`: vmap over tasks of a gradient through a gradient."""
+    network, data = Network(problem).to(DEVICE), tensors(problem)
+    params = {name: p.detach() for name, p in network.named_parameters()}
+    buffers = dict(network.named_buffers())
+
+    def loss(params, x, y):
+        return functional.cross_entropy(functional_call(network, (params, buffers), x), y)
+
+    def of_task(params, xs, ys, xq, yq):
+        adapted = params
+        for _ in range(problem.num_steps):
+            grads = grad(loss)(adapted, xs, ys)
+            if order == 1:
+                grads = {name: g.detach() for name, g in grads.items()}
+            adapted = {name: p - problem.learning_rate * grads[name] for name, p in adapted.items()}
+        return loss(adapted, xq, yq)
+
+    def mean(params, *data):
+        return vmap(of_task, in_dims=(None, 0, 0, 0, 0))(params, *data).mean()
+
+    meta_gradient = torch.compile(grad(mean)) if compile else grad(mean)
+
+    def step() -> list[torch.Tensor]:
+        result = meta_gradient(params, *data)
+        _synchronize()
+        return list(result.values())
+
+    return step
+
+
+def higher_loop(problem: Problem, order: int) -> Callable[[], Any]:
+    """`higher`: a functional copy of module and optimizer for every task."""
+    import higher
+
+    network, data = Network(problem).to(DEVICE), tensors(problem)
+    optimizer = torch.optim.SGD(network.parameters(), lr=problem.learning_rate)
+
+    def step() -> list[torch.Tensor]:
+        network.zero_grad()
+        for xs, ys, xq, yq in zip(*data, strict=True):
+            with higher.innerloop_ctx(
+                network,
+                optimizer,
+                copy_initial_weights=False,
+                track_higher_grads=order == 2,
+            ) as (fmodel, diffopt):
+                for _ in range(problem.num_steps):
+                    diffopt.step(functional.cross_entropy(fmodel(xs), ys))
+                value = functional.cross_entropy(fmodel(xq), yq) / problem.tasks
+                if order == 2:
+                    value.backward()
+                else:  # the query gradient at the adapted weights, as higher's users write it
+                    for p, g in zip(
+                        network.parameters(),
+                        torch.autograd.grad(value, fmodel.parameters()),
+                        strict=True,
+                    ):
+                        p.grad = g if p.grad is None else p.grad + g
+        _synchronize()
+        return [p.grad for p in network.parameters() if p.grad is not None]
+
+    return step
+
+
+def torchopt_loop(problem: Problem, order: int) -> Callable[[], Any]:
+    """TorchOpt's differentiable MetaSGD, rolled back after every task."""
+    import torchopt
+
+    network, data = Network(problem).to(DEVICE), tensors(problem)
+    inner = torchopt.MetaSGD(network, lr=problem.learning_rate)
+    params = list(network.parameters())
+
+    def step() -> list[torch.Tensor]:
+        total = [torch.zeros_like(p) for p in params]
+        start_network = torchopt.extract_state_dict(network, by="reference")
+        start_inner = torchopt.extract_state_dict(inner, by="reference")
+        for xs, ys, xq, yq in zip(*data, strict=True):
+            for _ in range(problem.num_steps):
+                inner.step(functional.cross_entropy(network(xs), ys))
+            value = functional.cross_entropy(network(xq), yq) / problem.tasks
+            for t, g in zip(total, torch.autograd.grad(value, params), strict=True):
+                t += g
+            torchopt.recover_state_dict(network, start_network)
+            torchopt.recover_state_dict(inner, start_inner)
+        _synchronize()
+        return total
+
+    return step
+
+
+def peers(order: int) -> dict[str, Callable[[Problem], Callable[[], Any]]]:
+    """What can be raced for a first- or second-order meta-gradient, by name."""
+    made: dict[str, Callable[[Problem], Callable[[], Any]]] = {
+        "PyTorch loop": lambda problem: loop(problem, order),
+        "torch.func": lambda problem: func(problem, order),
+        "torch.func + torch.compile": lambda problem: func(problem, order, compile=True),
+        "higher": lambda problem: higher_loop(problem, order),
+    }
+    if order == 2:  # MetaSGD has no first-order mode
+        made["TorchOpt"] = lambda problem: torchopt_loop(problem, order)
+    return made
