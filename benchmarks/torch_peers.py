@@ -18,6 +18,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 class Network(torch.nn.Module):
     """The four convolutions in PyTorch's own layout, native convolution and batch norm."""
 
+    one: torch.Tensor
+
     def __init__(self, problem: Problem):
         super().__init__()
         params = parameters(problem)["params"]
