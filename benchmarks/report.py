@@ -1,4 +1,4 @@
-"""Renders the recorded runs into the README, between its `results` markers.
+"""Renders the records: runs into the README, benchmarks into `benchmarks/README.md`.
 
 Command: python -m benchmarks.report
 """
@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks import tables
 from benchmarks.record import RESULTS
 from experiments import omniglot
 
@@ -124,3 +125,5 @@ def render() -> str:
 
 if __name__ == "__main__":
     README.write_text(render())
+    tables.PAGE.write_text(tables.render())
+    tables.draw()

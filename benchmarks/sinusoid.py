@@ -131,7 +131,7 @@ def main() -> None:
         }
         for name in times
     ]
-    timing.write("sinusoid", rows, rounds=rounds)
+    timing.write("sinusoid", rows, rounds=rounds, peers=timing.peer_versions())
 
 
 if __name__ == "__main__":

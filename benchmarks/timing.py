@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import json
 import statistics
 import time
@@ -58,6 +60,15 @@ def matmul_case(size: int = 4096) -> tuple[Case, float]:
     with jax.default_matmul_precision("float32"):
         case, _, _ = compiled(jnp.matmul, matrix, matrix)
     return case, 2.0 * size**3
+
+
+def peer_versions() -> dict[str, str]:
+    """Versions of the libraries raced against, those that are installed."""
+    found = {}
+    for package in ("torch", "higher", "torchopt"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def write(name: str, cases: Iterable[Mapping[str, Any]], **common: Any) -> Path:

@@ -1,0 +1,246 @@
+"""Renders the recorded benchmarks into `benchmarks/README.md`, tables and plots.
+
+Called by `python -m benchmarks.report`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import RESULTS
+
+Row = dict[str, Any]
+PEERS = ("torch", "higher", "torchopt")
+PAGE = Path(__file__).parent / "README.md"
+
+HEAD = """# Benchmarks
+
+Rendered by `python -m benchmarks.report` from the records in `results/`, one JSON line a case with
+device, versions and commit. Every table is one run of `python -m benchmarks.NAME` with the machine
+to itself; cases take turns in one process, medians are shown, and ratios are within the run.
+"""
+
+
+def read(name: str) -> list[Row]:
+    path = RESULTS / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+def where(rows: Sequence[Row]) -> str:
+    row = rows[0]
+    device, versions = row["device"], row["versions"] | row.get("peers", {})
+    kind = device["kind"]
+    cores = f", {device['cpu_cores']} cores" if device["platform"] == "cpu" else ""
+    named = ", ".join(f"{name} {versions[name]}" for name in ("jax", *PEERS) if name in versions)
+    return f"{kind}{cores}; {named}; commit {row['commit'][:10]}."
+
+
+def meta_gradient(rows: Sequence[Row]) -> list[str]:
+    lines = [
+        "Seconds per meta-gradient of the meta-batch from the same weights and data, and checked to",
+        "be the same. `speedup` is over the fastest peer of the case; `of matmul` is the share of the",
+        "rate of a 4096 x 4096 float32 product in the same run that useful operations reach.",
+        "",
+    ]
+
+    def cells(row: Row) -> list[str]:
+        order = "second" if row["order"] == 2 else "first"
+        if "failed" in row:
+            return [row["case"], order, row["library"], "failed", "", "", ""]
+        compile_ = f"{row['compile_seconds']:.1f} s" if "compile_seconds" in row else ""
+        return [
+            row["case"],
+            order,
+            row["library"],
+            f"{row['median']:.3f}",
+            f"{row['speedup']:.2f}x",
+            f"{row['share_of_matmul_rate']:.0%}",
+            compile_,
+        ]
+
+    heads = ["case", "order", "library", "seconds", "speedup", "of matmul", "compile"]
+    return lines + table(heads, map(cells, rows))
+
+
+def sinusoid(rows: Sequence[Row]) -> list[str]:
+    heads = ["library", "meta-iterations per second", "metajax is faster by"]
+    return table(
+        heads,
+        (
+            [r["library"], f"{r['meta_iterations_per_second']:,.0f}", f"{r['speedup']:.1f}x"]
+            for r in rows
+        ),
+    )
+
+
+def sampling(rows: Sequence[Row]) -> list[str]:
+    heads = ["episodes sampled on", "episodes per second", "share of a meta-update"]
+    return table(
+        heads,
+        (
+            [r["where"], f"{r['episodes_per_second']:,.0f}", f"{r['share_of_meta_update']:.1%}"]
+            for r in rows
+        ),
+    )
+
+
+def engines(rows: Sequence[Row]) -> list[str]:
+    heads = ["network", "inner steps", "engine", "seconds", "of second_order", "MB", "error"]
+
+    def cells(row: Row) -> list[str]:
+        return [
+            row["network"],
+            str(row["num_steps"]),
+            row["engine"],
+            f"{row['median']:.3f}",
+            f"{row['time_ratio']:.2f}",
+            f"{row['temporary_bytes'] / 1e6:.1f}",
+            f"{row['gradient_error']:.1e}",
+        ]
+
+    per_step = [
+        "Temporary memory per further inner step, from 20 to 100, in multiples of the parameters:",
+        "",
+        *table(["network", "engine", "parameters"], _per_step(rows)),
+    ]
+    return table(heads, map(cells, rows)) + per_step
+
+
+def _per_step(rows: Sequence[Row]) -> Iterable[list[str]]:
+    found = {(r["network"], r["engine"], r["num_steps"]): r for r in rows}
+    for network, engine, steps in found:
+        if steps == 100:
+            few, many = found[network, engine, 20], found[network, engine, 100]
+            grown = (many["temporary_bytes"] - few["temporary_bytes"]) / 80
+            yield [network, engine, f"{grown / many['parameter_bytes']:.2f}"]
+
+
+def scaling(rows: Sequence[Row]) -> list[str]:
+    heads = [
+        "scaling",
+        "devices",
+        "cores",
+        "tasks",
+        "seconds",
+        "efficiency",
+        "all-reduces",
+        "bytes",
+    ]
+
+    def cells(row: Row) -> list[str]:
+        return [
+            row["scaling"],
+            str(row["devices"]),
+            str(row.get("cores", "")),
+            str(row["tasks"]),
+            f"{row['median']:.3f}",
+            f"{row['efficiency']:.0%}" if "efficiency" in row else "",
+            str(row["all_reduces"]),
+            f"{row['all_reduce_bytes']:,}" if row["all_reduces"] else "",
+        ]
+
+    return table(heads, map(cells, rows))
+
+
+def precision(rows: Sequence[Row]) -> list[str]:
+    heads = ["compute", "validation accuracy", "test accuracy", "meta-steps", "seconds"]
+
+    def cells(row: Row) -> list[str]:
+        test = f"{100 * row['test_accuracy']:.2f} ± {100 * row['test_ci95']:.2f}"
+        return [
+            row["dtype"],
+            f"{100 * row['validation_accuracy']:.2f}",
+            test,
+            f"{row['meta_steps']:,}",
+            f"{row['seconds']:.0f}",
+        ]
+
+    return table(heads, map(cells, rows))
+
+
+def growth(rows: Sequence[Row]) -> list[str]:
+    return [
+        "![seconds and memory against sizes](growth.png)",
+        "",
+        "![seconds against tasks per vmap](chunks.png)",
+        "",
+    ]
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], list[str]]]] = {
+    "meta_gradient": ("Meta-gradients against peers", meta_gradient),
+    "sinusoid": ("Sinusoids", sinusoid),
+    "sampling": ("Sampling", sampling),
+    "engines": ("Engines", engines),
+    "scaling": ("Devices", scaling),
+    "precision": ("bfloat16", precision),
+    "growth": ("Growth", growth),
+}
+
+
+def render() -> str:
+    lines = [HEAD]
+    for name, (title, section) in SECTIONS.items():
+        for recorded in (name, f"{name}_gpu"):
+            rows = read(recorded)
+            if rows:
+                lines += [
+                    f"## {title}",
+                    "",
+                    f"`python -m benchmarks.{name}`: {where(rows)}",
+                    "",
+                    *section(rows),
+                ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def draw() -> None:
+    """The plots of the growth record."""
+    rows = read("growth")
+    if not rows:
+        return
+    import matplotlib.pyplot as plt
+
+    sizes = sorted({r["varied"] for r in rows if not r["varied"].startswith("chunk")})
+    figure, axes = plt.subplots(
+        2, len(sizes), figsize=(3 * len(sizes), 5), layout="constrained", sharey="row"
+    )
+    for column, name in enumerate(sizes):
+        mine = [r for r in rows if r["varied"] == name]
+        values = [r["value"] for r in mine]
+        axes[0, column].plot(values, [r["median"] for r in mine], "o-")
+        axes[1, column].plot(values, [r["temporary_bytes"] / 1e6 for r in mine], "o-")
+        axes[1, column].set_xlabel(name.replace("_", " "))
+        for axis in axes[:, column]:
+            axis.set(xscale="log", yscale="log", xticks=values, xticklabels=values)
+            axis.minorticks_off()
+    axes[0, 0].set_ylabel("seconds a meta-update")
+    axes[1, 0].set_ylabel("temporary MB")
+    figure.savefig(PAGE.parent / "growth.png", dpi=100)
+    plt.close(figure)
+
+    figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
+    for name in sorted({r["varied"] for r in rows if r["varied"].startswith("chunk")}):
+        mine = [r for r in rows if r["varied"] == name]
+        best = min(r["median"] for r in mine)
+        values = [r["value"] for r in mine]
+        axis.plot(values, [r["median"] / best for r in mine], "o-", label=name[len("chunk, ") :])
+    axis.set(
+        xscale="log",
+        xticks=values,
+        xticklabels=values,
+        xlabel="tasks per vmap, of 32",
+        ylabel="time over the fastest",
+    )
+    axis.minorticks_off()
+    axis.legend()
+    figure.savefig(PAGE.parent / "chunks.png", dpi=100)
+    plt.close(figure)
