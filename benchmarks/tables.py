@@ -45,9 +45,10 @@ def where(rows: Sequence[Row]) -> str:
 
 def meta_gradient(rows: Sequence[Row]) -> list[str]:
     lines = [
-        "Seconds per meta-gradient of the meta-batch from the same weights and data, and checked to",
-        "be the same. `speedup` is over the fastest peer of the case; `of matmul` is the share that",
-        "useful operations reach of the rate of a 4096 x 4096 float32 product in the same run.",
+        "Seconds per meta-gradient of the meta-batch from the same weights and data, and checked",
+        "to be the same. `speedup` is over the fastest peer of the case; `of matmul` is the share",
+        "that useful operations reach of the rate of a 4096 x 4096 float32 product in the same",
+        "run.",
         "",
     ]
 

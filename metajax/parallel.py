@@ -13,8 +13,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from metajax.base import PyTree
 
-# Bytes of the arrays of a chunk of tasks, activations not counted, up to which one `vmap` is
-# faster on a CPU than a scan: `benchmarks/chunks.py` measures where the two cross.
+# Parameters and data of a chunk of tasks up to which one `vmap` is no slower on a CPU than a scan:
+# read off the rows of `chunk` in `benchmarks/growth.py`.
 CPU_CHUNK_BYTES = 256 * 1024
 
 

@@ -46,7 +46,7 @@ class Conv(linen.Module):
     @linen.compact
     def __call__(self, x: Array) -> Array:
         shape = (*self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x, kernel = linen.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         y = conv(x, kernel, strides=self.strides, padding=self.padding)
         if self.use_bias:
@@ -155,4 +155,4 @@ def max_pool(x: Array, *, padding: str = "VALID") -> Array:
 
 def _channels(module: linen.Module, name: str, init: Initializer, x: Array) -> Array:
     """A parameter for every channel of `x`, ready to broadcast."""
-    return module.param(name, init, x.shape[-1:]).reshape((1,) * (x.ndim - 1) + (-1,))
+    return module.param(name, init, x.shape[-1:], jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
