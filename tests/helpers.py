@@ -5,19 +5,33 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import metajax
 
 
 def meta_gradient(adapt, objective, params, episode, rng=None, inner_state=()):
-    """The meta-gradient of one task, as `MetaParams`."""
+    """The meta-gradient of one task, as `MetaParams`, compiled."""
     inner, _ = adapt.init(params)
+    rng = jax.random.key(0) if rng is None else rng
 
-    def value(meta_params):
-        rng_ = jax.random.key(0) if rng is None else rng
-        return objective(adapt, meta_params, episode, rng_, inner_state=inner_state)[0]
+    @jax.jit
+    @jax.grad
+    def gradient(meta_params, episode, rng, inner_state):
+        return objective(adapt, meta_params, episode, rng, inner_state=inner_state)[0]
 
-    return jax.grad(value)(metajax.MetaParams(params, inner))
+    return gradient(metajax.MetaParams(params, inner), episode, rng, inner_state)
+
+
+# An outer optimizer whose state after an update is the gradient that it was given.
+RECORDER = optax.trace(decay=0.0)
+
+
+def recorded_gradient(learner, params, episodes, rng=None):
+    """The meta-gradient over a meta-batch that a learner hands to its optimizer, `RECORDER`."""
+    rng = jax.random.key(0) if rng is None else rng
+    state, _ = jax.jit(learner.update)(learner.init(params), episodes, rng)
+    return state.opt_state.trace
 
 
 def mlp_params(seed=0, sizes=(2, 5, 1), dtype=None):
