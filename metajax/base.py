@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 Key = jax.Array
@@ -136,3 +139,50 @@ class Objective(Protocol):
         *,
         inner_state: PyTree = (),
     ) -> tuple[Array, tuple[Metrics, PyTree]]: ...
+
+
+def check_integer(what: str, value: Any, minimum: int = 1) -> int:
+    """Returns a Python or NumPy integer of at least `minimum`, 0 or 1, as an `int`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+        kind = "a positive" if minimum else "a non-negative"
+        raise ValueError(f"{what} must be {kind} integer, got {value!r}.")
+    return int(value)
+
+
+def check_function(what: str, fn: Any, arguments: str, remedy: str = "") -> None:
+    """Raises `ValueError` unless `fn` can be called with `"a, b, *, c"`, the arguments' names."""
+    positional, _, keywords = arguments.partition(", *, ")
+    try:
+        inspect.signature(fn).bind(
+            *positional.split(", "), **dict.fromkeys(keywords.split(", ") if keywords else ())
+        )
+    except TypeError:
+        raise ValueError(f"{what} must be a function ({arguments}){remedy}, got {fn!r}.") from None
+    except ValueError:
+        pass  # Some built-in functions have no signature.
+
+
+def as_arrays(what: str, tree: PyTree) -> PyTree:
+    """Makes every leaf an array, or says which of them cannot be one."""
+
+    def convert(path, leaf):
+        try:
+            return jnp.asarray(leaf)
+        except TypeError:
+            raise ValueError(
+                f"{what}{jax.tree_util.keystr(path)} is {type(leaf).__name__}, but every leaf must "
+                "be an array or a number."
+            ) from None
+
+    return jax.tree_util.tree_map_with_path(convert, tree)
+
+
+def strongly_typed(tree: PyTree) -> PyTree:
+    """Arrays of definite types: a weak one turns strong in an update, which compiles twice."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), tree)
+
+
+def same_structure(a: PyTree, b: PyTree) -> bool:
+    """Whether two trees differ in their leaves only."""
+    structures: list[Any] = [jax.tree.structure(a), jax.tree.structure(b)]
+    return structures[0] == structures[1]

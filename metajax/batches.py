@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from metajax.base import Array, Batch, Key
+from metajax.base import Array, Batch, Key, check_integer
 
 BatchAt = Callable[[Array], Batch]
 Batches = Callable[[Batch, int, Key], BatchAt]
@@ -47,7 +47,7 @@ def cycle(batch_size: int) -> Batches:
       Nichol et al., `On First-Order Meta-Learning Algorithms
       <https://arxiv.org/abs/1803.02999>`_, 2018, section 6.3 and the authors' sampler.
     """
-    _check_batch_size("cycle", batch_size)
+    batch_size = check_integer("cycle: batch_size", batch_size)
 
     def batches(support: Batch, num_steps: int, rng: Key) -> BatchAt:
         size = _support_size("cycle", support, batch_size)
@@ -78,7 +78,7 @@ def replacement(batch_size: int) -> Batches:
       Nichol et al., `On First-Order Meta-Learning Algorithms
       <https://arxiv.org/abs/1803.02999>`_, 2018, section 6.3, figure 4.
     """
-    _check_batch_size("replacement", batch_size)
+    batch_size = check_integer("replacement: batch_size", batch_size)
 
     def batches(support: Batch, num_steps: int, rng: Key) -> BatchAt:
         size = _support_size("replacement", support, batch_size)
@@ -111,15 +111,16 @@ def per_step() -> Batches:
     return batches
 
 
-def _check_batch_size(name: str, batch_size: int) -> None:
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"{name}: batch_size must be a positive integer, got {batch_size!r}.")
-
-
 def _support_size(name: str, support: Batch, batch_size: int) -> int:
     leaves = jax.tree_util.tree_leaves_with_path(support)
     if not leaves:
         raise ValueError(f"{name}: the support has no arrays to draw batches from.")
+    for key_path, leaf in leaves:
+        if not jnp.ndim(leaf):
+            raise ValueError(
+                f"{name}: support{jax.tree_util.keystr(key_path)} is a scalar; every array of the "
+                "support needs the examples on its leading axis."
+            )
     sizes = {jax.tree_util.keystr(path): leaf.shape[0] for path, leaf in leaves}
     (first, size), *_ = sizes.items()
     for path, other in sizes.items():

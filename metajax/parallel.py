@@ -11,7 +11,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
-from metajax.base import PyTree
+from metajax.base import PyTree, check_integer
 
 # Parameters and data of a chunk of tasks up to which one `vmap` is no slower on a CPU than a scan:
 # read off the rows of `chunk` in `benchmarks/growth.py`.
@@ -74,8 +74,8 @@ def over_tasks(
       ValueError: if `task_chunk` is not a positive integer; when traced, if the devices cannot
         share the tasks equally, or a thread would have to pass from device to device.
     """
-    if task_chunk is not None and (not isinstance(task_chunk, int) or task_chunk < 1):
-        raise ValueError(f"task_chunk must be a positive integer or None, got {task_chunk!r}.")
+    if task_chunk is not None:
+        task_chunk = check_integer("task_chunk", task_chunk)
 
     def on_one_device(shared: PyTree, tasks: PyTree, thread: PyTree) -> tuple[PyTree, PyTree]:
         num_tasks = _num_tasks(tasks)

@@ -69,3 +69,32 @@ def test_errors_name_both_sizes(batches):
 def test_per_step_names_the_shape_and_the_steps():
     with pytest.raises(ValueError, match=r"support\['x'\] has shape \(5,\).*the 3 inner steps"):
         metajax.per_step()(SUPPORT, 3, KEY)
+
+
+@pytest.mark.parametrize("batches", [metajax.cycle, metajax.replacement])
+def test_a_scalar_has_no_examples_to_draw(batches):
+    with pytest.raises(ValueError, match=r"support\['z'\] is a scalar"):
+        batches(2)({"x": jnp.arange(5), "z": jnp.ones(())}, 1, KEY)
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [metajax.full_batch(), metajax.cycle(2), metajax.replacement(2), metajax.per_step()],
+)
+def test_the_support_may_be_numpy(batches):
+    def loss(params, batch, rng):
+        return params * jnp.mean(batch), {}
+
+    learner = metajax.maml(loss, optax.sgd(1.0), optax.sgd(1.0), num_steps=3, batches=batches)
+    # Any draw from equal examples is the same.
+    adapted = learner.adapt(learner.init(jnp.zeros(())), np.full((3, 2), 2.0), KEY)
+    assert adapted == -6
+
+
+def test_the_support_may_be_numbers():
+    learner = metajax.maml(
+        lambda params, batch, rng: (params * batch["a"].astype(float), {}),
+        optax.sgd(1.0),
+        optax.sgd(1.0),
+    )
+    assert learner.adapt(learner.init(0.0), {"a": 2.0}, KEY) == -2

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from metajax.base import Key, MetaLearner, MetaState, Metrics, Params
+from metajax.base import Key, MetaLearner, MetaState, Metrics, Params, check_integer
 from metajax.tasks import StreamedTasks, TaskDistribution, meta_batch
 from metajax.train.checkpoints import Checkpoint, Checkpoints
 from metajax.train.progress import Progress
@@ -318,8 +318,7 @@ def _check_counts(
         "checkpoint_every": checkpoint_every,
     }
     for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"fit: {name} must be a positive integer, got {count!r}.")
+        check_integer(f"fit: {name}", count)
     for name in ("validate_every", "checkpoint_every"):
         if counts[name] % steps_per_call:
             raise ValueError(
