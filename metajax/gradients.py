@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
 
-from metajax.base import Array, Params, PyTree
+from metajax.base import Array, Params, PyTree, check_integer
 
 
 def _identity(fn):
@@ -129,23 +129,30 @@ def implicit(*, cg_steps: int = 5) -> MetaGradient:
       Rajeswaran et al., `Meta-Learning with Implicit Gradients
       <https://arxiv.org/abs/1909.04630>`_, 2019, section 3 and algorithm 2.
     """
-    if not isinstance(cg_steps, int) or cg_steps < 1:
-        raise ValueError(f"implicit: cg_steps must be a positive integer, got {cg_steps!r}.")
+    cg_steps = check_integer("implicit: cg_steps", cg_steps)
 
     def solution(adapted: Params, optimality: Callable[[Params], Params]) -> Params:
         adapted = jax.lax.stop_gradient(adapted)
         gradient = optimality(adapted)
         # Zero in value; its derivative is that of the optimality condition at fixed `adapted`.
         residual = jax.tree.map(lambda g: g - jax.lax.stop_gradient(g), gradient)
+        dtypes = [p.dtype for p in jax.tree.leaves(adapted)]
+        rounding = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
+
+        # Vectors are of the widest type of the parameters, products of each parameter's own.
+        def widened(v: Params) -> Params:
+            return jax.tree.map(lambda x: x.astype(jnp.result_type(*dtypes)), v)
+
+        def narrowed(v: Params) -> Params:
+            return jax.tree.map(lambda x, p: x.astype(p.dtype), v, adapted)
 
         def hessian_vector_product(v: Params) -> Params:
-            return jax.jvp(optimality, (adapted,), (v,))[1]
+            return widened(jax.jvp(optimality, (adapted,), (narrowed(v),))[1])
 
-        dtype = jnp.result_type(*jax.tree.leaves(adapted))
         correction, _ = cg(
-            hessian_vector_product, residual, tol=float(jnp.finfo(dtype).eps), maxiter=cg_steps
+            hessian_vector_product, widened(residual), tol=rounding, maxiter=cg_steps
         )
-        return jax.tree.map(jnp.subtract, adapted, correction)
+        return jax.tree.map(jnp.subtract, adapted, narrowed(correction))
 
     return MetaGradient(
         gradient=_stopped, solution=solution, crosses_optimizer=False, implicit=True
