@@ -9,7 +9,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from metajax.base import Adapt, Array, Episode, Key, MetaState, Params, PyTree
+from metajax.base import (
+    Adapt,
+    Array,
+    Episode,
+    Key,
+    MetaState,
+    Params,
+    PyTree,
+    as_arrays,
+    check_function,
+)
 from metajax.learner import check_episodes, check_state
 from metajax.parallel import map_tasks, over_tasks
 
@@ -47,7 +57,8 @@ def evaluate(
       the root of the number of tasks.
 
     Raises:
-      ValueError: as `MetaLearner.update` for a wrong state or mismatched episodes.
+      ValueError: as `MetaLearner.update` for a wrong state or mismatched episodes; for a state with
+        learned inner parameters that `adapt` has no use for, or without those that it needs.
 
     Example:
 
@@ -71,6 +82,7 @@ def evaluate(
             "evaluate: adapt must be an inner loop from metajax.inner_loop (not learner.adapt, "
             f"which returns only the final parameters), got {adapt!r}."
         )
+    check_function("evaluate: metric", metric, "params, episode, rng", " such as accuracy(apply)")
     check_state(meta_state)
     num_tasks = check_episodes(episodes)
 
@@ -84,8 +96,8 @@ def evaluate(
                 episode.support,
                 adapt_rng,
                 inner_state=inner_state,
-                probe=lambda params, step: jax.tree.map(
-                    jnp.asarray, metric(params, episode, metric_rng)
+                probe=lambda params, step: as_arrays(
+                    "evaluate: metric", metric(params, episode, metric_rng)
                 ),
             )
             return info.probe
@@ -114,6 +126,9 @@ def accuracy(apply: Apply, *, transductive: bool = True) -> Metric:
       apply: `(params, x [examples, ...]) -> logits [examples, ways]`.
       transductive: all queries in one batch, or each alone with the support set.
 
+    Raises:
+      ValueError: when traced, unless the labels are class numbers `[examples]`.
+
     References:
       Nichol et al., `On First-Order Meta-Learning Algorithms
       <https://arxiv.org/abs/1803.02999>`_, 2018, section 6.1.
@@ -126,6 +141,12 @@ def accuracy(apply: Apply, *, transductive: bool = True) -> Metric:
             return apply(params, jnp.concatenate([support, x[None]]))[-1]
 
         logits = apply(params, query) if transductive else jax.vmap(logits_alone)(query)
+        if jnp.ndim(logits) != 2 or jnp.shape(labels) != logits.shape[:1]:
+            raise ValueError(
+                f"accuracy: logits of shape {jnp.shape(logits)} and labels of shape "
+                f"{jnp.shape(labels)} must be [examples, ways] and [examples]. One-hot labels "
+                "become class numbers with jnp.argmax(labels, axis=-1)."
+            )
         return jnp.mean((jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32))
 
     return metric
@@ -136,10 +157,19 @@ def mse(apply: Apply) -> Metric:
 
     Args:
       apply: `(params, x [examples, ...]) -> predictions`, of the shape of `y`.
+
+    Raises:
+      ValueError: when traced, if the predictions are of another shape.
     """
 
     def metric(params: Params, episode: Episode, rng: Key) -> Array:
         x, y = episode.query
-        return jnp.mean((apply(params, x) - y) ** 2)
+        predictions = apply(params, x)
+        if jnp.shape(predictions) != jnp.shape(y):
+            raise ValueError(
+                f"mse: the predictions have shape {jnp.shape(predictions)}, y has shape "
+                f"{jnp.shape(y)}: reshape one to the other, or they would be broadcast."
+            )
+        return jnp.mean((predictions - y) ** 2)
 
     return metric

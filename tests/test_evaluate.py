@@ -88,3 +88,28 @@ def test_the_state_must_be_a_state_and_the_adaptation_an_adapt():
         metajax.evaluate(adapt, metajax.mse(mlp), state.meta_params, EPISODES, KEY)
     with pytest.raises(ValueError, match="must be an inner loop"):
         metajax.evaluate(lambda *_: None, metajax.mse(mlp), state, EPISODES, KEY)
+
+
+def test_the_metric_must_be_a_function_of_numbers():
+    adapt, state = setting()
+    with pytest.raises(ValueError, match=r"metric must be a function \(params, episode, rng\)"):
+        metajax.evaluate(adapt, 3, state, EPISODES, KEY)
+    with pytest.raises(ValueError, match=r"evaluate: metric\['name'\] is str"):
+        metajax.evaluate(adapt, lambda *_: {"name": "mse"}, state, EPISODES, KEY)
+
+
+def test_shapes_that_would_be_broadcast():
+    def predict(params, x):
+        return x @ params
+
+    x, params = jnp.ones((4, 2)), jnp.ones(2)
+    with pytest.raises(ValueError, match=r"shape \(4,\), y has shape \(4, 1\)"):
+        metajax.mse(predict)(params, metajax.Episode((), (x, jnp.ones((4, 1)))), KEY)
+    assert metajax.mse(predict)(params, metajax.Episode((), (x, jnp.ones(4))), KEY) == 1
+
+    one_hot = metajax.Episode((x, ()), (x, jax.nn.one_hot(jnp.arange(4), 2)))
+    with pytest.raises(ValueError, match=r"logits of shape \(4, 2\) .* \(4, 2\) .*jnp.argmax"):
+        metajax.accuracy(lambda params, x: x)(params, one_hot, KEY)
+    labels = metajax.Episode((x, ()), (x, jnp.arange(4)))
+    with pytest.raises(ValueError, match=r"logits of shape \(4,\) and labels of shape \(4,\)"):
+        metajax.accuracy(predict)(params, labels, KEY)
