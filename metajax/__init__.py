@@ -1,12 +1,10 @@
 """Gradient-based meta-learning in JAX."""
 
 from metajax import tasks as tasks
-from metajax.algorithms import adapting as adapting
 from metajax.algorithms import anil as anil
 from metajax.algorithms import boil as boil
 from metajax.algorithms import fomaml as fomaml
 from metajax.algorithms import imaml as imaml
-from metajax.algorithms import learned_step_sizes as learned_step_sizes
 from metajax.algorithms import maml as maml
 from metajax.algorithms import meta_sgd as meta_sgd
 from metajax.algorithms import reptile as reptile
@@ -30,12 +28,14 @@ from metajax.gradients import first_order as first_order
 from metajax.gradients import implicit as implicit
 from metajax.gradients import mixed_mode as mixed_mode
 from metajax.gradients import second_order as second_order
-from metajax.inner import LearnedOptimizer as LearnedOptimizer
 from metajax.inner import inner_loop as inner_loop
 from metajax.learner import meta_learner as meta_learner
 from metajax.objectives import displacement as displacement
 from metajax.objectives import multi_step_query_loss as multi_step_query_loss
 from metajax.objectives import query_loss as query_loss
+from metajax.optimizers import LearnedOptimizer as LearnedOptimizer
+from metajax.optimizers import adapting as adapting
+from metajax.optimizers import learned_step_sizes as learned_step_sizes
 from metajax.parallel import over_tasks as over_tasks
 from metajax.parallel import task_mesh as task_mesh
 

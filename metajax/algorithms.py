@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
-
-import jax
-import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
-from metajax.base import LossFn, MetaLearner, Params
+from metajax.base import LossFn, MetaLearner
 from metajax.batches import Batches
-from metajax.gradients import MetaGradient, first_order, implicit, second_order
-from metajax.inner import LearnedOptimizer, inner_loop
+from metajax.gradients import MetaGradient, first_order, implicit
+from metajax.inner import inner_loop
 from metajax.learner import meta_learner
 from metajax.objectives import displacement, query_loss
-
-Optimizer: TypeAlias = optax.GradientTransformation
-PathPredicate = Callable[[tuple[Any, ...]], bool]
+from metajax.optimizers import (
+    LearnedOptimizer,
+    Optimizer,
+    PathPredicate,
+    adapting,
+    learned_step_sizes,
+    other_than,
+)
 
 
 def maml(
@@ -214,20 +213,6 @@ def imaml(
     return meta_learner(adapt, query_loss(loss), outer_optimizer, task_chunk=task_chunk, mesh=mesh)
 
 
-def learned_step_sizes(learning_rate: float) -> LearnedOptimizer:
-    """SGD with one learned step size per parameter, starting from `learning_rate`."""
-
-    def init(params: Params) -> Params:
-        return jax.tree.map(lambda x: jnp.full_like(x, learning_rate), params)
-
-    def make(rates: Params) -> Optimizer:
-        return optax.stateless(
-            lambda grads, params: jax.tree.map(lambda r, g: -r * g, rates, grads)
-        )
-
-    return LearnedOptimizer(init, make)
-
-
 def meta_sgd(
     loss: LossFn,
     outer_optimizer: Optimizer,
@@ -273,35 +258,9 @@ def meta_sgd(
     )
 
 
-def adapting(optimizer: Optimizer, where: PathPredicate) -> Optimizer:
-    """An inner optimizer that moves only the parameters whose pytree path `where` accepts.
-
-    Raises:
-      ValueError: when initialized, if `where` accepts none of the parameters, or all of them.
-    """
-
-    def labels(params: Params):
-        labelled = jax.tree_util.tree_map_with_path(
-            lambda path, _: "adapt" if where(path) else "keep", params
-        )
-        if len(set(jax.tree.leaves(labelled))) != 2:
-            paths = [
-                jax.tree_util.keystr(path)
-                for path, _ in jax.tree_util.tree_leaves_with_path(params)
-            ]
-            raise ValueError(
-                "the path predicate must accept some of the parameters and not others; it "
-                f"accepted {'all' if 'adapt' in jax.tree.leaves(labelled) else 'none'} of "
-                f"{', '.join(paths)}."
-            )
-        return labelled
-
-    return optax.partition({"adapt": optimizer, "keep": optax.set_to_zero()}, labels)
-
-
 def anil(
     loss: LossFn,
-    inner_optimizer: Optimizer,
+    inner_optimizer: Optimizer | LearnedOptimizer,
     outer_optimizer: Optimizer,
     *,
     num_steps: int = 1,
@@ -315,7 +274,7 @@ def anil(
 
     Args:
       loss: `(params, batch, rng) -> (scalar, metrics)`.
-      inner_optimizer: any optax transformation, applied to the head.
+      inner_optimizer: any optax transformation, or a `LearnedOptimizer`, applied to the head.
       outer_optimizer: any optax transformation, applied to everything.
       num_steps: adaptation steps.
       head: a predicate on the pytree path, as `jax.tree_util.tree_map_with_path` passes it:
@@ -326,8 +285,8 @@ def anil(
       mesh: devices that share the tasks, see `meta_learner`.
 
     Raises:
-      ValueError: if `head` accepts no parameter or all of them; for `implicit()`, which needs
-        every parameter to adapt; for other arguments that do not fit together.
+      ValueError: if `head` accepts no parameter or all of them; for other arguments that do not
+        fit together.
 
     Example:
 
@@ -347,7 +306,7 @@ def anil(
         adapting(inner_optimizer, head),
         outer_optimizer,
         num_steps=num_steps,
-        meta_gradient=_of_steps("anil", meta_gradient),
+        meta_gradient=meta_gradient,
         batches=batches,
         task_chunk=task_chunk,
         mesh=mesh,
@@ -356,7 +315,7 @@ def anil(
 
 def boil(
     loss: LossFn,
-    inner_optimizer: Optimizer,
+    inner_optimizer: Optimizer | LearnedOptimizer,
     outer_optimizer: Optimizer,
     *,
     num_steps: int = 1,
@@ -374,21 +333,11 @@ def boil(
     """
     return maml(
         loss,
-        adapting(inner_optimizer, lambda path: not head(path)),
+        adapting(inner_optimizer, other_than(head)),
         outer_optimizer,
         num_steps=num_steps,
-        meta_gradient=_of_steps("boil", meta_gradient),
+        meta_gradient=meta_gradient,
         batches=batches,
         task_chunk=task_chunk,
         mesh=mesh,
     )
-
-
-def _of_steps(name: str, meta_gradient: MetaGradient | None) -> MetaGradient:
-    engine = second_order() if meta_gradient is None else meta_gradient
-    if isinstance(engine, MetaGradient) and engine.implicit:
-        raise ValueError(
-            f"{name}: implicit() needs every parameter to adapt; use second_order() or "
-            "first_order()."
-        )
-    return engine

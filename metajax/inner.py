@@ -3,45 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metajax.base import Adapt, AdaptInfo, Array, Batch, Key, LossFn, MetaParams, Params, PyTree
+from metajax.base import (
+    Adapt,
+    AdaptInfo,
+    Array,
+    Batch,
+    Key,
+    LossFn,
+    MetaParams,
+    Params,
+    PyTree,
+    as_arrays,
+    check_function,
+    check_integer,
+    same_structure,
+    strongly_typed,
+)
 from metajax.batches import Batches, full_batch
 from metajax.gradients import MetaGradient, second_order
-
-CARRIES = (None, "mean", "serial")
-
-NOT_DIFFERENTIABLE = (
-    "inner_loop: the derivative of the inner optimizer's update is not finite where a gradient is "
-    "zero, so the first dead unit would turn the second-order meta-gradient into NaN. For "
-    "optax.adam and its relatives pass eps_root, as in optax.adam(lr, eps_root=1e-8); or choose "
-    "first_order() or implicit(), which do not differentiate the update."
+from metajax.optimizers import (
+    TRIED_STEPS,
+    LearnedOptimizer,
+    check_adapts_all,
+    check_differentiable,
+    check_update,
 )
 
-
-class LearnedOptimizer(NamedTuple):
-    """An inner optimizer with meta-learned hyper-parameters.
-
-    Attributes:
-      init: `params -> hyper-parameters`, a pytree of float arrays, learned by the outer loop.
-      make: `hyper-parameters -> optax transformation`.
-
-    Example, one learned step size for all parameters:
-
-    >>> import jax.numpy as jnp, optax, metajax
-    >>> learned = metajax.LearnedOptimizer(
-    ...     init=lambda params: jnp.asarray(0.1), make=lambda rate: optax.sgd(rate))
-    >>> adapt = metajax.inner_loop(lambda w, x, rng: ((w * x) ** 2, {}), learned, num_steps=2)
-    >>> inner, _ = adapt.init(jnp.asarray(1.0))
-    """
-
-    init: Callable[[Params], PyTree]
-    make: Callable[[PyTree], optax.GradientTransformation]
+CARRIES = (None, "mean", "serial")
 
 
 def inner_loop(
@@ -63,7 +57,10 @@ def inner_loop(
 
     Args:
       loss: `(params, batch, rng) -> (scalar, metrics)`.
-      optimizer: any optax transformation, or a `LearnedOptimizer`.
+      optimizer: any optax transformation whose update needs gradients, state and parameters
+        alone, or a `LearnedOptimizer`. One that divides by the norm of all gradients, such as
+        `optax.clip_by_global_norm`, has no derivative where they are all zero: for second order,
+        every task needs some gradient.
       num_steps: the number of adaptation steps, static; 0 leaves the parameters as they are.
       meta_gradient: how gradients cross the loop: `second_order()` (default), `mixed_mode()`,
         `first_order()` or `implicit()`.
@@ -79,8 +76,9 @@ def inner_loop(
       An `Adapt`: `init(params)` and `apply(meta_params, support, rng, ...)`.
 
     Raises:
-      ValueError: for arguments that do not fit together; when `apply` is traced, for a loss that
-        does not return `(scalar, metrics)`.
+      ValueError: for arguments that do not fit together; by `init`, for an optimizer that the
+        meta-gradient cannot cross; when `apply` is traced, for a loss that does not return
+        `(scalar, metrics)` and for the state of another inner loop.
 
     Example:
 
@@ -101,17 +99,30 @@ def inner_loop(
     """
     meta_gradient = second_order() if meta_gradient is None else meta_gradient
     batches = full_batch() if batches is None else batches
+    num_steps = check_integer("inner_loop: num_steps is static and", num_steps, minimum=0)
+    unroll = check_integer("inner_loop: unroll", unroll)
     _check_arguments(loss, optimizer, num_steps, meta_gradient, proximal, batches, carry)
+
+    def learned(params: Params) -> PyTree:
+        return optimizer.init(params) if isinstance(optimizer, LearnedOptimizer) else ()
 
     def make(inner: PyTree) -> optax.GradientTransformation:
         return optimizer.make(inner) if isinstance(optimizer, LearnedOptimizer) else optimizer
 
     def init(params: Params) -> tuple[PyTree, PyTree]:
         _check_params(params)
-        inner = optimizer.init(params) if isinstance(optimizer, LearnedOptimizer) else ()
-        if meta_gradient.crosses_optimizer and num_steps:
-            _check_differentiable(make(_concrete(inner)), params)
-        return inner, (make(inner).init(params) if carry else ())
+        params = strongly_typed(params)
+        inner = learned(params)
+        _check_learned(inner)
+        inner = strongly_typed(inner)
+        if num_steps:
+            transform, tried = make(_concrete(inner)), min(num_steps, TRIED_STEPS)
+            check_update("inner_loop: the inner", transform, params)
+            if meta_gradient.crosses_optimizer:
+                check_differentiable(transform, params, tried)
+            if meta_gradient.implicit:
+                check_adapts_all(transform, params, tried)
+        return inner, strongly_typed(make(inner).init(params) if carry else ())
 
     def apply(
         meta_params: MetaParams,
@@ -121,7 +132,9 @@ def inner_loop(
         inner_state: PyTree = (),
         probe: Callable[[Params, Array | int], PyTree] | None = None,
     ) -> tuple[Params, AdaptInfo]:
-        initial, inner = meta_params
+        initial, inner = strongly_typed(meta_params)
+        _check_same_learned(inner, jax.eval_shape(learned, initial))
+        support = as_arrays("support", support)
         transform = make(inner)
         batch_rng, loss_rng = jax.random.split(rng)
         batch_at = batches(support, num_steps, batch_rng)
@@ -153,7 +166,15 @@ def inner_loop(
                 "inner_loop: got a carried inner_state, but this adaptation was built with "
                 'carry=None. Build it with the carry of training ("mean" or "serial").'
             )
-        opt_state = inner_state if carry and inner_state != () else transform.init(initial)
+        opt_state = transform.init(initial)
+        if carry and not same_structure(inner_state, ()):
+            if not same_structure(inner_state, opt_state):
+                raise ValueError(
+                    "inner_loop: the carried inner_state is that of another inner optimizer, with "
+                    f"the structure {jax.tree.structure(inner_state)}. Adapt with the optimizer "
+                    "of training."
+                )
+            opt_state = inner_state
         (params, opt_state), (values, auxes, probed) = jax.lax.scan(
             body, (initial, opt_state), jnp.arange(num_steps), unroll=unroll
         )
@@ -164,7 +185,9 @@ def inner_loop(
         adapted = meta_gradient.solution(params, optimality)
         if probe:
             last = probe(adapted, num_steps)
-            probed = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), probed, last)
+            probed = jax.tree.map(
+                lambda xs, x: jnp.concatenate([xs, jnp.asarray(x)[None]]), probed, last
+            )
         return adapted, AdaptInfo(values, auxes, probed, opt_state if carry else ())
 
     return Adapt(
@@ -177,18 +200,23 @@ def inner_loop(
 
 
 def check_loss(result: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
-    """Passes on what a loss returned, or says what is wrong with it."""
+    """Passes on what a loss returned, as arrays, or says what is wrong with it."""
     if not (isinstance(result, tuple) and len(result) == 2):
         raise ValueError(
             "the loss must return (scalar, metrics), for example `return value, {}`; it returned "
             f"{type(result).__name__}."
         )
-    if jnp.shape(result[0]) != ():
+    value = as_arrays("the loss' value", result[0])
+    if jnp.shape(value) != ():
         raise ValueError(
-            f"the loss must return a scalar, it returned shape {jnp.shape(result[0])}: average "
+            f"the loss must return a scalar, it returned shape {jnp.shape(value)}: average "
             "over the examples, for example with jnp.mean."
         )
-    return result
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(
+            f"the loss must return a floating-point scalar, it returned {value.dtype}."
+        )
+    return value, as_arrays("the loss' metrics", result[1])
 
 
 def _squared_distance(a: Params, b: Params) -> Array | float:
@@ -196,8 +224,13 @@ def _squared_distance(a: Params, b: Params) -> Array | float:
 
 
 def _check_arguments(loss, optimizer, num_steps, meta_gradient, proximal, batches, carry) -> None:
-    if not callable(loss):
-        raise ValueError(f"inner_loop: loss must be a function (params, batch, rng), got {loss!r}.")
+    check_function("inner_loop: loss", loss, "params, batch, rng")
+    check_function(
+        "inner_loop: batches",
+        batches,
+        "support, num_steps, rng",
+        " such as full_batch() or cycle(size) (mind the parentheses)",
+    )
     if not isinstance(optimizer, LearnedOptimizer) and not (
         hasattr(optimizer, "init") and hasattr(optimizer, "update")
     ):
@@ -205,18 +238,16 @@ def _check_arguments(loss, optimizer, num_steps, meta_gradient, proximal, batche
             "inner_loop: the optimizer must be an optax transformation such as optax.sgd(0.01), "
             f"or a LearnedOptimizer; got {optimizer!r}."
         )
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int | np.integer) or num_steps < 0:
-        raise ValueError(
-            "inner_loop: num_steps is static and must be a non-negative integer, got "
-            f"{num_steps!r}."
-        )
     if not isinstance(meta_gradient, MetaGradient):
         raise ValueError(
             "inner_loop: meta_gradient must be second_order(), mixed_mode(), first_order() or "
             f"implicit() (mind the parentheses), got {meta_gradient!r}."
         )
-    if proximal < 0:
-        raise ValueError(f"inner_loop: proximal must not be negative, got {proximal}.")
+    number = isinstance(proximal, int | float | np.number) and not isinstance(proximal, bool)
+    if not number or not 0 <= proximal < np.inf:
+        raise ValueError(
+            f"inner_loop: proximal must be a finite number that is not negative, got {proximal!r}."
+        )
     if carry not in CARRIES:
         raise ValueError(f"inner_loop: carry must be one of {CARRIES}, got {carry!r}.")
     if meta_gradient.implicit:
@@ -238,6 +269,8 @@ def _check_arguments(loss, optimizer, num_steps, meta_gradient, proximal, batche
 
 
 def _check_params(params: Params) -> None:
+    if not jax.tree.leaves(params):
+        raise ValueError("there is nothing to adapt: params has no arrays.")
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = getattr(leaf, "dtype", None)
         if not isinstance(leaf, float) and (
@@ -250,26 +283,40 @@ def _check_params(params: Params) -> None:
             )
 
 
+def _check_learned(inner: PyTree) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(inner):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"the learned hyper-parameter inner{jax.tree_util.keystr(path)} is {dtype}, but "
+                "only floating-point ones can be learned: let LearnedOptimizer.init return a "
+                "float, or close `make` over it."
+            )
+
+
+def _check_same_learned(inner: PyTree, expected: PyTree) -> None:
+    if same_structure(inner, expected):
+        return
+    if not jax.tree.leaves(expected):
+        problem = (
+            "the state holds learned inner parameters (inner), but this inner loop's optimizer has "
+            "none, so they would be ignored"
+        )
+    elif not jax.tree.leaves(inner):
+        problem = (
+            "this inner loop's LearnedOptimizer has learned inner parameters, but the state holds "
+            "none (inner is empty)"
+        )
+    else:
+        problem = (
+            "the learned inner parameters of the state are those of another LearnedOptimizer: "
+            f"{jax.tree.structure(inner)} instead of {jax.tree.structure(expected)}"
+        )
+    raise ValueError(
+        f"inner_loop: {problem}. Use the inner optimizer with which the state was made."
+    )
+
+
 def _concrete(inner: PyTree) -> PyTree:
     """Hyper-parameters of some value, also where `init` is traced and theirs is not known."""
     return jax.tree.map(lambda x: np.full(np.shape(x), 0.1, x.dtype), inner)
-
-
-def _check_differentiable(transform: optax.GradientTransformation, params: Params) -> None:
-    """Differentiates one update at a gradient in which one entry of every array is zero."""
-
-    def gradient(leaf):
-        grad = np.ones(np.shape(leaf), jnp.result_type(leaf))
-        if grad.size > 1:
-            grad.flat[0] = 0.0
-        return jnp.asarray(grad)
-
-    with jax.ensure_compile_time_eval():
-        ones = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), jnp.result_type(leaf)), params)
-        grads = jax.tree.map(gradient, params)
-        _, tangents = jax.jvp(
-            lambda g: transform.update(g, transform.init(ones), ones)[0], (grads,), (ones,)
-        )
-        finite = all(bool(jnp.all(jnp.isfinite(t))) for t in jax.tree.leaves(tangents))
-    if not finite:
-        raise ValueError(NOT_DIFFERENTIABLE)

@@ -19,7 +19,11 @@ from metajax.base import (
     Objective,
     Params,
     PyTree,
+    check_function,
+    same_structure,
+    strongly_typed,
 )
+from metajax.optimizers import check_update
 from metajax.parallel import map_tasks, over_tasks
 
 
@@ -43,7 +47,8 @@ def meta_learner(
     Args:
       adapt: an inner loop from `metajax.inner_loop`.
       objective: `query_loss(loss)`, `multi_step_query_loss(loss)`, `displacement()` or your own.
-      outer_optimizer: any optax transformation; it sees `MetaParams`.
+      outer_optimizer: any optax transformation; it sees `MetaParams` and, if it asks, the mean
+        objective as `value`.
       task_chunk: tasks per `vmap`. Smaller chunks need less memory; by default an accelerator takes
         all tasks and a CPU as many as its cache holds. No number depends on it beyond rounding.
       mesh: devices that share the tasks of a meta-batch, such as `metajax.task_mesh()`; the state
@@ -78,16 +83,18 @@ def meta_learner(
     """
     if not isinstance(adapt, Adapt):
         raise ValueError(f"meta_learner: adapt must come from inner_loop, got {adapt!r}.")
-    if not callable(objective):
-        raise ValueError(
-            "meta_learner: the objective must be a function such as query_loss(loss), got "
-            f"{objective!r}."
-        )
+    check_function(
+        "meta_learner: the objective",
+        objective,
+        "adapt, meta_params, episode, rng, *, inner_state",
+        " such as query_loss(loss)",
+    )
     if not (hasattr(outer_optimizer, "init") and hasattr(outer_optimizer, "update")):
         raise ValueError(
             "meta_learner: the outer optimizer must be an optax transformation such as "
             f"optax.adam(1e-3), got {outer_optimizer!r}."
         )
+    outer_optimizer = optax.with_extra_args_support(outer_optimizer)
     serial = adapt.carry == "serial"
     if serial and mesh is not None:
         raise ValueError(
@@ -101,7 +108,11 @@ def meta_learner(
 
         def mean_objective(meta_params):
             def of_task(episode, rng):
-                return objective(adapt, meta_params, episode, rng, inner_state=start)
+                value, (metrics, ended) = objective(
+                    adapt, meta_params, episode, rng, inner_state=start
+                )
+                check_carried(adapt, start, ended)
+                return value, (metrics, ended)
 
             values, (metrics, ended) = map_tasks(of_task, *tasks)
             value = jnp.mean(values)
@@ -115,13 +126,16 @@ def meta_learner(
 
     def init(params: Params) -> MetaState:
         inner, inner_state = adapt.init(params)
-        meta_params = MetaParams(params, inner)
-        opt_state = outer_optimizer.init(meta_params)
+        meta_params = strongly_typed(MetaParams(params, inner))
+        check_update("meta_learner: the outer", outer_optimizer, meta_params, value=jnp.ones(()))
+        opt_state = strongly_typed(outer_optimizer.init(meta_params))
         return MetaState(meta_params, opt_state, inner_state, jnp.zeros((), jnp.int32))
 
     def adapt_to(state: MetaState, support: Batch, rng: Key) -> Params:
         check_state(state)
-        return adapt.apply(state.meta_params, support, rng, inner_state=state.inner_state)[0]
+        adapted, info = adapt.apply(state.meta_params, support, rng, inner_state=state.inner_state)
+        check_carried(adapt, state.inner_state, info.inner_state)
+        return adapted
 
     def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
         check_state(state)
@@ -131,7 +145,9 @@ def meta_learner(
             (episodes, rngs),
             state.inner_state if serial else (),
         )
-        updates, opt_state = outer_optimizer.update(gradient, state.opt_state, state.meta_params)
+        updates, opt_state = outer_optimizer.update(
+            gradient, state.opt_state, state.meta_params, value=metrics["objective"]
+        )
         meta_params = optax.apply_updates(state.meta_params, updates)
         metrics["meta_gradient_norm"] = optax.tree.norm(gradient)
         if jax.tree.leaves(gradient.inner):
@@ -147,6 +163,16 @@ def check_state(state: MetaState) -> None:
     if not isinstance(state, MetaState):
         raise ValueError(
             f"expected the MetaState that learner.init(params) returns, got {type(state).__name__}."
+        )
+
+
+def check_carried(adapt: Adapt, before: PyTree, after: PyTree) -> None:
+    """Raises `ValueError` for a state that is not of this learner: what is carried has a shape."""
+    if not same_structure(before, after):
+        raise ValueError(
+            f"this learner was built with carry={adapt.carry!r}, but the inner_state of the state "
+            f"has the structure {jax.tree.structure(before)} and not "
+            f"{jax.tree.structure(after)}: start from the learner's own init(params)."
         )
 
 

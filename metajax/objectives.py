@@ -8,7 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.base import Adapt, Episode, Key, LossFn, MetaParams, Metrics, Objective, PyTree
+from metajax.base import (
+    Adapt,
+    Episode,
+    Key,
+    LossFn,
+    MetaParams,
+    Metrics,
+    Objective,
+    PyTree,
+    check_function,
+)
 from metajax.inner import check_loss
 
 
@@ -33,6 +43,7 @@ def query_loss(loss: LossFn) -> Objective:
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
       equation 1.
     """
+    check_function("query_loss: loss", loss, "params, batch, rng")
 
     def objective(
         adapt: Adapt, meta_params: MetaParams, episode: Episode, rng: Key, /, *, inner_state=()
@@ -63,6 +74,7 @@ def multi_step_query_loss(loss: LossFn, weights: Sequence[float] | None = None) 
       Antoniou et al., `How to train your MAML <https://arxiv.org/abs/1810.09502>`_, 2019,
       section 4, equation 2.
     """
+    check_function("multi_step_query_loss: loss", loss, "params, batch, rng")
 
     def objective(
         adapt: Adapt, meta_params: MetaParams, episode: Episode, rng: Key, /, *, inner_state=()
@@ -110,6 +122,8 @@ def displacement(loss: LossFn | None = None) -> Objective:
       Nichol et al., `On First-Order Meta-Learning Algorithms
       <https://arxiv.org/abs/1803.02999>`_, 2018, algorithm 2 and section 4.
     """
+    if loss is not None:
+        check_function("displacement: loss", loss, "params, batch, rng")
 
     def objective(
         adapt: Adapt, meta_params: MetaParams, episode: Episode, rng: Key, /, *, inner_state=()

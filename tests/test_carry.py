@@ -94,3 +94,34 @@ def test_a_carried_state_is_not_dropped_in_silence():
     adapt = metajax.inner_loop(mlp_loss, INNER, 1, meta_gradient=metajax.first_order())
     with pytest.raises(ValueError, match="built with carry=None"):
         metajax.evaluate(adapt, lambda *_: 0.0, state, EPISODES[0], KEY)
+
+
+@pytest.mark.parametrize("carry", ["mean", "serial"])
+def test_a_state_without_what_is_carried_is_refused(carry):
+    state = reptile(None).init(mlp_params(dtype=jnp.float32))
+    message = f"built with carry='{carry}', but the inner_state"
+    with pytest.raises(ValueError, match=message):
+        reptile(carry).update(state, EPISODES[0], KEY)
+    support = jax.tree.map(lambda x: x[0], EPISODES[0].support)
+    with pytest.raises(ValueError, match=message):
+        reptile(carry).adapt(state, support, KEY)
+
+
+def test_what_is_carried_may_be_a_bare_array():
+    momentum = optax.GradientTransformation(
+        jnp.zeros_like,
+        lambda grads, velocity, params=None: (-(0.5 * velocity + grads), 0.5 * velocity + grads),
+    )
+
+    def loss(params, batch, rng):
+        return params * batch, {}
+
+    adapt = metajax.inner_loop(loss, momentum, 2, carry="mean")
+    meta_params, support = metajax.MetaParams(jnp.zeros(())), jnp.ones(())
+    # The velocities are 1 and 3/2; then, carried on, 7/4 and 15/8.
+    adapted, info = adapt.apply(meta_params, support, KEY)
+    assert (adapted, info.inner_state) == (-2.5, 1.5)
+    adapted, info = adapt.apply(meta_params, support, KEY, inner_state=info.inner_state)
+    assert (adapted, info.inner_state) == (-3.625, 1.875)
+    with pytest.raises(ValueError, match="that of another inner optimizer"):
+        adapt.apply(meta_params, support, KEY, inner_state=(jnp.zeros(()),))

@@ -187,6 +187,99 @@ def test_engines_that_do_not_differentiate_the_update_take_any_adam(algorithm):
     assert jnp.isfinite(metrics["meta_gradient_norm"])
 
 
+# A chain that clips alone is fine: only where all gradients are zero has it no derivative.
+SOUND = {
+    **OPTIMIZERS,
+    "adamw": optax.adamw(0.1, eps_root=1e-8),
+    "schedule": optax.sgd(optax.linear_schedule(0.0, 0.1, 3)),
+    "multi_steps": optax.MultiSteps(optax.sgd(0.1), 2),
+    "finite": optax.apply_if_finite(optax.sgd(0.1), 3),
+    "clipped_head": metajax.adapting(OPTIMIZERS["clipped"], lambda path: path[0].key == "v"),
+}
+UNSOUND = {
+    "radam": optax.radam(0.1, eps_root=1e-8),
+    "lars": optax.lars(0.1),
+    "lamb": optax.lamb(0.1, eps_root=1e-8),
+    "novograd": optax.novograd(0.1),
+    "adaptive_clip": optax.chain(optax.adaptive_grad_clip(0.5), optax.sgd(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", [*SOUND, *UNSOUND])
+def test_optimizers_are_refused_where_dead_units_would_make_nan(name):
+    learner = metajax.maml(relu_loss, {**SOUND, **UNSOUND}[name], optax.sgd(0.1), num_steps=8)
+    if name in UNSOUND:
+        with pytest.raises(ValueError, match="is not finite"):
+            learner.init(DEAD)
+        return
+    state, x = jax.jit(learner.init)(DEAD), jnp.ones((1, 4, 1))
+    _, metrics = learner.update(state, metajax.Episode(x, x), jax.random.key(0))
+    assert jnp.isfinite(metrics["meta_gradient_norm"])
+
+
+@pytest.mark.parametrize("name", ["radam", "lars"])
+def test_the_refused_would_be_nan(name):
+    """`radam` changes its rule after five steps; `lars` divides by the norm of a zero bias."""
+    adapt = metajax.inner_loop(relu_loss, UNSOUND[name], 8)
+    params = {**DEAD, "v": jnp.zeros((2, 1))} if name == "lars" else DEAD
+    x = jnp.ones((4, 1))
+
+    @jax.grad
+    def gradient(params):
+        objective, episode = metajax.query_loss(relu_loss), metajax.Episode(x, x)
+        return objective(adapt, metajax.MetaParams(params), episode, jax.random.key(0))[0]
+
+    assert any(jnp.isnan(g).any() for g in jax.tree.leaves(gradient(params)))
+
+
+def test_implicit_needs_every_parameter_to_adapt():
+    def adapt(optimizer):
+        return metajax.inner_loop(
+            relu_loss, optimizer, 2, meta_gradient=metajax.implicit(), proximal=1.0
+        )
+
+    frozen = metajax.adapting(optax.sgd(0.1), lambda path: path[0].key == "v")
+    with pytest.raises(ValueError, match=r"leaves params\['w'\] where it is"):
+        adapt(frozen).init(DEAD)
+    # A first step of zero is no frozen parameter, nor is a gradient whose mean is subtracted.
+    adapt(SOUND["schedule"]).init(DEAD)
+    adapt(optax.chain(optax.centralize(), optax.sgd(0.1))).init(jnp.ones((2, 3)))
+
+
+def test_implicit_keeps_the_types_of_mixed_parameters():
+    """The inverse against its closed form: the inner problem is a diagonal quadratic."""
+    curvature = {"a": jnp.asarray([1.0, 3.0], jnp.bfloat16), "b": jnp.asarray([0.5, 7.0])}
+
+    def loss(params, batch, rng):
+        terms = jax.tree.map(lambda c, p: 0.5 * jnp.sum(c * p**2), curvature, params)
+        return terms["a"].astype(jnp.float32) + terms["b"], {}
+
+    def query(params, batch, rng):
+        return sum(jnp.sum(p.astype(jnp.float32)) for p in jax.tree.leaves(params)), {}
+
+    adapt = metajax.inner_loop(
+        loss, optax.sgd(0.1), 20, meta_gradient=metajax.implicit(cg_steps=8), proximal=2.0
+    )
+    params = jax.tree.map(jnp.ones_like, curvature)
+    found = meta_gradient(adapt, metajax.query_loss(query), params, metajax.Episode((), ())).params
+    for name in params:
+        assert found[name].dtype == params[name].dtype
+        expected = 1 / (1 + curvature[name].astype(jnp.float32) / 2.0)
+        np.testing.assert_allclose(found[name].astype(np.float32), expected, rtol=1e-2)
+
+
+def test_multi_step_metrics_may_be_numbers():
+    def loss(params, batch, rng):
+        return jnp.mean((params - batch) ** 2), {"n": 1, "half": 0.5}
+
+    adapt = metajax.inner_loop(loss, optax.sgd(0.1), 2)
+    learner = metajax.meta_learner(adapt, metajax.multi_step_query_loss(loss), optax.sgd(0.1))
+    x = jnp.ones((2, 3))
+    state = learner.init(jnp.zeros(()))
+    _, metrics = learner.update(state, metajax.Episode(x, x), jax.random.key(0))
+    assert (metrics["query"]["n"], metrics["query"]["half"]) == (1, 0.5)
+
+
 def compiled(steps, **kwargs):
     sizes = (2, 32, 32, 1)
     objective = kwargs.pop("objective", metajax.query_loss(mlp_loss))

@@ -28,6 +28,11 @@ def adam_inside(algorithm):
     return lambda loss, outer, **kwargs: algorithm(loss, adam, outer, **kwargs)
 
 
+def learned_inside(algorithm):
+    rates = metajax.learned_step_sizes(0.1)
+    return lambda loss, outer, **kwargs: algorithm(loss, rates, outer, **kwargs)
+
+
 def multi_step(loss, outer, **kwargs):
     adapt = metajax.inner_loop(loss, optax.sgd(0.1), 2)
     return metajax.meta_learner(adapt, metajax.multi_step_query_loss(loss), outer, **kwargs)
@@ -54,6 +59,7 @@ ALGORITHMS = {
     "meta_sgd": build(metajax.meta_sgd, num_steps=2),
     "anil": build(sgd_inside(metajax.anil), num_steps=2, head=is_last),
     "boil": build(sgd_inside(metajax.boil), num_steps=2, head=is_last),
+    "anil_learned": build(learned_inside(metajax.anil), num_steps=2, head=is_last),
     "pretraining": build(sgd_inside(metajax.maml), num_steps=0),
 }
 # Which batches a task sees depends on its place in the meta-batch, by its key.
@@ -170,7 +176,7 @@ def test_metrics(name):
     assert metrics["support_loss"].shape == metrics["support"]["mean"].shape == (steps,)
     assert metrics["query_loss"].shape == metrics["query"]["mean"].shape == ()
     assert metrics["meta_gradient_norm"] > 0
-    assert ("meta_gradient_norm_inner" in metrics) == (name == "meta_sgd")
+    assert ("meta_gradient_norm_inner" in metrics) == (name in {"meta_sgd", "anil_learned"})
 
 
 @every
@@ -199,3 +205,27 @@ def test_bfloat16_parameters_stay_bfloat16():
     state = learner.init(mlp_params(dtype=jnp.bfloat16))
     new, _ = learner.update(state, regression(tasks=TASKS, dtype=jnp.bfloat16), KEY)
     assert {p.dtype for p in jax.tree.leaves(new.meta_params)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def quadratic(params, batch, rng):
+    return jnp.mean((sum(jax.tree.leaves(params)) - batch) ** 2), {}
+
+
+WEAK = {
+    "weak": (optax.sgd(0.1), jnp.asarray(1.0)),
+    "float": (optax.sgd(0.1), {"w": 1.0}),
+    "numpy": (optax.sgd(0.1), {"w": np.ones(())}),
+    "full": (metajax.learned_step_sizes(0.1), {"w": jnp.full((), 0.5)}),
+    "learned_float": (metajax.LearnedOptimizer(lambda _: 0.1, optax.sgd), {"w": 1.0}),
+    "learned_weak": (metajax.LearnedOptimizer(lambda _: jnp.asarray(0.1), optax.sgd), {"w": 1.0}),
+}
+
+
+@pytest.mark.parametrize("inner_optimizer", WEAK.values(), ids=WEAK)
+def test_weak_types_compile_once(inner_optimizer):
+    optimizer, params = inner_optimizer
+    learner = metajax.maml(quadratic, optimizer, optax.adam(0.1))
+    state, update = learner.init(params), jax.jit(learner.update)
+    for _ in range(3):
+        state, _ = update(state, metajax.Episode(jnp.ones((2, 3)), jnp.ones((2, 3))), KEY)
+    assert update._cache_size() == 1
