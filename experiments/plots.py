@@ -15,14 +15,13 @@ import numpy as np
 
 
 def adaptation_curves(path: Path, rows: Mapping[str, Any], *, ylabel: str, title: str) -> None:
-    """Draws mean and 95% interval against the number of adaptation steps."""
+    """Draws mean and 95% interval against the number of adaptation steps, or a row's `steps`."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for name, row in rows.items():
         mean, ci95 = np.asarray(row["mean"]), np.asarray(row["ci95"])
-        (line,) = axes.plot(np.arange(len(mean)), mean, marker="o", markersize=3, label=name)
-        axes.fill_between(
-            np.arange(len(mean)), mean - ci95, mean + ci95, color=line.get_color(), alpha=0.2
-        )
+        steps = row.get("steps", np.arange(len(mean)))
+        (line,) = axes.plot(steps, mean, marker="o", markersize=3, label=name)
+        axes.fill_between(steps, mean - ci95, mean + ci95, color=line.get_color(), alpha=0.2)
     axes.set(xlabel="adaptation steps", ylabel=ylabel, title=title)
     axes.grid(alpha=0.3)
     axes.legend()

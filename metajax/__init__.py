@@ -20,6 +20,7 @@ from metajax.batches import cycle as cycle
 from metajax.batches import full_batch as full_batch
 from metajax.batches import per_step as per_step
 from metajax.batches import replacement as replacement
+from metajax.evaluate import AtSteps as AtSteps
 from metajax.evaluate import accuracy as accuracy
 from metajax.evaluate import evaluate as evaluate
 from metajax.evaluate import mse as mse
@@ -31,6 +32,7 @@ from metajax.gradients import second_order as second_order
 from metajax.inner import inner_loop as inner_loop
 from metajax.learner import meta_learner as meta_learner
 from metajax.objectives import displacement as displacement
+from metajax.objectives import last_update as last_update
 from metajax.objectives import multi_step_query_loss as multi_step_query_loss
 from metajax.objectives import query_loss as query_loss
 from metajax.optimizers import LearnedOptimizer as LearnedOptimizer

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from metajax.base import (
@@ -21,15 +22,27 @@ from metajax.base import (
     check_function,
 )
 from metajax.learner import check_episodes, check_state
-from metajax.parallel import map_tasks, over_tasks
+from metajax.parallel import CPU_CHUNK_BYTES, map_tasks, over_tasks
 
 Metric = Callable[[Params, Episode, Key], PyTree]
 Apply = Callable[..., Any]
 
 
+class AtSteps(NamedTuple):
+    """A metric that `evaluate` takes after some adaptation steps only, because it is expensive.
+
+    Attributes:
+      metric: `(params, episode, rng) -> pytree of scalars`.
+      steps: after how many adaptation steps; 0 is before the first.
+    """
+
+    metric: Metric
+    steps: Sequence[int]
+
+
 def evaluate(
     adapt: Adapt,
-    metric: Metric,
+    metric: PyTree,
     meta_state: MetaState,
     episodes: Episode,
     rng: Key,
@@ -44,7 +57,8 @@ def evaluate(
     Args:
       adapt: an inner loop from `metajax.inner_loop`. Evaluation often takes more steps or other
         batches than training, so it has its own.
-      metric: `(params, episode, rng) -> pytree of scalars`, such as `accuracy(apply)`.
+      metric: `(params, episode, rng) -> pytree of scalars`, such as `accuracy(apply)`, or a dict
+        of several; those within `AtSteps` are taken after some steps only.
       meta_state: what to evaluate.
       episodes: tasks, leaves `[tasks, ...]`.
       rng: for the inner loop's batches and the loss.
@@ -52,13 +66,14 @@ def evaluate(
       mesh: devices that share the tasks, see `meta_learner`.
 
     Returns:
-      `{"mean": ..., "ci95": ..., "num_tasks": n}`: for every metric arrays `[num_steps + 1]`, the
-      mean over tasks and the half-width of its 95% interval, 1.96 standard deviations over
-      the root of the number of tasks.
+      `{"mean": ..., "ci95": ..., "num_tasks": n}`: for every metric arrays `[num_steps + 1]`, or
+      one entry for each of `AtSteps.steps`, the mean over tasks and the half-width of its 95%
+      interval, 1.96 standard deviations over the root of the number of tasks.
 
     Raises:
       ValueError: as `MetaLearner.update` for a wrong state or mismatched episodes; for a state with
-        learned inner parameters that `adapt` has no use for, or without those that it needs.
+        learned inner parameters that `adapt` has no use for, or without those that it needs; if
+        `AtSteps` names a step that the adaptation does not have.
 
     Example:
 
@@ -82,7 +97,9 @@ def evaluate(
             "evaluate: adapt must be an inner loop from metajax.inner_loop (not learner.adapt, "
             f"which returns only the final parameters), got {adapt!r}."
         )
-    check_function("evaluate: metric", metric, "params, episode, rng", " such as accuracy(apply)")
+    for each in jax.tree.leaves(metric, is_leaf=_is_at_steps):
+        fn = each.metric if _is_at_steps(each) else each
+        check_function("evaluate: metric", fn, "params, episode, rng", " such as accuracy(apply)")
     check_state(meta_state)
     num_tasks = check_episodes(episodes)
 
@@ -96,11 +113,13 @@ def evaluate(
                 episode.support,
                 adapt_rng,
                 inner_state=inner_state,
-                probe=lambda params, step: as_arrays(
-                    "evaluate: metric", metric(params, episode, metric_rng)
+                probe=lambda params, step: jax.tree.map(
+                    lambda m: _measured(m, step, params, episode, metric_rng),
+                    metric,
+                    is_leaf=_is_at_steps,
                 ),
             )
-            return info.probe
+            return jax.tree.map(_selected, metric, info.probe, is_leaf=_is_at_steps)
 
         return map_tasks(one, *tasks), thread
 
@@ -115,12 +134,43 @@ def evaluate(
     }
 
 
+def _is_at_steps(x: Any) -> bool:
+    return isinstance(x, AtSteps)
+
+
+def _measured(metric: Metric | AtSteps, step: Array | int, *args: Any) -> PyTree:
+    if isinstance(metric, AtSteps):
+        return jax.lax.cond(
+            jnp.isin(step, np.asarray(metric.steps)),
+            lambda: _measured(metric.metric, step, *args),
+            lambda: jax.tree.map(
+                lambda s: jnp.zeros(s.shape, s.dtype),
+                jax.eval_shape(lambda: _measured(metric.metric, step, *args)),
+            ),
+        )
+    return as_arrays("evaluate: metric", metric(*args))
+
+
+def _selected(metric: Metric | AtSteps, probed: PyTree) -> PyTree:
+    """The rows of the steps that were asked for."""
+    if not isinstance(metric, AtSteps):
+        return probed
+    num_steps = len(jax.tree.leaves(probed)[0]) - 1
+    if not all(0 <= step <= num_steps for step in metric.steps):
+        raise ValueError(
+            f"evaluate: AtSteps({list(metric.steps)}) must be within 0 to {num_steps}, the steps "
+            "of the adaptation."
+        )
+    return jax.tree.map(lambda x: x[np.asarray(metric.steps)], probed)
+
+
 def accuracy(apply: Apply, *, transductive: bool = True) -> Metric:
     """The fraction of query examples whose highest logit is the label.
 
     Episodes hold `(x, labels)` pairs. A model with batch statistics sees the whole query set at
     once in the transductive setting, and so learns from the other queries' distribution. The
-    alternative asks for one query at a time, together with the support.
+    alternative asks for one query at a time, together with the support, which is as many times as
+    much work: `AtSteps` asks for it where it matters.
 
     Args:
       apply: `(params, x [examples, ...]) -> logits [examples, ways]`.
@@ -140,7 +190,13 @@ def accuracy(apply: Apply, *, transductive: bool = True) -> Metric:
         def logits_alone(x: Array) -> Array:
             return apply(params, jnp.concatenate([support, x[None]]))[-1]
 
-        logits = apply(params, query) if transductive else jax.vmap(logits_alone)(query)
+        if transductive:
+            logits = apply(params, query)
+        else:
+            # As many at a time as a cache holds; elsewhere the tasks are enough to do at once.
+            alone_bytes = (len(support) + 1) * query[0].size * query.dtype.itemsize
+            together = int(np.clip(CPU_CHUNK_BYTES // alone_bytes, 1, len(query)))
+            logits = jax.lax.map(logits_alone, query, batch_size=together)
         if jnp.ndim(logits) != 2 or jnp.shape(labels) != logits.shape[:1]:
             raise ValueError(
                 f"accuracy: logits of shape {jnp.shape(logits)} and labels of shape "

@@ -142,6 +142,86 @@ def displacement(loss: LossFn | None = None) -> Objective:
     return objective
 
 
+def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Objective:
+    r"""First-order MAML by the last mini-batch: :math:`\phi_{k-1} - \phi_k` is the meta-gradient.
+
+    As the objective, :math:`\frac{1}{2}\|\theta - \mathrm{sg}(\theta + \phi_k - \phi_{k-1})\|^2`.
+    Plain gradient descent with step size :math:`\epsilon` adds :math:`\epsilon` times the mean last
+    update; where the inner optimizer is SGD, that is first-order MAML's step, the inner step size
+    being a factor of the outer one.
+
+    Args:
+      loss: measures `query_loss` on the way, as in `displacement`.
+      tail: takes the last update on the *query*, whose examples the earlier updates have not seen
+        ("separate tail"): an inner loop of one step, with the optimizer and carry of the other.
+        Without one the last of the support's mini-batches decides ("shared tail").
+
+    Raises:
+      ValueError: when traced, if the adaptation has no steps, or `tail` another carry.
+
+    Example:
+
+    >>> import jax.numpy as jnp, optax, metajax
+    >>> loss = lambda params, batch, rng: (jnp.mean((params - batch) ** 2), {})
+    >>> def steps(num):
+    ...     return metajax.inner_loop(
+    ...         loss, optax.sgd(0.1), num, meta_gradient=metajax.first_order())
+    >>> shared = metajax.meta_learner(steps(4), metajax.last_update(loss), optax.sgd(1.0))
+    >>> separate = metajax.meta_learner(
+    ...     steps(3), metajax.last_update(tail=steps(1)), optax.sgd(1.0))
+
+    References:
+      Nichol et al., `On First-Order Meta-Learning Algorithms
+      <https://arxiv.org/abs/1803.02999>`_, 2018, sections 5.1 and 6.3.
+    """
+
+    def objective(
+        adapt: Adapt, meta_params: MetaParams, episode: Episode, rng: Key, /, *, inner_state=()
+    ):
+        if tail is not None and tail.carry != adapt.carry:
+            raise ValueError(
+                f"last_update: the tail was built with carry={tail.carry!r}, the steps before it "
+                f"with carry={adapt.carry!r}; the optimizer's state flows through both."
+            )
+        adapt_rng, query_rng = jax.random.split(rng)
+        adapted, info = adapt.apply(
+            meta_params,
+            episode.support,
+            adapt_rng,
+            inner_state=inner_state,
+            probe=None if tail else lambda params, step: params,
+        )
+        ended = info.inner_state
+        if tail is not None:
+            before = adapted
+            adapted, last = tail.apply(
+                meta_params._replace(params=before),
+                episode.query,
+                jax.random.fold_in(adapt_rng, 1),
+                inner_state=ended,
+            )
+            ended = last.inner_state
+        elif len(info.loss):
+            before = jax.tree.map(lambda x: x[-2], info.probe)
+        else:
+            raise ValueError("last_update: an adaptation without steps has no last update.")
+        before, adapted, info, ended = jax.lax.stop_gradient((before, adapted, info, ended))
+        squares = jax.tree.map(
+            lambda t, a, b: jnp.sum((t - jax.lax.stop_gradient(t) - (a - b)) ** 2),
+            meta_params.params,
+            adapted,
+            before,
+        )
+        value = 0.5 * sum(jax.tree.leaves(squares), start=0.0)
+        measured: tuple[PyTree, ...] = ()
+        if loss is not None and jax.tree.leaves(episode.query):
+            # Before the tail has trained on the query.
+            measured = check_loss(loss(before if tail else adapted, episode.query, query_rng))
+        return value, (_metrics(info, *measured), ended)
+
+    return objective
+
+
 def _metrics(info, value=None, aux: PyTree = ()) -> Metrics:
     query = {} if value is None else {"query_loss": value, "query": aux}
     return _inexact({**query, "support_loss": info.loss, "support": info.aux})

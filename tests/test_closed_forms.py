@@ -194,3 +194,67 @@ def test_the_proximal_term_pulls_to_the_initialization():
     assert_close(found, second, rtol=1e-12)
     # The reported loss is the task's own.
     assert_close(info.loss[1], 0.5 * np.sum((first - SUPPORT) ** 2), rtol=1e-12)
+
+
+def last(num_steps, **kwargs):
+    return metajax.inner_loop(
+        ellipsoid, optax.sgd(RATE), num_steps, meta_gradient=metajax.first_order(), **kwargs
+    )
+
+
+def test_last_update_of_a_shared_tail():
+    before = THETA
+    for _ in range(STEPS - 1):
+        before = before - RATE * HESSIAN @ (before - SUPPORT)
+    found = meta_gradient(last(STEPS), metajax.last_update(), jnp.asarray(THETA), EPISODE)
+    assert_close(found.params, RATE * HESSIAN @ (before - SUPPORT), rtol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [0, STEPS])
+def test_last_update_of_a_separate_tail_is_fomaml(steps):
+    objective = metajax.last_update(tail=last(1))
+    found = meta_gradient(last(steps), objective, jnp.asarray(THETA), EPISODE)
+    fomaml = gradient(ellipsoid, steps=steps, meta_gradient=metajax.first_order())
+    assert_close(found.params, RATE * fomaml.params, rtol=1e-12)
+
+
+def test_last_update_hands_the_optimizer_to_its_tail():
+    """The gradients grow, so that Adam's last step depends on those before it."""
+    adam = optax.adam(0.1, b1=0.0)
+
+    def steps(num, support):
+        adapt = metajax.inner_loop(
+            bowl, adam, num, meta_gradient=metajax.first_order(), carry="mean",
+            batches=metajax.per_step(),
+        )  # fmt: skip
+        return adapt, jnp.asarray(support)
+
+    far = np.stack([SUPPORT, 10 * SUPPORT, 100 * SUPPORT])
+    adapt, support = steps(3, far)
+    _, state = adapt.init(jnp.asarray(THETA))
+    whole = metajax.Episode(support, jnp.asarray(QUERY))
+    shared = meta_gradient(
+        adapt, metajax.last_update(), jnp.asarray(THETA), whole, inner_state=state
+    )
+    adapt, support = steps(2, far[:2])
+    tail, query = steps(1, far[2:])
+    separate, (_, ended) = metajax.last_update(tail=tail)(
+        adapt, metajax.MetaParams(jnp.asarray(THETA)), metajax.Episode(support, query),
+        jax.random.key(0), inner_state=state,
+    )  # fmt: skip
+    found = meta_gradient(
+        adapt, metajax.last_update(tail=tail), jnp.asarray(THETA),
+        metajax.Episode(support, query), inner_state=state,
+    )  # fmt: skip
+    assert_close(found.params, shared.params, rtol=1e-12)
+    assert_close(separate, 0.5 * jnp.sum(shared.params**2), rtol=1e-12)
+    assert int(ended[0].count) == 3
+
+
+def test_last_update_refuses_what_it_cannot_do():
+    with pytest.raises(ValueError, match="without steps has no last update"):
+        meta_gradient(last(0), metajax.last_update(), jnp.asarray(THETA), EPISODE)
+    with pytest.raises(ValueError, match="carry='mean'"):
+        meta_gradient(
+            last(1), metajax.last_update(tail=last(1, carry="mean")), jnp.asarray(THETA), EPISODE
+        )

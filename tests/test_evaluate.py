@@ -55,6 +55,31 @@ def test_metrics_may_be_any_tree():
     assert found["mean"]["mse"].shape == (2,)
 
 
+def test_some_metrics_at_some_steps():
+    adapt, state = setting()
+    mse, calls = metajax.mse(mlp), []
+
+    def counted(params, episode, rng):
+        jax.debug.callback(lambda: calls.append(1))
+        return {"mse": mse(params, episode, rng)}
+
+    metrics = {"all": mse, "some": metajax.AtSteps(counted, (3, 0))}
+    found = metajax.evaluate(adapt, metrics, state, EPISODES, KEY)
+    jax.effects_barrier()
+    assert len(calls) in (2, 2 * TASKS)  # once or for every task, but at two of the four steps
+    assert found["mean"]["all"].shape == (STEPS + 1,)
+    for scores in (found["mean"], found["ci95"]):
+        np.testing.assert_allclose(scores["some"]["mse"], scores["all"][np.array([3, 0])])
+
+
+@pytest.mark.parametrize("step", [-1, STEPS + 1])
+def test_a_step_that_is_not_there(step):
+    adapt, state = setting()
+    metric = metajax.AtSteps(metajax.mse(mlp), (0, step))
+    with pytest.raises(ValueError, match="must be within 0 to 3"):
+        metajax.evaluate(adapt, metric, state, EPISODES, KEY)
+
+
 def centred(params, x):
     """A model with batch statistics: the logits of x minus its batch's mean."""
     return (x - x.mean(0, keepdims=True)) * params

@@ -1,0 +1,293 @@
+"""The papers' protocols as values: what decides a number of their tables, one preset per cell.
+
+Every entry of a preset is a flag of the launchers. The sources are the papers and, where these are
+silent, the authors' published code:
+
+- Finn 2017: https://arxiv.org/abs/1703.03400, section 5.2 and appendix A.1.
+- Nichol 2018: https://arxiv.org/abs/1803.02999, section 6.1, tables 3 and 4.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from experiments import common
+
+Config = common.Config
+
+# preset -> {"transductive" | "non_transductive": [percent, half-width of the interval or None]}
+PAPER_RESULTS: dict[str, dict[str, Any]] = json.loads(
+    Path(__file__).with_name("paper_results.json").read_text()
+)
+
+FEW_SHOT: Config = {
+    **common.DEFAULTS,
+    # What is learned from. Support and query share no image, the three sets of classes no class.
+    "train_shots": 0,
+    "train_on": "train",
+    "rotation": "none",
+    # How it is learned. The authors' loss is a sum over classes: N times the mean that the inner
+    # step size is stated on, and queries / shots times that again in the outer loop, which Adam
+    # hides but for its epsilon, and the clip does not.
+    "network": "conv",
+    "outer_loss": "mean",
+    "adapt_norm": True,
+    "compute_dtype": "float32",
+    # How it is judged.
+    "eval_inner_batch": 0,
+    "choose": "validation",
+    "validation_tasks": 200,
+}
+
+OMNIGLOT: Config = {
+    **FEW_SHOT,
+    "dataset": "omniglot",
+    "split": "finn",
+    # Pillow resizes the 1-bit drawings by the nearest pixel, whatever filter is asked for.
+    "resample": "nearest",
+    "invert": True,
+    "rotation": "task",
+}
+MINI_IMAGENET: Config = {**FEW_SHOT, "dataset": "mini_imagenet"}
+
+# Batch norm's beta is meta-learned and not adapted.
+FINN: Config = {"outer_loss": "sum", "adapt_norm": False}
+
+
+def finn_omniglot(ways: int, shots: int) -> Config:
+    """Table 1, top. The inner step size is `ways` times the printed 0.4 or 0.1."""
+    few = ways == 5
+    return {
+        **OMNIGLOT,
+        **FINN,
+        "num_meta_steps": 60_000,
+        "meta_batch_size": 32 if few else 16,
+        "ways": ways,
+        "shots": shots,
+        "queries": shots,
+        "eval_queries": shots,
+        "num_steps": 1 if few else 5,
+        "validation_steps": 3 if few else 5,
+        "inner_learning_rate": 2.0,
+        "steps_per_call": 50 if few else 10,
+        "validate_every": 1_000,
+        "checkpoint_every": 500 if few else 100,
+    }
+
+
+def finn_mini_imagenet(shots: int) -> Config:
+    """Table 1, bottom. The inner step size is 5 times the printed 0.01."""
+    return {
+        **MINI_IMAGENET,
+        **FINN,
+        **_color(5, shots),
+        "num_meta_steps": 60_000,
+        "meta_batch_size": 4 if shots == 1 else 2,
+        "num_steps": 5,
+        "validation_steps": 10,
+        "inner_learning_rate": 0.05,
+        "clip": 10.0,
+    }
+
+
+def _color(ways: int, shots: int) -> Config:
+    """What the sets of small photographs have in common, queries and cost."""
+    return {
+        "ways": ways,
+        "shots": shots,
+        "queries": 15,
+        "eval_queries": 15,
+        "validation_tasks": 100,
+        "steps_per_call": 10,
+        "validate_every": 500,
+        "checkpoint_every": 50,
+    }
+
+
+# Gamma and beta are trained, adapted and interpolated like everything else. The state of the inner
+# Adam is never reset; of "serial", the authors' one task after another, "mean" is the parallel form.
+REPTILE: Config = {
+    "algorithm": "reptile",
+    "network": "conv_nichol",
+    "outer_loss": "mean",
+    "adapt_norm": True,
+    "clip": 0.0,
+    "meta_batch_size": 5,
+    "num_meta_steps": 100_000,
+    "queries": 1,
+    "inner_optimizer": "adam",
+    "carry": "mean",
+    "outer_optimizer": "sgd",
+    "outer_learning_rate": 1.0,
+    "eval_tasks": 10_000,
+    "eval_queries": 1,
+    "num_eval_steps": 50,
+    "validation_steps": 50,
+}
+REPTILE_OMNIGLOT: Config = {
+    **REPTILE,
+    "train_shots": 10,
+    "num_steps": 5,
+    "inner_batch": 10,
+    "inner_learning_rate": 1e-3,
+    "eval_inner_batch": 5,
+    "steps_per_call": 100,
+    "validate_every": 5_000,
+    "checkpoint_every": 1_000,
+}
+REPTILE_COLOR: Config = {
+    **REPTILE,
+    "train_shots": 15,
+    "num_steps": 8,
+    "inner_batch": 10,
+    "inner_learning_rate": 1e-3,
+    "eval_inner_batch": 5,
+    "validation_tasks": 100,
+    "steps_per_call": 10,
+    "validate_every": 1_000,
+    "checkpoint_every": 50,
+}
+
+
+def nichol_omniglot(ways: int, shots: int) -> Config:
+    """Table 2, with the settings of table 3.
+
+    Ink is dark. The 1,200 training characters, for which the authors have no validation set, count
+    four times, once for every quarter turn; test characters are upright. The last state is tested.
+    """
+    many = {
+        "num_meta_steps": 200_000,
+        "num_steps": 10,
+        "inner_batch": 20,
+        "inner_learning_rate": 5e-4,
+        "eval_inner_batch": 10,
+        "steps_per_call": 20,
+        "validate_every": 1_000,
+        "checkpoint_every": 200,
+    }
+    return {
+        **OMNIGLOT,
+        **REPTILE_OMNIGLOT,
+        **(many if ways == 20 else {}),
+        "ways": ways,
+        "shots": shots,
+        "invert": False,
+        "rotation": "classes",
+        "train_on": "train+validation",
+        "choose": "last",
+    }
+
+
+def nichol_mini_imagenet(shots: int) -> Config:
+    """Table 1, with the settings of table 4."""
+    return {
+        **MINI_IMAGENET,
+        **_color(5, shots),
+        **REPTILE_COLOR,
+        "eval_inner_batch": 5 if shots == 1 else 15,
+    }
+
+
+def tails(config: Config) -> dict[str, Config]:
+    """First-order MAML by the last mini-batch (section 6.3) in place of Reptile.
+
+    The tail is a mini-batch of its own, as large as the others, when it is separate.
+    """
+    fomaml = {**config, "algorithm": "fomaml"}
+    queries = max(config["inner_batch"] // config["ways"], 1)
+    return {
+        "fomaml": {**fomaml, "tail": "shared"},
+        "fomaml_separate_tail": {**fomaml, "tail": "separate", "queries": queries},
+    }
+
+
+# What changes with the algorithm beyond the two papers, on either of Finn's protocols.
+BEYOND: dict[str, Config] = {
+    # Li 2017: one step of learned sizes.
+    "meta_sgd": {"algorithm": "meta_sgd", "num_steps": 1, "inner_learning_rate": 0.5},
+    # Raghu 2020, section 4, and Oh 2021, section 3.
+    "anil": {"algorithm": "anil", "num_steps": 5, "inner_learning_rate": 0.5},
+    "boil": {"algorithm": "boil", "inner_learning_rate": 0.5},
+    # Rajeswaran 2019, section 4.2: the Hessian-free version.
+    "imaml": {
+        "algorithm": "imaml",
+        "num_meta_steps": 20_000,
+        "num_steps": 16,
+        "validation_steps": 16,
+        "num_eval_steps": 16,
+        "inner_learning_rate": 0.1,
+        "outer_epsilon": 1e-3,
+        "outer_loss": "mean",
+    },
+}
+# The gradient of a head adapts all of it; learned sizes and the implicit gradient need all.
+BEYOND = {name: {"adapt_norm": True, **changes} for name, changes in BEYOND.items()}
+# Small steps for photographs.
+BEYOND_COLOR = {
+    name: {**changes, "inner_learning_rate": 0.05 if name != "imaml" else 0.1}
+    for name, changes in BEYOND.items()
+}
+
+
+def _omniglot() -> dict[str, Config]:
+    cells = [(ways, shots) for ways in (5, 20) for shots in (1, 5)]
+    finn = {f"omniglot_{w}w{s}s": finn_omniglot(w, s) for w, s in cells}
+    nichol = {f"omniglot_{w}w{s}s": nichol_omniglot(w, s) for w, s in cells}
+    presets = {f"finn2017/{name}": config for name, config in finn.items()}
+    for name, config in finn.items():
+        presets[f"finn2017/{name}_first_order"] = {**config, "algorithm": "fomaml"}
+    for name in ("omniglot_5w1s", "omniglot_5w5s"):
+        presets[f"finn2017/{name}_no_conv"] = {**finn[name], "network": "mlp"}
+    presets |= {f"nichol2018/{name}": config for name, config in nichol.items()}
+    for name, config in nichol.items():
+        for suffix, changed in tails(config).items():
+            presets[f"nichol2018/{name}_{suffix}"] = changed
+    for algorithm, changes in BEYOND.items():
+        for name, config in finn.items():
+            more = dict.fromkeys(("num_steps", "validation_steps", "num_eval_steps"), 25)
+            steps = more if algorithm == "imaml" and config["ways"] == 20 else {}
+            presets[f"beyond/{algorithm}_{name}"] = {**config, **changes, **steps}
+    return presets
+
+
+def _mini_imagenet() -> dict[str, Config]:
+    finn = {f"miniimagenet_5w{s}s": finn_mini_imagenet(s) for s in (1, 5)}
+    nichol = {f"miniimagenet_5w{s}s": nichol_mini_imagenet(s) for s in (1, 5)}
+    presets = {f"finn2017/{name}": config for name, config in finn.items()}
+    for name, config in finn.items():
+        presets[f"finn2017/{name}_first_order"] = {**config, "algorithm": "fomaml"}
+    presets |= {f"nichol2018/{name}": config for name, config in nichol.items()}
+    for name, config in nichol.items():
+        for suffix, changed in tails(config).items():
+            presets[f"nichol2018/{name}_{suffix}"] = changed
+    for algorithm, changes in BEYOND_COLOR.items():
+        for name, config in finn.items():
+            presets[f"beyond/{algorithm}_{name}"] = {**config, **changes}
+    return presets
+
+
+def _cifar() -> dict[str, Config]:
+    """The settings for Mini-ImageNet on CIFAR-FS and FC100, which have no table in the papers."""
+    presets = {}
+    for split in ("cifar_fs", "fc100"):
+        for shots in (1, 5):
+            data = {"dataset": "cifar", "split": split}
+            name = f"{split}_5w{shots}s"
+            presets[f"finn2017/{name}"] = {**finn_mini_imagenet(shots), **data}
+            presets[f"nichol2018/{name}"] = {**nichol_mini_imagenet(shots), **data}
+    return presets
+
+
+PRESETS: dict[str, common.Presets] = {
+    "omniglot": _omniglot(),
+    "miniimagenet": _mini_imagenet(),
+    "cifar": _cifar(),
+}
+# What `--algorithm` changes in a preset of another algorithm.
+BY_ALGORITHM: dict[str, dict[str, Config]] = {
+    "omniglot": {**BEYOND, "reptile": REPTILE_OMNIGLOT},
+    "miniimagenet": {**BEYOND_COLOR, "reptile": REPTILE_COLOR},
+    "cifar": {**BEYOND_COLOR, "reptile": REPTILE_COLOR},
+}
