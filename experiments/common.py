@@ -187,10 +187,9 @@ def resolve(
       by_algorithm: what changes in a preset when `--algorithm` names another algorithm.
     """
     if NUM_DEVICES.value > 1:
-        try:
+        # Once JAX has been used it has the devices it has, see `mesh`.
+        with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", NUM_DEVICES.value)
-        except RuntimeError:  # JAX was used before: it has the devices it has, see `mesh`
-            pass
     train.provenance()
     given: Config = {
         name: flags.FLAGS[name].value

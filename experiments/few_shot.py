@@ -62,8 +62,8 @@ flags.DEFINE_enum(
     "network",
     None,
     ["conv", "conv_nichol", "mlp"],
-    "The convolutions of Finn 2017 for the data set, those of Nichol 2018, which differ in head and "
-    "normalization, or 256-128-64-64.",
+    "The convolutions of Finn 2017 for the data set; those of Nichol 2018, of another head and "
+    "normalization; or 256-128-64-64.",
 )
 flags.DEFINE_bool(
     "adapt_norm", None, "Whether the inner loop adapts the parameters of batch normalizations."
@@ -182,7 +182,7 @@ def run(family: str, default: str) -> None:
         print_presets(presets)
         return
     settings = common.resolve(family, presets, default, protocols.BY_ALGORITHM[family])
-    config, evaluation_settings, workdir = settings
+    config, evaluation_settings, _ = settings
     model = model_of(config)
     loss = common.classification_loss(model.apply)
     data = load(config)

@@ -107,7 +107,8 @@ def _color(ways: int, shots: int) -> Config:
 
 
 # Gamma and beta are trained, adapted and interpolated like everything else. The state of the inner
-# Adam is never reset; of "serial", the authors' one task after another, "mean" is the parallel form.
+# Adam is never reset. The authors run one task after another (--carry=serial); "mean" is the form
+# of that for tasks in parallel.
 REPTILE: Config = {
     "algorithm": "reptile",
     "network": "conv_nichol",

@@ -15,12 +15,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import common, omniglot, plots
-from metajax.tasks import FewShot, meta_batch
-from metajax.tasks import omniglot as data
+from experiments import common, few_shot, plots, protocols
+from metajax.tasks import TaskDistribution, meta_batch
 
-flags.adopt_module_key_flags(common)
-flags.adopt_module_key_flags(omniglot)
+flags.adopt_module_key_flags(few_shot)
 OUT = flags.DEFINE_string("out", "episodes.png", "The picture to write.")
 PART = flags.DEFINE_enum(
     "part", "train", ["train", "validation", "test"], "Of which classes the tasks are made."
@@ -29,6 +27,8 @@ NUM_TASKS = flags.DEFINE_integer("num_tasks", 4, "How many tasks to draw.", lowe
 NUM_SHOWN = flags.DEFINE_integer(
     "num_shown", 10, "Images per class to draw of support and of query.", lower_bound=1
 )
+
+DEFAULT = "finn2017/omniglot_5w1s"
 
 
 class Shown(NamedTuple):
@@ -41,7 +41,7 @@ class Shown(NamedTuple):
       seed: the root of its randomness.
     """
 
-    tasks: FewShot
+    tasks: TaskDistribution
     ways: int
     preset: str
     seed: int
@@ -49,24 +49,23 @@ class Shown(NamedTuple):
 
 def tasks_of_preset(part: str) -> Shown:
     """The tasks that the flags ask for, of meta-training, meta-validation or meta-test."""
-    settings = common.resolve(
-        "omniglot", omniglot.PRESETS, "finn2017/omniglot_5w1s", omniglot.BY_ALGORITHM
-    )
-    config = settings.config
-    with common.as_usage_error():
-        loaded = data.load(
-            omniglot.DATA_DIR.value, split=config["split"], resample=config["resample"]
-        )
-        shots, queries = config["shots"], config["eval_queries"]
-        if part == "train":
-            shots, queries = config["train_shots"] or shots, config["queries"]
-        tasks = omniglot.tasks_of(config, getattr(loaded, part), shots, queries)
+    name = common.PRESET.value or DEFAULT
+    families = [family for family, presets in protocols.PRESETS.items() if name in presets]
+    if not families:
+        raise common.UsageError(f"--preset={name} is unknown; --preset=list prints the presets.")
+    presets, by_algorithm = protocols.PRESETS[families[0]], protocols.BY_ALGORITHM[families[0]]
+    config = common.resolve(families[0], presets, name, by_algorithm).config
+    data = few_shot.load(config)
+    if not len(getattr(data, part)):
+        raise common.UsageError(f"--part={part}: {name} has no such classes.")
+    tasks = few_shot.tasks_of(config, data, part)
     return Shown(tasks, config["ways"], config["preset"], config["seed"])
 
 
 def main() -> None:
     if common.PRESET.value == "list":
-        common.print_presets(omniglot.PRESETS, ("ways", "shots"))
+        for presets in protocols.PRESETS.values():
+            few_shot.print_presets(presets)
         return
     shown = tasks_of_preset(PART.value)
     episodes = jax.jit(meta_batch, static_argnums=1)(

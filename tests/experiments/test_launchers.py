@@ -13,7 +13,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import common, omniglot, sinusoid
+from experiments import common, omniglot, protocols, sinusoid
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -129,6 +129,10 @@ def test_omniglot_runs_other_algorithms(tmp_path, omniglot_data_dir, algorithm):
         ("sinusoid", ["--algorithm=reptile", "--num_steps=0"], "reptile needs at least one step"),
         ("omniglot", ["--ways=0"], "flag --ways=0"),
         ("omniglot", ["--data_dir=/nowhere"], "no prepared Omniglot in /nowhere"),
+        ("omniglot", ["--tail=shared"], "--tail=shared is for fomaml"),
+        ("omniglot", ["--algorithm=imaml", "--noadapt_norm"], "imaml adapts all parameters"),
+        ("miniimagenet", ["--preset=finn2017/omniglot_5w1s"], "is unknown; --preset=list"),
+        ("miniimagenet", ["--data_dir=/nowhere"], "/nowhere"),
     ],
 )
 def test_a_mistake_is_one_clear_line(experiment, arguments, message, tmp_path):
@@ -161,20 +165,21 @@ def test_evaluation_keeps_the_configuration(tmp_path):
         launch(omniglot, "--mode=eval", f"--workdir={tmp_path}")
 
 
-@pytest.mark.parametrize("experiment", ["sinusoid", "omniglot"])
+PRESETS = {"sinusoid": sinusoid.PRESETS, **protocols.PRESETS}
+
+
+@pytest.mark.parametrize("experiment", PRESETS)
 def test_presets_are_listed(experiment):
     done = command(experiment, "--preset=list")
     assert done.returncode == 0
     names = [line.split()[0] for line in done.stdout.splitlines()[1:]]
-    module = {"sinusoid": sinusoid, "omniglot": omniglot}[experiment]
-    assert names == list(module.PRESETS)
+    assert names == list(PRESETS[experiment])
 
 
 @pytest.mark.parametrize("experiment", ["sinusoid", "omniglot"])
 def test_help_explains_every_flag(experiment):
     done = command(experiment, "--help")
-    module = {"sinusoid": sinusoid, "omniglot": omniglot}[experiment]
-    preset = next(iter(module.PRESETS.values()))
+    preset = next(iter(PRESETS[experiment].values()))
     for name in {"mode", "workdir", "preset", *preset} & set(flags.FLAGS):
         assert f"--{name}" in done.stdout or f"--[no]{name}" in done.stdout
 

@@ -5,7 +5,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import common, plots, show_episodes
+from experiments import common, few_shot, plots, show_episodes
 from metajax.tasks import omniglot
 
 
@@ -17,8 +17,9 @@ def sheets(monkeypatch):
         values = np.arange(first, first + classes, dtype=np.uint8)[:, None] + np.zeros((1, 20))
         return np.broadcast_to(values[..., None, None, None], (classes, 20, 8, 8, 1)).astype("u1")
 
-    loaded = omniglot.Omniglot(images(10, 30), images(100, 20), images(200, 40), (), (), ())
-    monkeypatch.setattr(show_episodes.data, "load", lambda *args, **kwargs: loaded)
+    names = [tuple(f"{part} {i}" for i in range(n)) for part, n in enumerate((30, 20, 40))]
+    loaded = omniglot.Omniglot(images(10, 30), images(100, 20), images(200, 40), *names)
+    monkeypatch.setattr(few_shot.omniglot, "load", lambda *args, **kwargs: loaded)
     drawn = []
 
     def contact_sheet(path, tasks, **settings):
@@ -45,6 +46,9 @@ def launch(*arguments):
         (["--part=validation", "--eval_queries=3"], 5, 1, 3, (100, 120)),
         (["--part=test", "--algorithm=reptile"], 5, 1, 1, (200, 240)),
         (["--algorithm=reptile", "--ways=20"], 20, 10, 1, (10, 40)),
+        # Dark ink, and the validation classes are trained on.
+        (["--preset=nichol2018/omniglot_5w5s", "--part=test"], 5, 5, 1, (15, 55)),
+        (["--preset=nichol2018/omniglot_20w1s"], 20, 10, 1, (135, 245)),
     ],
 )
 def test_tasks_are_those_of_the_flags(arguments, ways, shots, queries, values, sheets, tmp_path):
@@ -58,8 +62,13 @@ def test_tasks_are_those_of_the_flags(arguments, ways, shots, queries, values, s
         assert query.shape == (ways, queries, 8, 8, 1)
         found = np.rint(np.concatenate([support, query], axis=1)[..., 0, 0, 0] * 255)
         assert (found == found[:, :1]).all()  # each row is one class
-        assert len(set(found[:, 0])) == ways
+        assert len(set(found[:, 0])) == ways or "nichol2018/omniglot_20w1s" in arguments[0]
         assert values[0] <= found.min() <= found.max() < values[1]
+
+
+def test_classes_that_are_trained_on(sheets):
+    with pytest.raises(common.UsageError, match="has no such classes"):
+        launch("--preset=nichol2018/omniglot_5w1s", "--part=validation")
 
 
 def test_a_file_that_cannot_be_written(sheets, tmp_path):

@@ -1,0 +1,204 @@
+"""The protocols: every cell of the tables, what the tasks are made of, and what is optimized."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import metajax
+from experiments import common, few_shot, miniimagenet, omniglot, protocols
+from metajax.tasks import mini_imagenet
+from metajax.tasks import omniglot as drawings
+from tests.helpers import assert_close
+
+ALL = {name: config for presets in protocols.PRESETS.values() for name, config in presets.items()}
+SMALL = [
+    "--num_meta_steps=2",
+    "--meta_batch_size=2",
+    "--steps_per_call=1",
+    "--validate_every=2",
+    "--checkpoint_every=2",
+    "--validation_tasks=2",
+    "--eval_tasks=6",
+    "--num_eval_steps=2",
+    "--validation_steps=1",
+]
+
+
+def launch(experiment, *arguments):
+    with flagsaver.flagsaver():
+        for name in flags.FLAGS:
+            flags.FLAGS[name].present = 0
+        flags.FLAGS([experiment.__name__, *arguments])
+        experiment.main()
+
+
+@pytest.fixture
+def random_images(monkeypatch):
+    """Replaces both data sets by small random images."""
+    rng = np.random.default_rng(0)
+
+    def loaded(kind, shape):
+        parts = [rng.integers(0, 256, (n, *shape), np.uint8) for n in (6, 6, 7)]
+        names = [tuple(f"{part}{i}" for i in range(n)) for part, n in zip("tvx", (6, 6, 7))]  # noqa: B905
+        return kind(*parts, *names)
+
+    color = loaded(mini_imagenet.MiniImageNet, (40, 16, 16, 3))
+    grey = loaded(drawings.Omniglot, (20, 16, 16, 1))
+    monkeypatch.setattr(few_shot.mini_imagenet, "load", lambda *args: color)
+    monkeypatch.setattr(few_shot.omniglot, "load", lambda *args, **kwargs: grey)
+    return {"color": color, "grey": grey}
+
+
+def test_every_cell_of_the_tables_is_a_preset():
+    assert set(protocols.PAPER_RESULTS) <= set(ALL)
+    cells = [f"omniglot_{w}w{s}s" for w in (5, 20) for s in (1, 5)]
+    cells += ["miniimagenet_5w1s", "miniimagenet_5w5s"]
+    for cell in cells:
+        for question in few_shot.QUESTIONS:
+            assert question in protocols.PAPER_RESULTS[f"nichol2018/{cell}"]
+        for suffix in ("", "_first_order"):
+            assert "transductive" in protocols.PAPER_RESULTS[f"finn2017/{cell}{suffix}"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_presets_are_complete_and_fit_together(name):
+    config = ALL[name]
+    every = set(config) - {"dataset"}
+    assert every <= set(flags.FLAGS)
+    for key in every:
+        flag = flags.FLAGS[key]
+        assert flag.parser.parse(str(config[key])) == config[key], key
+    assert config["validate_every"] % config["steps_per_call"] == 0
+    assert config["checkpoint_every"] % config["steps_per_call"] == 0
+    loss = common.classification_loss(lambda params, x: x)
+    params = few_shot.model_of(config).init(jax.random.key(0), jnp.zeros((2, 32, 32, 3)))
+    common.learner(config, loss).init(params)
+    support = config["ways"] * config["shots"]
+    assert config["eval_inner_batch"] <= support
+    assert config["inner_batch"] <= config["ways"] * (config["train_shots"] or config["shots"])
+
+
+@pytest.mark.parametrize("name", ["finn2017/omniglot_5w1s", "finn2017/miniimagenet_5w5s"])
+def test_beta_is_learned_and_not_adapted(name):
+    config = ALL[name]
+    model = few_shot.model_of(config)
+    x = jax.random.uniform(jax.random.key(0), (10, 16, 16, 1))
+    params = model.init(jax.random.key(1), x)
+    loss = common.classification_loss(model.apply)
+    adapt = common.inner_loop(config, loss, 2, 0)
+    batch = x, jnp.arange(10) % 5
+    adapted, _ = adapt.apply(metajax.MetaParams(params), batch, jax.random.key(2))
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), params, adapted)
+    for path, unchanged in jax.tree_util.tree_leaves_with_path(same):
+        assert unchanged == ("BatchNorm" in jax.tree_util.keystr(path)), path
+    assert not any("scale" in str(path) for path, _ in jax.tree_util.tree_leaves_with_path(same))
+
+
+@pytest.mark.parametrize(("name", "factor"), [("5w1s", 75), ("5w5s", 15)])
+def test_the_clip_is_on_the_authors_scale(name, factor):
+    """Their outer loss is `factor` times the mean, and Adam's epsilon and the clip see that."""
+    config = ALL[f"finn2017/miniimagenet_{name}"]
+    gradient = jnp.asarray([1e-9, 1.0, -10.0, 20.0]) / factor
+    ours, theirs = common.outer_optimizer(config), optax.adam(1e-3)
+    clipped = jnp.asarray([1e-9, 1.0, -10.0, 10.0])
+    after = jnp.zeros(4)
+    state, expected = ours.init(after), theirs.init(after)
+    for scale in (1.0, 0.5):
+        found, state = ours.update(scale * gradient, state)
+        wanted, expected = theirs.update(jnp.clip(scale * factor * gradient, -10, 10), expected)
+        assert_close(found, wanted, rtol=1e-5)
+    assert_close(jnp.clip(factor * gradient, -10, 10), clipped)
+
+
+def test_what_nichol_trains_on(random_images):
+    grey = random_images["grey"]
+    data = few_shot.load(ALL["nichol2018/omniglot_5w1s"])
+    trained = np.concatenate([grey.train, grey.validation])
+    assert data.train.shape[0] == 4 * len(trained) == len(set(data.names["train"]))
+    np.testing.assert_array_equal(data.train[: len(trained)], 255 - trained)
+    for turns in range(4):
+        np.testing.assert_array_equal(
+            data.train[turns * len(trained) + 3, 7], np.rot90(255 - trained[3, 7], turns)
+        )
+    np.testing.assert_array_equal(data.test, 255 - grey.test)
+    assert not few_shot.tasks_of(ALL["nichol2018/omniglot_5w1s"], data, "test").rotate
+    finn = few_shot.load(ALL["finn2017/omniglot_5w1s"])
+    np.testing.assert_array_equal(finn.train, grey.train)
+    assert few_shot.tasks_of(ALL["finn2017/omniglot_5w1s"], finn, "test").rotate
+
+
+def test_pooling_equals_all_at_once():
+    rng = np.random.default_rng(0)
+    hits = rng.uniform(size=(17, 3))
+
+    def score(part):
+        half_width = 1.96 * part.std(0) / len(part) ** 0.5
+        return {"mean": part.mean(0), "ci95": half_width, "num_tasks": len(part)}
+
+    found = few_shot.pooled([score(hits[:10]), score(hits[10:])])
+    whole = score(hits)
+    assert found["num_tasks"] == 17
+    np.testing.assert_allclose(found["mean"], whole["mean"])
+    np.testing.assert_allclose(found["ci95"], whole["ci95"])
+
+
+@pytest.mark.parametrize(
+    ("experiment", "preset", "changes"),
+    [
+        (miniimagenet, "finn2017/miniimagenet_5w1s_first_order", ["--queries=2"]),
+        (omniglot, "nichol2018/omniglot_5w1s_fomaml_separate_tail", ["--carry=serial"]),
+        (omniglot, "nichol2018/omniglot_5w1s_fomaml", ["--batches=replacement"]),
+    ],
+)
+def test_presets_run(experiment, preset, changes, random_images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(few_shot, "TASKS_PER_CALL", 4)
+    arguments = [*SMALL, *changes, f"--preset={preset}", "--eval_queries=2", "--num_steps=2"]
+    launch(experiment, *arguments, f"--workdir={tmp_path}")
+    result = json.loads((tmp_path / "result.json").read_text())
+    rows = result["evaluation"]["accuracy"]
+    assert rows["transductive"]["steps"] == rows["non_transductive"]["steps"] == [0, 1, 2]
+    for row in rows.values():
+        assert row["num_tasks"] == 6
+        assert np.isfinite(row["ci95"]).all()
+    assert result["audit"]["disjoint"] == {"classes": True, "images": True}
+    assert result["audit"]["episodes"]["test"]["shared_images"] == 0
+    assert f"--preset={preset}" in result["command"]
+    assert ("paper" in capsys.readouterr().out) == (preset in protocols.PAPER_RESULTS)
+
+
+def test_devices_share_the_tasks(random_images, tmp_path):
+    found = []
+    for devices in (1, 2):
+        workdir = tmp_path / str(devices)
+        launch(
+            miniimagenet, *SMALL, "--network=mlp", "--queries=2", "--eval_queries=2",
+            f"--num_devices={devices}", f"--workdir={workdir}",
+        )  # fmt: skip
+        found.append(json.loads((workdir / "result.json").read_text()))
+    one, two = (result["evaluation"]["accuracy"]["transductive"]["mean"] for result in found)
+    np.testing.assert_allclose(one, two)
+    assert [result["num_devices"] for result in found] == [1, 2]
+
+
+def test_other_test_classes_than_in_training_are_refused(random_images, tmp_path, monkeypatch):
+    where = ["--network=mlp", f"--workdir={tmp_path}"]
+    launch(omniglot, *SMALL, *where)
+    grey = random_images["grey"]
+    mixed = grey._replace(test_names=(*grey.test_names[:-1], "another"))
+    monkeypatch.setattr(few_shot.omniglot, "load", lambda *args, **kwargs: mixed)
+    with pytest.raises(common.UsageError, match="the classes of test are not those"):
+        launch(omniglot, "--mode=eval", *where[1:])
+
+
+def test_shared_classes_are_refused(random_images, tmp_path, monkeypatch):
+    grey = random_images["grey"]
+    mixed = grey._replace(test_names=(grey.train_names[0], *grey.test_names[1:]))
+    monkeypatch.setattr(few_shot.omniglot, "load", lambda *args, **kwargs: mixed)
+    with pytest.raises(common.UsageError, match="the sets share classes"):
+        launch(omniglot, *SMALL, f"--workdir={tmp_path}")
