@@ -42,6 +42,7 @@ def race(cases: Mapping[str, Case], rounds: int = 9) -> dict[str, dict[str, floa
 
 def compiled(fn: Callable[..., Any], *args: Any) -> tuple[Case, jax.stages.Compiled, float]:
     """Compiles ahead of time; returns the blocking call, the program and the seconds it took."""
+    train.provenance()  # of the code that runs: a commit may follow before the record is written
     start = time.perf_counter()
     program = jax.jit(fn).lower(*args).compile()
     seconds = time.perf_counter() - start
