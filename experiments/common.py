@@ -21,6 +21,8 @@ from metajax import train
 
 ALGORITHMS = ("maml", "fomaml", "reptile", "imaml", "meta_sgd", "anil", "boil")
 
+BASELINES = ("fine_tuning", "nearest_neighbour")  # of classification, see `baselines`
+
 Config = dict[str, Any]
 Presets = Mapping[str, Config]
 
@@ -33,7 +35,9 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run is written, and continued (default: a dated folder in runs/)."
 )
 PRESET = flags.DEFINE_string("preset", None, "Named settings; --preset=list prints them.")
-flags.DEFINE_enum("algorithm", None, ALGORITHMS, "The meta-learning algorithm" + _BY_PRESET)
+flags.DEFINE_enum(
+    "algorithm", None, [*ALGORITHMS, *BASELINES], "The meta-learning algorithm" + _BY_PRESET
+)
 flags.DEFINE_integer("seed", None, "The root of all randomness" + _BY_PRESET, lower_bound=0)
 for _name, _help, _least in (
     ("num_meta_steps", "Meta-updates.", 1),
@@ -318,15 +322,18 @@ def inner_loop(
 
 def learner(config: Config, loss: metajax.LossFn) -> metajax.MetaLearner:
     """The configured meta-learner."""
+    if config["algorithm"] in BASELINES:
+        raise UsageError(f"--algorithm={config['algorithm']} is for presets of Mini-ImageNet.")
     num_steps = config["num_steps"]
+    measured = loss if config["queries"] else None
     if config["algorithm"] == "reptile":
-        objective = metajax.displacement(loss)
+        objective = metajax.displacement(measured)
     elif config["tail"] == "separate":
         # The tail is the last of the steps.
         num_steps -= 1
-        objective = metajax.last_update(loss, tail=inner_loop(config, loss, 1, 0))
+        objective = metajax.last_update(measured, tail=inner_loop(config, loss, 1, 0))
     elif config["tail"] == "shared":
-        objective = metajax.last_update(loss)
+        objective = metajax.last_update(measured)
     else:
         objective = metajax.query_loss(loss)
     return metajax.meta_learner(

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 import metajax
-from experiments import common, plots, protocols
+from experiments import baselines, common, plots, protocols
 from metajax import nn, train
 from metajax.tasks import audit, cifar, meta_batch, mini_imagenet, omniglot, place
 
@@ -33,6 +34,9 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer("eval_queries", None, "Query examples per class in evaluation.", lower_bound=1)
 flags.DEFINE_integer("eval_inner_batch", None, "Like --inner_batch, in evaluation.", lower_bound=0)
+flags.DEFINE_integer(
+    "pretrain_batch", None, "Images per batch of the baselines' classifier.", lower_bound=1
+)
 flags.DEFINE_integer("validation_tasks", None, "Tasks of the meta-validation.", lower_bound=1)
 flags.DEFINE_enum("train_on", None, ["train", "train+validation"], "The classes of meta-training.")
 flags.DEFINE_enum(
@@ -163,11 +167,140 @@ def tasks_of(config: common.Config, data: Data, part: str) -> metajax.tasks.Task
         )
 
 
-def model_of(config: common.Config) -> Any:
-    """The configured network, a Flax module."""
+def network_of(config: common.Config) -> Callable[[int], Any]:
+    """The configured network for any number of classes, a Flax module."""
     network = NETWORKS[config["dataset"]][config["network"]]
     reduced = config["compute_dtype"] != "float32"
-    return network(config["ways"], dtype=jnp.dtype(config["compute_dtype"]) if reduced else None)
+    dtype = jnp.dtype(config["compute_dtype"]) if reduced else None
+    return functools.partial(network, dtype=dtype)
+
+
+class Method(NamedTuple):
+    """What is trained, and how it is judged.
+
+    Attributes:
+      learner: the meta-learner.
+      params: what it starts from.
+      tasks: what it learns from.
+      measure: `(state, validation tasks, rng) -> {"accuracy": ...}`.
+      adapt: the adaptation of the meta-test.
+      metrics: accuracy by question, see `QUESTIONS`.
+      tested: the state that is tested, of the one that was chosen.
+    """
+
+    learner: metajax.MetaLearner
+    params: Any
+    tasks: metajax.tasks.TaskDistribution
+    measure: Callable[..., dict[str, Any]]
+    adapt: metajax.Adapt
+    metrics: dict[str, Any]
+    tested: Callable[[metajax.MetaState], metajax.MetaState] = lambda state: state
+
+
+def meta_learning(settings: common.Settings, data: Data) -> Method:
+    """Any of the meta-learning algorithms."""
+    config, evaluation_settings, _ = settings
+    model = network_of(config)(config["ways"])
+    loss = common.classification_loss(model.apply)
+    tasks = tasks_of(config, data, "train")
+    with common.as_usage_error():
+        learner = common.learner(config, loss)
+        adapt, validation_adapt = (
+            common.inner_loop(config, loss, steps, config["eval_inner_batch"])
+            for steps in (evaluation_settings["num_eval_steps"], config["validation_steps"])
+        )
+    key = jax.random.key(config["seed"])
+    return Method(
+        learner,
+        model.init(jax.random.fold_in(key, 1), image_of(data)),
+        tasks,
+        measure_with(config, validation_adapt, metajax.accuracy(model.apply)),
+        adapt,
+        accuracies(model),
+    )
+
+
+def baseline(settings: common.Settings, data: Data) -> Method:
+    """A classifier of all meta-training classes, fine-tuned or with nearest neighbours."""
+    config, evaluation_settings, _ = settings
+    network = network_of(config)
+    everything, model = network(len(data.train)), network(config["ways"])
+    key = jax.random.fold_in(jax.random.key(config["seed"]), 1)
+    image = image_of(data)
+    learner = baselines.pretraining(config, common.classification_loss(everything.apply))
+    params = everything.init(key, image)
+    tasks = baselines.Classification(jnp.asarray(data.train), config["pretrain_batch"])
+    if config["algorithm"] == "nearest_neighbour":
+        features = baselines.features_of(network)
+        metrics = {
+            question: baselines.nearest_neighbour(features, transductive=transductive)
+            for question, transductive in zip(QUESTIONS, (True, False), strict=True)
+        }
+        nothing = metajax.inner_loop(
+            common.classification_loss(everything.apply), optax.identity(), 0
+        )
+        return Method(
+            learner,
+            params,
+            tasks,
+            measure_with(config, nothing, metrics["transductive"]),
+            nothing,
+            metrics,
+            lambda state: baselines.state_of(state.meta_params.params),
+        )
+
+    head = model.init(key, image)["params"]["head"]
+    loss = common.classification_loss(model.apply)
+    metrics = accuracies(model)
+    measure_at = measure_with(
+        config, baselines.fine_tuning(loss, config["validation_steps"]), metrics["transductive"]
+    )
+
+    def started(state, step_size):
+        params = baselines.with_head(state.meta_params.params, head)
+        return baselines.state_of(params, step_size)
+
+    def measure(state, tasks, rng):
+        return measure_at(started(state, config["inner_learning_rate"]), tasks, rng)
+
+    def tested(state):
+        validation = tasks_of(config, data, "validation")
+        score = jax.jit(lambda rate: measure_at(started(state, rate), validation, key)["accuracy"])
+        rate = baselines.best_step_size(lambda rate: float(score(rate)))
+        print(f"fine-tuning with a step size of {rate}, the best on the meta-validation tasks")
+        return started(state, rate)
+
+    adapt = baselines.fine_tuning(loss, evaluation_settings["num_eval_steps"])
+    return Method(learner, params, tasks, measure, adapt, metrics, tested)
+
+
+def accuracies(model: Any) -> dict[str, Any]:
+    """The accuracy by question."""
+    return {
+        "transductive": metajax.accuracy(model.apply),
+        "non_transductive": metajax.accuracy(model.apply, transductive=False),
+    }
+
+
+def image_of(data: Data) -> jax.Array:
+    """One image, by whose shape a network is initialized."""
+    return jnp.zeros((1, *data.train.shape[2:]))
+
+
+def measure_with(
+    config: common.Config, adapt: metajax.Adapt, metric: Any
+) -> Callable[..., dict[str, Any]]:
+    """The meta-validation: the accuracy after `validation_steps`, all of `adapt`."""
+    last = metajax.AtSteps(metric, (config["validation_steps"],))
+    num_tasks, mesh = config["validation_tasks"], common.mesh()
+
+    def measure(state, tasks, rng):
+        task_rng, rng = jax.random.split(rng)
+        episodes = meta_batch(tasks, num_tasks, task_rng)
+        scores = metajax.evaluate(adapt, last, state, episodes, rng, mesh=mesh)
+        return {"accuracy": scores["mean"][0]}
+
+    return measure
 
 
 def run(family: str, default: str) -> None:
@@ -182,40 +315,23 @@ def run(family: str, default: str) -> None:
         print_presets(presets)
         return
     settings = common.resolve(family, presets, default, protocols.BY_ALGORITHM[family])
-    config, evaluation_settings, _ = settings
-    model = model_of(config)
-    loss = common.classification_loss(model.apply)
+    config, _, _ = settings
     data = load(config)
-    tasks, test_tasks = (tasks_of(config, data, part) for part in ("train", "test"))
-    with common.as_usage_error():
-        learner = common.learner(config, loss)
-        adapt, validation_adapt = (
-            common.inner_loop(config, loss, steps, config["eval_inner_batch"])
-            for steps in (evaluation_settings["num_eval_steps"], config["validation_steps"])
-        )
-    leaks = look_for_leaks(settings, data, tasks, test_tasks)
-    key = jax.random.key(config["seed"])
-    params = model.init(jax.random.fold_in(key, 1), tasks.sample(key).support[0])
+    test_tasks = tasks_of(config, data, "test")
+    make = baseline if config["algorithm"] in common.BASELINES else meta_learning
+    method = make(settings, data)
+    leaks = look_for_leaks(settings, data, method.tasks, test_tasks)
     validation = None
     if config["choose"] == "validation":
-        last = metajax.AtSteps(metajax.accuracy(model.apply), (config["validation_steps"],))
-        num_tasks = config["validation_tasks"]
-
-        def measure(state, tasks, rng):
-            task_rng, rng = jax.random.split(rng)
-            episodes = meta_batch(tasks, num_tasks, task_rng)
-            scores = metajax.evaluate(validation_adapt, last, state, episodes, rng)
-            return {"accuracy": scores["mean"][0]}
-
-        validation = train.Validation(
-            tasks_of(config, data, "validation"), measure, "accuracy", "max"
-        )
-    fitted = common.fit_or_load(settings, learner, params, tasks, validation)
+        validation_tasks = tasks_of(config, data, "validation")
+        validation = train.Validation(validation_tasks, method.measure, "accuracy", "max")
+    fitted = common.fit_or_load(settings, method.learner, method.params, method.tasks, validation)
     if fitted is None:
         return
 
     start = time.monotonic()
-    evaluation = test(settings, model.apply, adapt, fitted.best, test_tasks)
+    state = method.tested(fitted.best)
+    evaluation = test(settings, method.metrics, method.adapt, state, test_tasks)
     common.write_result(
         settings,
         fitted,
@@ -229,7 +345,7 @@ def run(family: str, default: str) -> None:
 
 def test(
     settings: common.Settings,
-    apply: Callable[..., Any],
+    metrics: dict[str, Any],
     adapt: metajax.Adapt,
     state: metajax.MetaState,
     tasks: metajax.tasks.TaskDistribution,
@@ -243,10 +359,9 @@ def test(
     config, evaluation_settings, _ = settings
     num_tasks, num_steps = evaluation_settings["eval_tasks"], evaluation_settings["num_eval_steps"]
     few = sorted({min(s, num_steps) for s in (0, 1, config["validation_steps"], num_steps)})
-    metrics = {
-        "transductive": metajax.accuracy(apply),
-        "non_transductive": metajax.AtSteps(metajax.accuracy(apply, transductive=False), few),
-    }
+    steps = {"transductive": list(range(num_steps + 1)), "non_transductive": few}
+    steps = {question: steps[question] for question in metrics}
+    at_steps = {question: metajax.AtSteps(metrics[question], steps[question]) for question in steps}
     mesh = common.mesh()
     if mesh is not None:
         state, tasks = jax.device_put((state, tasks), NamedSharding(mesh, PartitionSpec()))
@@ -255,7 +370,7 @@ def test(
     def score(state, tasks, rng, *, count):
         task_rng, rng = jax.random.split(rng)
         episodes = meta_batch(tasks, count, task_rng)
-        return metajax.evaluate(adapt, metrics, state, episodes, rng, mesh=mesh)
+        return metajax.evaluate(adapt, at_steps, state, episodes, rng, mesh=mesh)
 
     key = jax.random.fold_in(jax.random.key(config["seed"]), 2)
     per_call = -(-TASKS_PER_CALL // common.NUM_DEVICES.value) * common.NUM_DEVICES.value
@@ -266,10 +381,9 @@ def test(
             scores.append(
                 jax.device_get(score(state, tasks, jax.random.fold_in(key, call), count=count))
             )
-    steps = {"transductive": list(range(num_steps + 1)), "non_transductive": few}
     return {
         question: {"steps": steps[question], **pooled([_of(s, question) for s in scores])}
-        for question in QUESTIONS
+        for question in metrics
     }
 
 
@@ -306,9 +420,10 @@ def look_for_leaks(
     found = audit.audit(splits, rotations=drawings)
     key = jax.random.fold_in(jax.random.key(config["seed"]), 3)
     found["episodes"] = {
-        "train": audit.audit_episodes(tasks, key, AUDITED_TASKS),
-        "test": audit.audit_episodes(test_tasks, key, AUDITED_TASKS, rotations=drawings),
+        "test": audit.audit_episodes(test_tasks, key, AUDITED_TASKS, rotations=drawings)
     }
+    if config["algorithm"] not in common.BASELINES:  # these do not learn from episodes
+        found["episodes"]["train"] = audit.audit_episodes(tasks, key, AUDITED_TASKS)
     path = workdir / "audit.json"
     if path.exists():
         changed = audit.changed_classes(json.loads(path.read_text()), found)

@@ -51,6 +51,38 @@ def training_curve(
     plt.close(figure)
 
 
+def lines(
+    path: Path,
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    *,
+    xlabel: str | None,
+    ylabel: str,
+    title: str,
+) -> None:
+    """Draws named lines of `(x, y)` points, one panel beside the other.
+
+    Without an `xlabel` the name of each panel is one.
+    """
+    figure, grid = plt.subplots(
+        1,
+        len(panels),
+        figsize=(6 * len(panels), 4.5),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
+    for axes, (name, rows) in zip(grid[0], panels.items(), strict=True):
+        for label, points in rows.items():
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+        axes.set_xlabel(xlabel or name)
+        axes.grid(alpha=0.3)
+    grid[0][0].set_ylabel(ylabel)
+    grid[0][-1].legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 def regression_tasks(
     path: Path,
     x: np.ndarray,

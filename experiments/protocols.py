@@ -35,6 +35,7 @@ FEW_SHOT: Config = {
     "outer_loss": "mean",
     "adapt_norm": True,
     "compute_dtype": "float32",
+    "pretrain_batch": 64,
     # How it is judged.
     "eval_inner_batch": 0,
     "choose": "validation",
@@ -204,6 +205,35 @@ def tails(config: Config) -> dict[str, Config]:
     }
 
 
+# Ravi and Larochelle 2017, the source of the numbers, say neither how long the classifier is trained
+# nor on which batches: these are ours. The inner step size is that of the meta-validation; that of
+# the meta-test is chosen among several.
+PRETRAINED: Config = {
+    "num_meta_steps": 20_000,
+    "meta_batch_size": 1,
+    "outer_loss": "mean",
+    "adapt_norm": True,
+    "clip": 0.0,
+    "steps_per_call": 50,
+    "validate_every": 1_000,
+    "checkpoint_every": 500,
+}
+BASELINES: dict[str, Config] = {
+    "fine_tuning": {
+        **PRETRAINED,
+        "algorithm": "fine_tuning",
+        "inner_learning_rate": 0.03,
+        "validation_steps": 50,
+        "num_eval_steps": 50,
+    },
+    "nearest_neighbour": {
+        **PRETRAINED,
+        "algorithm": "nearest_neighbour",
+        "validation_steps": 0,
+        "num_eval_steps": 0,
+    },
+}
+
 # What changes with the algorithm beyond the two papers, on either of Finn's protocols.
 BEYOND: dict[str, Config] = {
     # Li 2017: one step of learned sizes.
@@ -259,6 +289,8 @@ def _mini_imagenet() -> dict[str, Config]:
     presets = {f"finn2017/{name}": config for name, config in finn.items()}
     for name, config in finn.items():
         presets[f"finn2017/{name}_first_order"] = {**config, "algorithm": "fomaml"}
+        for baseline, changes in BASELINES.items():
+            presets[f"finn2017/{name}_{baseline}"] = {**config, **changes}
     presets |= {f"nichol2018/{name}": config for name, config in nichol.items()}
     for name, config in nichol.items():
         for suffix, changed in tails(config).items():
@@ -289,6 +321,6 @@ PRESETS: dict[str, common.Presets] = {
 # What `--algorithm` changes in a preset of another algorithm.
 BY_ALGORITHM: dict[str, dict[str, Config]] = {
     "omniglot": {**BEYOND, "reptile": REPTILE_OMNIGLOT},
-    "miniimagenet": {**BEYOND_COLOR, "reptile": REPTILE_COLOR},
+    "miniimagenet": {**BEYOND_COLOR, **BASELINES, "reptile": REPTILE_COLOR},
     "cifar": {**BEYOND_COLOR, "reptile": REPTILE_COLOR},
 }

@@ -10,12 +10,14 @@ import numpy as np
 
 from metajax.base import (
     Adapt,
+    Array,
     Episode,
     Key,
     LossFn,
     MetaParams,
     Metrics,
     Objective,
+    Params,
     PyTree,
     check_function,
 )
@@ -205,14 +207,9 @@ def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Obj
             before = jax.tree.map(lambda x: x[-2], info.probe)
         else:
             raise ValueError("last_update: an adaptation without steps has no last update.")
-        before, adapted, info, ended = jax.lax.stop_gradient((before, adapted, info, ended))
-        squares = jax.tree.map(
-            lambda t, a, b: jnp.sum((t - jax.lax.stop_gradient(t) - (a - b)) ** 2),
-            meta_params.params,
-            adapted,
-            before,
-        )
-        value = 0.5 * sum(jax.tree.leaves(squares), start=0.0)
+        step = jax.tree.map(jnp.subtract, adapted, before)
+        value = _descends(meta_params.params, step)
+        info, ended, before, adapted = jax.lax.stop_gradient((info, ended, before, adapted))
         measured: tuple[PyTree, ...] = ()
         if loss is not None and jax.tree.leaves(episode.query):
             # Before the tail has trained on the query.
@@ -220,6 +217,73 @@ def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Obj
         return value, (_metrics(info, *measured), ended)
 
     return objective
+
+
+def weighted_updates(weights: Sequence[float], loss: LossFn | None = None) -> Objective:
+    r"""A linear combination of the inner updates: :math:`\sum_i w_i (\phi_{i-1} - \phi_i)`.
+
+    With an inner SGD these are the inner gradients :math:`g_i`, times its step size. All weights 1
+    is Reptile, and 1 for the last step only is first-order MAML with a shared tail.
+
+    Args:
+      weights: one for each inner step.
+      loss: measures `query_loss` on the way, as in `displacement`.
+
+    Raises:
+      ValueError: when traced, if there are not `num_steps` weights.
+
+    Example:
+
+    >>> import jax.numpy as jnp, optax, metajax
+    >>> loss = lambda params, batch, rng: (jnp.mean((params - batch) ** 2), {})
+    >>> adapt = metajax.inner_loop(
+    ...     loss, optax.sgd(0.1), 3, meta_gradient=metajax.first_order())
+    >>> learner = metajax.meta_learner(
+    ...     adapt, metajax.weighted_updates((0.0, 0.5, 0.5)), optax.sgd(0.25))
+
+    References:
+      Nichol et al., `On First-Order Meta-Learning Algorithms
+      <https://arxiv.org/abs/1803.02999>`_, 2018, section 6.2, figure 3.
+    """
+
+    def objective(
+        adapt: Adapt, meta_params: MetaParams, episode: Episode, rng: Key, /, *, inner_state=()
+    ):
+        adapt_rng, query_rng = jax.random.split(rng)
+        adapted, info = adapt.apply(
+            meta_params,
+            episode.support,
+            adapt_rng,
+            inner_state=inner_state,
+            probe=lambda params, step: params,
+        )
+        if len(weights) != len(info.loss):
+            raise ValueError(
+                f"weighted_updates: {len(info.loss)} adaptation steps need as many weights, got "
+                f"{len(weights)}."
+            )
+
+        def combined(path):
+            return jnp.tensordot(jnp.asarray(weights, path.dtype), jnp.diff(path, axis=0), axes=1)
+
+        value = _descends(meta_params.params, jax.tree.map(combined, info.probe))
+        adapted, info = jax.lax.stop_gradient((adapted, info))
+        measured: tuple[PyTree, ...] = ()
+        if loss is not None and jax.tree.leaves(episode.query):
+            measured = check_loss(loss(adapted, episode.query, query_rng))
+        return value, (_metrics(info, *measured), info.inner_state)
+
+    return objective
+
+
+def _descends(params: Params, step: Params) -> Array:
+    """Half the squared length of a step from `params`, whose gradient is minus the step."""
+    squares = jax.tree.map(
+        lambda p, s: jnp.sum((p - jax.lax.stop_gradient(p) - jax.lax.stop_gradient(s)) ** 2),
+        params,
+        step,
+    )
+    return 0.5 * sum(jax.tree.leaves(squares), start=jnp.zeros(()))
 
 
 def _metrics(info, value=None, aux: PyTree = ()) -> Metrics:

@@ -258,3 +258,16 @@ def test_last_update_refuses_what_it_cannot_do():
         meta_gradient(
             last(1), metajax.last_update(tail=last(1, carry="mean")), jnp.asarray(THETA), EPISODE
         )
+
+
+def test_weighted_updates():
+    path = [THETA]
+    for _ in range(STEPS):
+        path.append(path[-1] - RATE * HESSIAN @ (path[-1] - SUPPORT))
+    weights = (0.5, 0.0, -1.0, 2.0)
+    expected = sum(w * (a - b) for w, a, b in zip(weights, path[:-1], path[1:], strict=True))
+    objective = metajax.weighted_updates(weights)
+    found = meta_gradient(last(STEPS), objective, jnp.asarray(THETA), EPISODE)
+    assert_close(found.params, expected, rtol=1e-12)
+    with pytest.raises(ValueError, match="need as many weights, got 4"):
+        meta_gradient(last(2), objective, jnp.asarray(THETA), EPISODE)

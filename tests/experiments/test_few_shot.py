@@ -38,6 +38,11 @@ def launch(experiment, *arguments):
         experiment.main()
 
 
+@pytest.fixture(autouse=True)
+def parsed_flags():
+    flags.FLAGS.mark_as_parsed()
+
+
 @pytest.fixture
 def random_images(monkeypatch):
     """Replaces both data sets by small random images."""
@@ -76,9 +81,9 @@ def test_presets_are_complete_and_fit_together(name):
         assert flag.parser.parse(str(config[key])) == config[key], key
     assert config["validate_every"] % config["steps_per_call"] == 0
     assert config["checkpoint_every"] % config["steps_per_call"] == 0
-    loss = common.classification_loss(lambda params, x: x)
-    params = few_shot.model_of(config).init(jax.random.key(0), jnp.zeros((2, 32, 32, 3)))
-    common.learner(config, loss).init(params)
+    if config["algorithm"] not in common.BASELINES:
+        common.learner(config, common.classification_loss(lambda params, x: x))
+    few_shot.network_of(config)(config["ways"])
     support = config["ways"] * config["shots"]
     assert config["eval_inner_batch"] <= support
     assert config["inner_batch"] <= config["ways"] * (config["train_shots"] or config["shots"])
@@ -87,7 +92,7 @@ def test_presets_are_complete_and_fit_together(name):
 @pytest.mark.parametrize("name", ["finn2017/omniglot_5w1s", "finn2017/miniimagenet_5w5s"])
 def test_beta_is_learned_and_not_adapted(name):
     config = ALL[name]
-    model = few_shot.model_of(config)
+    model = few_shot.network_of(config)(5)
     x = jax.random.uniform(jax.random.key(0), (10, 16, 16, 1))
     params = model.init(jax.random.key(1), x)
     loss = common.classification_loss(model.apply)
@@ -152,6 +157,8 @@ def test_pooling_equals_all_at_once():
     ("experiment", "preset", "changes"),
     [
         (miniimagenet, "finn2017/miniimagenet_5w1s_first_order", ["--queries=2"]),
+        (miniimagenet, "finn2017/miniimagenet_5w1s_fine_tuning", []),
+        (miniimagenet, "finn2017/miniimagenet_5w1s_nearest_neighbour", []),
         (omniglot, "nichol2018/omniglot_5w1s_fomaml_separate_tail", ["--carry=serial"]),
         (omniglot, "nichol2018/omniglot_5w1s_fomaml", ["--batches=replacement"]),
     ],

@@ -1,0 +1,121 @@
+"""The baselines of table 1 of Finn 2017: a classifier of all meta-training classes, put to use.
+
+Both train one network with a head for all classes of meta-training, on single images. Fine-tuning
+gives it a new head and adapts all of it to the support; the nearest neighbour is the support image
+whose features, those before the head, point most nearly the same way as the query's. The numbers of
+the paper are those of Ravi and Larochelle 2017 (section 5), who give no more detail.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import metajax
+from experiments import common
+from metajax.base import Array, Key, Params
+
+# The step size of fine-tuning is the best of these on meta-validation tasks.
+LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("images",), meta_fields=("batch_size",)
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Classification:
+    """Batches of single images of all classes, as "tasks" of which only the query counts.
+
+    Attributes:
+      images: uint8 `[classes, examples, height, width, channels]`.
+      batch_size: images per batch.
+    """
+
+    images: Array
+    batch_size: int
+
+    def sample(self, rng: Key) -> metajax.Episode:
+        class_rng, example_rng = jax.random.split(rng)
+        num_classes, num_examples = self.images.shape[:2]
+        labels = jax.random.randint(class_rng, (self.batch_size,), 0, num_classes)
+        examples = jax.random.randint(example_rng, (self.batch_size,), 0, num_examples)
+        batch = self.images[labels, examples].astype(jnp.float32) / 255, labels
+        return metajax.Episode(batch, batch)
+
+
+def pretraining(config: common.Config, loss: metajax.LossFn) -> metajax.MetaLearner:
+    """Supervised learning: a meta-learner with zero inner steps."""
+    adapt = metajax.inner_loop(loss, optax.identity(), 0)
+    objective, optimizer = metajax.query_loss(loss), common.outer_optimizer(config)
+    return metajax.meta_learner(adapt, objective, optimizer, mesh=common.mesh())
+
+
+def with_head(params: Params, head: Params) -> Params:
+    """The same body under another head."""
+    return {"params": {**params["params"], "head": head}}
+
+
+def features_of(network: Callable[[int], Any]) -> Callable[[Params, Array], Array]:
+    """`(params, x) -> features`, what the head sees, of a network for any number of classes."""
+
+    def features(params: Params, x: Array) -> Array:
+        size = params["params"]["head"]["kernel"].shape[0]
+        head = {"kernel": jnp.eye(size), "bias": jnp.zeros(size)}
+        return network(size).apply(with_head(params, head), x)
+
+    return features
+
+
+def nearest_neighbour(
+    features: Callable[[Params, Array], Array], *, transductive: bool
+) -> Callable[..., Array]:
+    """The accuracy of taking the label of the nearest support image, by the angle of features.
+
+    Args:
+      features: `(params, x [examples, ...]) -> [examples, features]`.
+      transductive: whether batch statistics are those of all queries, or of the support and one.
+    """
+
+    def closest(references: Array, x: Array) -> Array:
+        references /= jnp.linalg.norm(references, axis=-1, keepdims=True)
+        return jnp.argmax(x @ references.T, axis=-1)
+
+    def metric(params: Params, episode: metajax.Episode, rng: Key) -> Array:
+        (support, labels), (query, truth) = episode
+
+        def alone(x: Array) -> Array:
+            both = features(params, jnp.concatenate([support, x[None]]))
+            return closest(both[:-1], both[-1])
+
+        if transductive:
+            nearest = closest(features(params, support), features(params, query))
+        else:
+            nearest = jax.lax.map(alone, query)
+        return jnp.mean((labels[nearest] == truth).astype(jnp.float32))
+
+    return metric
+
+
+def fine_tuning(loss: metajax.LossFn, num_steps: int) -> metajax.Adapt:
+    """SGD on the whole support, the step size an argument of the compiled program."""
+    step_size = metajax.LearnedOptimizer(lambda params: jnp.zeros(()), optax.sgd)
+    return metajax.inner_loop(loss, step_size, num_steps)
+
+
+def state_of(params: Params, step_size: float | None = None) -> metajax.MetaState:
+    """What `evaluate` starts from."""
+    inner = () if step_size is None else jnp.asarray(step_size)
+    return metajax.MetaState(metajax.MetaParams(params, inner), (), (), jnp.zeros((), jnp.int32))
+
+
+def best_step_size(score: Callable[[float], float]) -> float:
+    """The step size with the highest score."""
+    scores = [score(rate) for rate in LEARNING_RATES]
+    return LEARNING_RATES[int(np.argmax(np.nan_to_num(scores)))]

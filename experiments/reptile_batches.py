@@ -1,0 +1,130 @@
+"""Overlap of inner mini-batches: Nichol 2018, section 6.3, figure 4, table 6.
+
+First-order MAML takes the last inner step as the outer gradient. It fails where the examples of
+that step were seen in the steps before (a shared tail), by cycling through the task's examples more
+than once or by drawing them anew; not where they are kept apart (a separate tail). Reptile does not
+care.
+
+Command:   python -m experiments.reptile_batches --panel=inner_steps --workdir=runs/reptile_batches
+Hardware:  2 CPU cores
+Wall time: 25 to 30 runs a panel of 40,000 meta-steps, half an hour each; --num_meta_steps shortens
+Expected:  a shared tail drops from the fifth inner step on when cycling, more gently when drawing
+           anew; with batches above 25 likewise; no outer step size mends it
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from absl import flags
+
+from experiments import common, plots, sweep
+
+flags.adopt_module_key_flags(sweep)
+PANELS = flags.DEFINE_multi_enum(
+    "panel",
+    ["inner_steps", "inner_batch", "outer_step"],
+    ["inner_steps", "inner_batch", "outer_step"],
+    "Figure 4 a, b and c; may be given several times.",
+)
+
+# A tail of its own takes 5 of the 20 drawings of a character.
+TAIL_SHOTS = 5
+METHODS: dict[str, common.Config] = {
+    "reptile, cycling": {"algorithm": "reptile"},
+    "reptile, replacement": {"algorithm": "reptile", "batches": "replacement"},
+    "shared tail, cycling": {"algorithm": "fomaml", "tail": "shared"},
+    "shared tail, replacement": {
+        "algorithm": "fomaml",
+        "tail": "shared",
+        "batches": "replacement",
+    },
+    "separate tail, cycling": {
+        "algorithm": "fomaml",
+        "tail": "separate",
+        "train_shots": 20 - TAIL_SHOTS,
+        "queries": TAIL_SHOTS,
+    },
+}
+
+
+class Panel(NamedTuple):
+    """One sweep.
+
+    Attributes:
+      setting: what is swept.
+      values: of it.
+      changes: the column of table 6.
+      xlabel: of the figure.
+    """
+
+    setting: str
+    values: tuple[float, ...]
+    changes: common.Config
+    xlabel: str
+
+
+# Table 6. The paper does not list the values of its sweeps; these span its axes.
+TABLE_6: dict[str, Panel] = {
+    "inner_steps": Panel(
+        "num_steps", (2, 4, 5, 6, 8, 10), {"inner_batch": 25}, "inner iterations (4a)"
+    ),
+    "inner_batch": Panel(
+        "inner_batch", (5, 10, 25, 35, 50, 75), {"num_steps": 4}, "inner batch size (4b)"
+    ),
+    "outer_step": Panel(
+        "outer_learning_rate",
+        (0.05, 0.1, 0.25, 0.5, 1.0),
+        {"num_steps": 4, "inner_batch": 100},
+        "outer step size (4c)",
+    ),
+}
+
+
+def runs(panel: str) -> dict[str, dict[float, sweep.Run]]:
+    """The runs of a panel, by method and by the value of what is swept."""
+    setting, values, changes, _ = TABLE_6[panel]
+    points: dict[str, dict[float, sweep.Run]] = {}
+    for method, how in METHODS.items():
+        for value in values:
+            config = {**changes, setting: value, **how}
+            # A mini-batch has at most the examples that are not in the tail.
+            examples = 5 * config.get("train_shots", 20)
+            config["inner_batch"] = min(config["inner_batch"], examples)
+            config["inner_learning_rate"] = config["inner_batch"] * sweep.SUMMED_LEARNING_RATE
+            name = f"{panel}/{method.replace(', ', '-').replace(' ', '_')}/{value:g}"
+            points.setdefault(method, {})[value] = sweep.Run(name, config)
+    return points
+
+
+def main() -> None:
+    settings = sweep.resolve("reptile_batches", {"outer_learning_rate": 1.0})
+    by_panel = {panel: runs(panel) for panel in PANELS.value}
+    todo = [run for panel in by_panel.values() for of in panel.values() for run in of.values()]
+    found = sweep.execute(settings, todo)
+    if found is None:
+        return
+    curves = {
+        TABLE_6[panel].xlabel: {
+            method: [(value, found[run.name]["accuracy"]) for value, run in points.items()]
+            for method, points in methods.items()
+        }
+        for panel, methods in by_panel.items()
+    }
+    sweep.write(settings, todo, found, curves=curves)
+    plots.lines(
+        settings.workdir / "batches.png",
+        curves,
+        xlabel=None,
+        ylabel="accuracy on meta-test tasks",
+        title="Inner mini-batches of Reptile and first-order MAML, 5-shot 5-way Omniglot",
+    )
+    for xlabel, methods in curves.items():
+        print(f"\n{xlabel:26}" + "".join(f"{x:>8g}" for x, _ in next(iter(methods.values()))))
+        for method, points in methods.items():
+            print(f"{method:26}" + "".join(f"{100 * y:>8.2f}" for _, y in points))
+    print(f"\n{settings.workdir / 'batches.png'}, result.json beside it")
+
+
+if __name__ == "__main__":
+    common.run(main)
