@@ -205,8 +205,8 @@ def tails(config: Config) -> dict[str, Config]:
     }
 
 
-# Ravi and Larochelle 2017, the source of the numbers, say neither how long the classifier is trained
-# nor on which batches: these are ours. The inner step size is that of the meta-validation; that of
+# Ravi and Larochelle 2017, the source of the numbers, do not say how long the classifier is trained
+# or on which batches: these are ours. The inner step size is that of the meta-validation; that of
 # the meta-test is chosen among several.
 PRETRAINED: Config = {
     "num_meta_steps": 20_000,
