@@ -19,8 +19,8 @@ PAGE = Path(__file__).parent / "README.md"
 HEAD = """# Benchmarks
 
 Rendered by `python -m benchmarks.report` from the records in `results/`, one JSON line a case with
-device, versions and commit. Every table is one run of `python -m benchmarks.NAME` with the machine
-to itself; cases take turns in one process, medians are shown, and ratios are within the run.
+device, versions and commit. Every table is one run of `python -m benchmarks.NAME`: cases take turns
+in one process, medians are shown, and ratios are within the run.
 """
 
 
