@@ -22,6 +22,12 @@ def test_importing_the_library_loads_nothing_heavy():
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_meta_reinforcement_learning_loads_no_engine():
+    code = "import sys, metajax.rl; print([m for m in ('gymnax', 'brax') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -43,7 +49,11 @@ def test_the_core_imports_downward_and_little(name):
 
 @pytest.mark.parametrize(
     ("folder", "forbidden"),
-    [("nn", ("metajax.tasks", "metajax.train")), ("tasks", ("metajax.nn", "metajax.train"))],
+    [
+        ("nn", ("metajax.tasks", "metajax.train", "metajax.rl")),
+        ("tasks", ("metajax.nn", "metajax.train", "metajax.rl")),
+        ("rl", ("metajax.nn", "metajax.tasks", "metajax.train")),
+    ],
 )
 def test_leaves_do_not_know_what_stands_above_them(folder, forbidden):
     for path in (PACKAGE / folder).glob("*.py"):

@@ -1,0 +1,142 @@
+"""Adaptation by policy gradients: collected once with the environment, replayed without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import optax
+
+from metajax.base import Adapt, Array, Episode, Key, MetaParams, Params
+from metajax.batches import per_step
+from metajax.gradients import MetaGradient
+from metajax.inner import LearnedOptimizer, inner_loop
+from metajax.rl.base import Env, Policy, Task, Trajectories
+from metajax.rl.rollout import mean_return, rollout, standardized_advantages
+from metajax.rl.surrogates import Surrogate, likelihood_ratio
+
+Sample = Callable[[Params, Task, Key], Trajectories]
+
+
+class Adaptation(NamedTuple):
+    """One task's adaptation in two forms of the same inner loop.
+
+    Attributes:
+      policy: `(params, observations) -> Distribution`.
+      sample: `(params, task, rng) -> Trajectories` with advantages.
+      collect: an inner loop on tasks: every step rolls the current policy out. The trajectories
+        come back as `info.aux`, leaves `[num_steps, trajectories, horizon, ...]`.
+      replay: the same loop on those trajectories. It is a function of the initialization alone,
+        so it can be differentiated, linearized and evaluated again nearby.
+    """
+
+    policy: Policy
+    sample: Sample
+    collect: Adapt
+    replay: Adapt
+
+
+def sampler(
+    env: Env,
+    policy: Policy,
+    num_trajectories: int,
+    *,
+    discount: float = 0.99,
+    gae_lambda: float = 1.0,
+) -> Sample:
+    """Rollouts with advantages: `(params, task, rng) -> Trajectories`.
+
+    Args:
+      env: the environment.
+      policy: `(params, observations) -> Distribution`.
+      num_trajectories: per call.
+      discount: see `standardized_advantages`.
+      gae_lambda: see `standardized_advantages`.
+    """
+
+    def sample(params: Params, task: Task, rng: Key) -> Trajectories:
+        trajectories = rollout(env, policy, params, task, rng, num_trajectories)
+        advantages = standardized_advantages(trajectories, discount=discount, gae_lambda=gae_lambda)
+        return jax.lax.stop_gradient(trajectories._replace(advantages=advantages))
+
+    return sample
+
+
+def adaptation(
+    policy: Policy,
+    sample: Sample,
+    optimizer: optax.GradientTransformation | LearnedOptimizer,
+    num_steps: int = 1,
+    *,
+    surrogate: Surrogate = likelihood_ratio,
+    meta_gradient: MetaGradient | None = None,
+) -> Adaptation:
+    r"""Policy-gradient adaptation, with fresh trajectories at every step.
+
+    .. math:: \phi_{t+1} = \phi_t - \alpha \nabla L(\phi_t, \tau_t), \quad \tau_t \sim \pi_{\phi_t}
+
+    Args:
+      policy: `(params, observations) -> Distribution`.
+      sample: from `sampler`.
+      optimizer: any optax transformation, or a `LearnedOptimizer`.
+      num_steps: adaptation steps; 0 for a policy that does not adapt.
+      surrogate: the loss of a step, `likelihood_ratio`, `log_likelihood` or `dice`.
+      meta_gradient: `second_order()` by default, or `first_order()`.
+
+    Raises:
+      ValueError: as `metajax.inner_loop`.
+
+    References:
+      Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
+      algorithm 3.
+    """
+
+    def collected(params, task, rng):
+        trajectories = sample(params, task, rng)
+        return surrogate(policy, params, trajectories), trajectories
+
+    def replayed(params, trajectories, rng):
+        return surrogate(policy, params, trajectories), {}
+
+    return Adaptation(
+        policy,
+        sample,
+        inner_loop(collected, optimizer, num_steps, meta_gradient=meta_gradient),
+        inner_loop(replayed, optimizer, num_steps, meta_gradient=meta_gradient, batches=per_step()),
+    )
+
+
+class Collected(NamedTuple):
+    """The trajectories of one task's adaptation; with a task axis, of a meta-batch.
+
+    Attributes:
+      support: before each adaptation step, leaves `[num_steps, trajectories, horizon, ...]`.
+      query: after the last one, leaves `[trajectories, horizon, ...]`.
+    """
+
+    support: Trajectories
+    query: Trajectories
+
+
+def collect(adaptation: Adaptation, meta_params: MetaParams, task: Task, rng: Key) -> Collected:
+    """Adapts to one task and samples before every step and after the last one."""
+    adapt_rng, query_rng = jax.random.split(rng)
+    adapted, info = adaptation.collect.apply(meta_params, task, adapt_rng)
+    return jax.lax.stop_gradient(Collected(info.aux, adaptation.sample(adapted, task, query_rng)))
+
+
+def replay(adaptation: Adaptation, meta_params: MetaParams, support: Trajectories) -> Params:
+    """The adapted parameters, from stored trajectories."""
+    return adaptation.replay.apply(meta_params, support, jax.random.key(0))[0]
+
+
+def policy_return(
+    env: Env, policy: Policy, num_trajectories: int
+) -> Callable[[Params, Episode, Key], Array]:
+    """A metric for `metajax.evaluate`: the mean undiscounted return of fresh trajectories."""
+
+    def metric(params: Params, episode: Episode, rng: Key) -> Array:
+        return mean_return(rollout(env, policy, params, episode.support, rng, num_trajectories))
+
+    return metric

@@ -1,0 +1,84 @@
+"""Any Brax environment, with tasks and rewards of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metajax.base import Array, Key, PyTree
+from metajax.rl.base import Env, EnvStep, Task
+
+Reward = Callable[[Any, Array, Any, Task], tuple[Array, Array]]
+"""`(before, action, after, task) -> (reward, done)`, of two Brax states and the clipped action."""
+
+
+class BraxState(NamedTuple):
+    """Brax's state without what it shows, and the task."""
+
+    state: PyTree
+    task: Task
+
+
+def from_brax(
+    environment: Any,
+    sample_tasks: Callable[[Key, int], Task],
+    *,
+    reward: Reward | None = None,
+    observe: Callable[[Any], Array] | None = None,
+    horizon: int = 200,
+) -> Env:
+    """Makes an `Env` of a Brax environment (`brax.envs.Env`).
+
+    Actions are clipped to [-1, 1] before the physics and the reward see them: Brax clips in the
+    actuator, but charges the action as it is given.
+
+    Args:
+      environment: a Brax environment with array observations, without wrappers.
+      sample_tasks: `(rng, n) -> tasks [n, ...]`.
+      reward: `(before, action, after, task) -> (reward, done)`; the environment's own, the same
+        for all tasks, without.
+      observe: `state -> observation`; the environment's own without.
+      horizon: steps of a trajectory.
+
+    Example:
+
+    >>> import brax.envs, jax.numpy as jnp
+    >>> from metajax.rl.brax_env import from_brax
+    >>> def reward(before, action, after, task):
+    ...     return -jnp.abs(after.obs[0] - task), after.done
+    >>> env = from_brax(brax.envs.get_environment("inverted_pendulum"),
+    ...                 lambda rng, n: jnp.zeros(n), reward=reward)
+    >>> env.observation_size, env.action_size
+    (4, 1)
+    """
+
+    def shown(state: Any, task: Task, reward: Array, done: Array) -> EnvStep:
+        observation = state.obs if observe is None else observe(state)
+        return EnvStep(BraxState(state, task), observation, reward, jnp.asarray(done).astype(bool))
+
+    def reset(rng: Key, task: Task) -> EnvStep:
+        state = environment.reset(rng)
+        return shown(state, task, jnp.zeros_like(state.reward), state.done)
+
+    def step(before: EnvStep, action: Array) -> EnvStep:
+        state, task = before.state
+        action = jnp.clip(action, -1.0, 1.0)
+        # Some environments write into the dict of metrics that they are given.
+        after = environment.step(state.replace(metrics=dict(state.metrics)), action)
+        result = (after.reward, after.done)
+        if reward is not None:
+            result = reward(state, action, after, task)
+        return shown(after, task, *result)
+
+    observation = jax.eval_shape(lambda: shown(environment.reset(jax.random.key(0)), (), 0.0, 0))
+    return Env(
+        reset,
+        step,
+        sample_tasks,
+        observation.observation.shape[-1],
+        environment.action_size,
+        horizon,
+    )

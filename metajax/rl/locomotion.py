@@ -1,0 +1,189 @@
+"""The locomotion tasks of the MAML paper on Brax: a half-cheetah and an ant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import brax.envs
+import jax
+import jax.numpy as jnp
+from brax import math
+
+from metajax.base import Array, Key
+from metajax.rl.base import Env, Task
+from metajax.rl.brax_env import from_brax
+
+BACKENDS = ("spring", "positional", "generalized", "mjx")
+MODES = ("rllab", "brax")
+HORIZON = 200
+HEALTHY_HEIGHT = (0.2, 1.0)
+
+
+class Body(NamedTuple):
+    """What the two bodies differ in.
+
+    Attributes:
+      environment: Brax's name.
+      time_step: rllab's, in seconds.
+      control_cost: per squared action, by mode.
+      alive_bonus: per step, by mode.
+      falls: whether a trajectory ends when the torso leaves `HEALTHY_HEIGHT`.
+    """
+
+    environment: str
+    time_step: float
+    control_cost: dict[str, float]
+    alive_bonus: dict[str, float]
+    falls: bool
+
+
+CHEETAH = Body(
+    "halfcheetah", 0.01, {"rllab": 0.05, "brax": 0.1}, {"rllab": 0.0, "brax": 0.0}, False
+)
+ANT = Body("ant", 0.02, {"rllab": 0.005, "brax": 0.5}, {"rllab": 0.05, "brax": 1.0}, True)
+
+Gain = Callable[[Any, Array, Task], Array]
+"""`(torso position, torso velocity, task) -> reward before costs`."""
+
+
+class Kind(NamedTuple):
+    """One family of tasks.
+
+    Attributes:
+      body: who runs.
+      gain: its reward before costs.
+      sample_tasks: `(rng, n) -> tasks`.
+    """
+
+    body: Body
+    gain: Gain
+    sample_tasks: Callable[[Key, int], Task]
+
+
+def _uniform(name: str, low: float, high: float, *shape: int):
+    def sample_tasks(rng: Key, n: int) -> dict[str, Array]:
+        return {name: jax.random.uniform(rng, (n, *shape), minval=low, maxval=high)}
+
+    return sample_tasks
+
+
+def _direction(rng: Key, n: int) -> dict[str, Array]:
+    return {"direction": jax.random.rademacher(rng, (n,), jnp.float32)}
+
+
+def _run(position: Array, velocity: Array, task: Task) -> Array:
+    return task["direction"] * velocity[0]
+
+
+KINDS: dict[str, Kind] = {
+    "cheetah_vel": Kind(
+        CHEETAH,
+        lambda position, velocity, task: -jnp.abs(velocity[0] - task["velocity"]),
+        _uniform("velocity", 0.0, 2.0),
+    ),
+    "cheetah_dir": Kind(CHEETAH, _run, _direction),
+    "ant_vel": Kind(
+        ANT,
+        lambda position, velocity, task: 1.0 - jnp.abs(velocity[0] - task["velocity"]),
+        _uniform("velocity", 0.0, 3.0),
+    ),
+    "ant_dir": Kind(ANT, _run, _direction),
+    "ant_goal": Kind(
+        ANT,
+        lambda position, velocity, task: 4.0 - jnp.sum(jnp.abs(position[:2] - task["goal"])),
+        _uniform("goal", -3.0, 3.0, 2),
+    ),
+}
+
+
+def physics(task: str, *, mode: str = "rllab", backend: str = "spring") -> Any:
+    """The Brax environment behind a task: what renders its states.
+
+    In mode `rllab` the actions are as far apart as in rllab (0.01 s for the cheetah, 0.02 s for
+    the ant); where that is no whole number of Brax's physics steps, these are lengthened a little.
+
+    Args:
+      task: a key of `KINDS`.
+      mode: `"rllab"` or `"brax"`.
+      backend: `"spring"`, `"positional"`, `"generalized"` or `"mjx"`.
+
+    Raises:
+      ValueError: for an unknown task, mode or backend.
+    """
+    for name, value, known in (
+        ("task", task, tuple(KINDS)),
+        ("mode", mode, MODES),
+        ("backend", backend, BACKENDS),
+    ):
+        if value not in known:
+            raise ValueError(f"locomotion: {name} must be one of {known}, got {value!r}.")
+    body = KINDS[task].body
+    environment = brax.envs.get_environment(body.environment, backend=backend)
+    if mode == "rllab":
+        frames = max(1, round(body.time_step / float(environment.sys.opt.timestep)))
+        environment = brax.envs.get_environment(body.environment, backend=backend, n_frames=frames)
+        environment.sys = environment.sys.tree_replace({"opt.timestep": body.time_step / frames})
+    return environment
+
+
+def locomotion(task: str, *, mode: str = "rllab", backend: str = "spring") -> Env:
+    r"""Half-cheetah or ant, with a velocity, a direction or a place to reach.
+
+    | task | reward before costs | tasks |
+    |---|---|---|
+    | `cheetah_vel` | :math:`-|v_x - g|` | g ~ U(0, 2) |
+    | `cheetah_dir` | :math:`\pm v_x` | forward or backward |
+    | `ant_vel` | :math:`1 - |v_x - g|` | g ~ U(0, 3) |
+    | `ant_dir` | :math:`\pm v_x` | forward or backward |
+    | `ant_goal` | :math:`4 - |x - g|_1` | g ~ U[-3, 3]^2 |
+
+    Costs are 0.05 (cheetah) or 0.005 (ant) times the squared action, the ant has a bonus of 0.05
+    per step; its trajectories end where the torso's height leaves [0.2, 1]. A trajectory has 200
+    steps. In mode `brax` the time between actions is Brax's (0.05 s), the costs are 0.1 and 0.5
+    and the ant's bonus is 1. Velocities are those of the torso over one step.
+
+    Observations in mode `rllab` are rllab's as far as Brax has them: joint positions and
+    velocities and the torso's place, for the ant also its rotation matrix. What differs: Brax's
+    joint coordinates are its own; the torso's place is that of its frame, not of its centre of
+    mass; the ant's 84 contact forces are missing, and so is their cost of at most 0.042 per step.
+    That makes 20 numbers for the cheetah and 41 for the ant. In mode `brax` they are Brax's.
+
+    Args:
+      task: a key of `KINDS`.
+      mode: `"rllab"` or `"brax"`.
+      backend: Brax's physics.
+
+    Raises:
+      ValueError: for an unknown task, mode or backend.
+
+    References:
+      Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
+      section 5.3 and the authors' environments.
+    """
+    environment = physics(task, mode=mode, backend=backend)
+    body, gain, sample_tasks = KINDS[task]
+    time_step = float(environment.dt)
+
+    def reward(before, action, after, task):
+        x, x_before = after.pipeline_state.x.pos[0], before.pipeline_state.x.pos[0]
+        costs = body.control_cost[mode] * jnp.sum(action**2)
+        value = gain(x, (x - x_before) / time_step, task) - costs + body.alive_bonus[mode]
+        low, high = HEALTHY_HEIGHT
+        fallen = (x[2] < low) | (x[2] > high) if body.falls else jnp.asarray(False)
+        return value, fallen
+
+    def observe(state):
+        physics = state.pipeline_state
+        parts = [physics.q[1:] if body is CHEETAH else physics.q, physics.qd]
+        if body is ANT:
+            parts.append(math.quat_to_3x3(physics.x.rot[0]).reshape(-1))
+        return jnp.concatenate([*parts, physics.x.pos[0]])
+
+    return from_brax(
+        environment,
+        sample_tasks,
+        reward=reward,
+        observe=observe if mode == "rllab" else None,
+        horizon=HORIZON,
+    )

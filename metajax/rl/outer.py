@@ -1,0 +1,413 @@
+"""Outer steps of meta-reinforcement learning, each a `MetaLearner`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.scipy.sparse.linalg import cg
+
+from metajax.base import (
+    Array,
+    Batch,
+    Episode,
+    Key,
+    MetaLearner,
+    MetaParams,
+    MetaState,
+    Metrics,
+    Params,
+    PyTree,
+)
+from metajax.learner import check_episodes, check_state, over_tasks
+from metajax.rl.adaptation import Adaptation, Collected, collect, replay
+from metajax.rl.base import Trajectories, masked_mean
+from metajax.rl.rollout import mean_return
+
+
+class LineSearch(NamedTuple):
+    scale: Array
+    tried: Array
+    accepted: Array
+    meta_params: MetaParams
+    loss: Array
+    kl: Array
+
+
+def trust_region(
+    adaptation: Adaptation,
+    *,
+    max_kl: float = 0.01,
+    cg_steps: int = 10,
+    damping: float = 1e-5,
+    backtrack: float = 0.8,
+    max_backtracks: int = 15,
+    curvature_stride: int = 1,
+    every_step: bool = False,
+    task_chunk: int | None = None,
+) -> MetaLearner:
+    r"""TRPO on the adapted policies: the paper's meta-optimizer.
+
+    .. math::
+      \min_\theta \frac{1}{n} \sum_i L_i(\phi_i(\theta)) \quad \text{s.t.} \quad
+      \frac{1}{n} \sum_i \mathrm{KL}(\pi_{\phi_i(\theta_{old})} \| \pi_{\phi_i(\theta)})
+      \le \delta
+
+    The direction solves :math:`(F + \lambda I) x = g` by conjugate gradients. F is the exact Hessian
+    of the constraint, :math:`J^\top H J`: J, the derivative of the adapted policy's distributions by
+    the initialization, is linearized, H is the Hessian of the KL by the distributions. What this
+    leaves out of the full derivative is multiplied by the gradient of the KL, which is zero there.
+    A backtracking line search accepts the first step that lowers the loss within the constraint;
+    without one, or where anything is not finite, the parameters stay.
+
+    Args:
+      adaptation: from `rl.adaptation`.
+      max_kl: :math:`\delta`, mean over tasks of the mean over steps.
+      cg_steps: conjugate-gradient iterations.
+      damping: :math:`\lambda`.
+      backtrack: factor between two tries of the line search.
+      max_backtracks: tries at most.
+      curvature_stride: F is estimated from every so many-th trajectory; 1 takes all of them.
+      every_step: judge the policies after every adaptation step, not after the last one only.
+      task_chunk: tasks per `vmap`, see `metajax.meta_learner`.
+
+    Returns:
+      A `MetaLearner` for episodes whose support is a task. `update` reports `objective`,
+      `meta_gradient_norm`, `return` `[num_steps + 1]` before and after each adaptation step,
+      `entropy` likewise, `kl`, `improvement` of the loss, `line_search_steps`, `accepted`,
+      `cg_residual` (relative), `env_steps` and `failures` of the physics per task.
+
+    Raises:
+      ValueError: for arguments out of range.
+
+    References:
+      Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
+      section 5.3; Schulman et al., `Trust Region Policy Optimization
+      <https://arxiv.org/abs/1502.05477>`_, 2015, appendix C.
+    """
+    for name, value in (("max_kl", max_kl), ("cg_steps", cg_steps)):
+        if value <= 0:
+            raise ValueError(f"trust_region: {name} must be positive, got {value!r}.")
+    if not 0 < backtrack < 1 or max_backtracks < 1 or curvature_stride < 1 or damping < 0:
+        raise ValueError(
+            "trust_region: backtrack must be between 0 and 1, max_backtracks and curvature_stride "
+            f"at least 1, damping not negative; got {backtrack}, {max_backtracks}, "
+            f"{curvature_stride}, {damping}."
+        )
+    of_task = functools.partial(loss_and_kl, adaptation, every_step=every_step)
+    measure = _mean_over_tasks(of_task, task_chunk)
+    gradient = _mean_over_tasks(jax.grad(of_task, has_aux=True), task_chunk)
+    curvature = _mean_over_tasks(
+        lambda at, batch: kl_hessian_product(
+            adaptation, at[0], batch, at[1], every_step=every_step
+        ),
+        task_chunk,
+    )
+
+    def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
+        old = state.meta_params
+        batch, metrics = _collect_all(adaptation, state, episodes, rng, task_chunk)
+        loss, _ = measure(old, batch)
+        g, _ = gradient(old, batch)
+        sparse = _every(batch, curvature_stride)
+
+        def damped(v: MetaParams) -> MetaParams:
+            return optax.tree.add_scale(curvature((old, v), sparse), damping, v)
+
+        direction, _ = cg(damped, g, tol=1e-6, maxiter=cg_steps)
+        product = damped(direction)
+        quadratic = 0.5 * optax.tree.vdot(direction, product)
+        step = optax.tree.scale(jnp.sqrt(max_kl / quadratic), direction)
+        found = search(old, step, loss, batch)
+        residual = optax.tree.norm(optax.tree.sub(g, product)) / optax.tree.norm(g)
+        metrics |= {
+            "objective": loss,
+            "meta_gradient_norm": optax.tree.norm(g),
+            "kl": found.kl,
+            "improvement": loss - found.loss,
+            "line_search_steps": found.tried,
+            "accepted": found.accepted.astype(jnp.float32),
+            "cg_residual": residual,
+        }
+        return state._replace(meta_params=found.meta_params, step=state.step + 1), metrics
+
+    def search(old: MetaParams, step: MetaParams, loss: Array, batch: Collected) -> LineSearch:
+        def attempt(last: LineSearch) -> LineSearch:
+            meta_params = optax.tree.add_scale(old, -last.scale, step)
+            new_loss, kl = measure(meta_params, batch)
+            finite = jnp.isfinite(new_loss) & jnp.isfinite(kl)
+            accepted = finite & (new_loss < loss) & (kl <= max_kl)
+            keep = [
+                jax.tree.map(lambda new, old: jnp.where(accepted, new, old), *pair)
+                for pair in ((meta_params, old), (new_loss, loss), (kl, jnp.zeros_like(kl)))
+            ]
+            return LineSearch(last.scale * backtrack, last.tried + 1, accepted, *keep)
+
+        def unfinished(last: LineSearch) -> Array:
+            return ~last.accepted & (last.tried < max_backtracks)
+
+        zero = jnp.zeros_like(loss)
+        start = LineSearch(zero + 1, jnp.zeros((), jnp.int32), jnp.asarray(False), old, loss, zero)
+        return jax.lax.while_loop(unfinished, attempt, start)
+
+    def init(params: Params) -> MetaState:
+        return _init(adaptation, params, lambda meta_params: ())
+
+    return MetaLearner(init, _adapt(adaptation), update)
+
+
+def clipped(
+    adaptation: Adaptation,
+    outer_optimizer: optax.GradientTransformation,
+    *,
+    num_epochs: int = 5,
+    clip: float = 0.3,
+    kl_penalty: float = 5e-4,
+    every_step: bool = False,
+    task_chunk: int | None = None,
+) -> MetaLearner:
+    r"""ProMP: several optax steps on PPO's clipped surrogate of the adapted policies.
+
+    .. math::
+      \min_\theta \frac{1}{n} \sum_i -\mathbb{E}\big[\min(r A, \mathrm{clip}(r, 1 \pm \epsilon) A)\big]
+      + \eta \, \mathrm{KL}(\pi_{\theta_{old}} \| \pi_\theta)
+
+    with r the ratio of the policies adapted from :math:`\theta` and from :math:`\theta_{old}`, and
+    the KL that of the policies before each adaptation step.
+
+    Args:
+      adaptation: from `rl.adaptation`; ProMP's surrogate is `likelihood_ratio`.
+      outer_optimizer: any optax transformation; ProMP's is `optax.adam(1e-3)`.
+      num_epochs: optax steps per meta-batch.
+      clip: :math:`\epsilon`.
+      kl_penalty: :math:`\eta`.
+      every_step: judge the policies after every adaptation step, not after the last one only.
+      task_chunk: tasks per `vmap`, see `metajax.meta_learner`.
+
+    Returns:
+      A `MetaLearner` as `trust_region`; `update` reports `kl` of the adapted policies after the
+      last step, and `clipped`, the fraction of ratios beyond the clip there.
+
+    Raises:
+      ValueError: for arguments out of range.
+
+    References:
+      Rothfuss et al., `ProMP: Proximal Meta-Policy Search <https://arxiv.org/abs/1810.06784>`_,
+      2019, equation 10 and algorithm 1; Schulman et al., 2017.
+    """
+    if num_epochs < 1 or clip <= 0 or kl_penalty < 0:
+        raise ValueError(
+            "clipped: num_epochs must be at least 1, clip positive, kl_penalty not negative; got "
+            f"{num_epochs}, {clip}, {kl_penalty}."
+        )
+
+    def of_task(meta_params: MetaParams, collected: Collected) -> tuple[Array, Metrics]:
+        judged = _judged(collected, every_step)
+        new = _outcome(adaptation, meta_params, collected, every_step)
+        ratios = _ratios(judged, new)
+        bounded = jnp.clip(ratios, 1 - clip, 1 + clip)
+        gain = jnp.minimum(ratios * judged.advantages, bounded * judged.advantages)
+        outside = (ratios != bounded).astype(ratios.dtype)
+        value = kl_penalty * _kl_on_the_way(adaptation, meta_params, collected.support)
+        return value - _mean(gain, judged), {
+            "kl": _kl(judged, new),
+            "clipped": _mean(outside, judged),
+        }
+
+    gradient = _mean_over_tasks(jax.grad(of_task, has_aux=True), task_chunk)
+    value = _mean_over_tasks(of_task, task_chunk)
+
+    def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
+        batch, metrics = _collect_all(adaptation, state, episodes, rng, task_chunk)
+
+        def epoch(carried, _):
+            meta_params, opt_state = carried
+            g, _ = gradient(meta_params, batch)
+            updates, opt_state = outer_optimizer.update(g, opt_state, meta_params)
+            return (optax.apply_updates(meta_params, updates), opt_state), optax.tree.norm(g)
+
+        loss, _ = value(state.meta_params, batch)
+        (meta_params, opt_state), norms = jax.lax.scan(
+            epoch, (state.meta_params, state.opt_state), length=num_epochs
+        )
+        last, measured = value(meta_params, batch)
+        metrics |= measured | {
+            "objective": loss,
+            "meta_gradient_norm": norms[0],
+            "improvement": loss - last,
+        }
+        return MetaState(meta_params, opt_state, (), state.step + 1), metrics
+
+    def init(params: Params) -> MetaState:
+        return _init(adaptation, params, outer_optimizer.init)
+
+    return MetaLearner(init, _adapt(adaptation), update)
+
+
+def kl_hessian_product(
+    adaptation: Adaptation,
+    meta_params: MetaParams,
+    collected: Collected,
+    v: MetaParams,
+    *,
+    every_step: bool = False,
+) -> MetaParams:
+    """The Hessian of one task's KL through adaptation, at the collecting parameters, times `v`."""
+    judged = _judged(collected, every_step)
+
+    def outcome(meta_params: MetaParams) -> Any:
+        return _outcome(adaptation, meta_params, collected, every_step)
+
+    at, push = jax.linearize(outcome, meta_params)
+    hessian = jax.jvp(jax.grad(lambda new: _kl(judged, new)), (at,), (push(v),))[1]
+    (pulled,) = jax.linear_transpose(push, meta_params)(hessian)
+    return pulled
+
+
+def loss_and_kl(
+    adaptation: Adaptation,
+    meta_params: MetaParams,
+    collected: Collected,
+    *,
+    every_step: bool = False,
+) -> tuple[Array, Array]:
+    """One task's surrogate loss of the adapted policy, and how far it is from the sampling one."""
+    judged = _judged(collected, every_step)
+    new = _outcome(adaptation, meta_params, collected, every_step)
+    return -_mean(_ratios(judged, new) * judged.advantages, judged), _kl(judged, new)
+
+
+def _judged(collected: Collected, every_step: bool) -> Trajectories:
+    """The trajectories that the outer loss is on, leaves `[1 or num_steps, trajectories, ...]`."""
+    if not every_step or collected.support.mask.shape[0] < 2:
+        return jax.tree.map(lambda x: x[None], collected.query)
+    return jax.tree.map(
+        lambda x, last: jnp.concatenate([x[1:], last[None]]), collected.support, collected.query
+    )
+
+
+def _outcome(
+    adaptation: Adaptation, meta_params: MetaParams, collected: Collected, every_step: bool
+) -> Any:
+    """The distributions of the adapted policies along the judged trajectories."""
+    judged = _judged(collected, every_step)
+    if judged.mask.shape[0] == 1:
+        adapted = replay(adaptation, meta_params, collected.support)
+        return jax.tree.map(
+            lambda x: x[None], adaptation.policy(adapted, collected.query.observations)
+        )
+
+    def probe(params: Params, step: Array) -> Any:
+        # Before the first step there is nothing to judge: dropped below.
+        return adaptation.policy(params, judged.observations[jnp.maximum(step - 1, 0)])
+
+    _, info = adaptation.replay.apply(
+        meta_params, collected.support, jax.random.key(0), probe=probe
+    )
+    return jax.tree.map(lambda x: x[1:], info.probe)
+
+
+def _ratios(judged: Trajectories, new: Any) -> Array:
+    old = judged.distribution.log_prob(judged.actions)
+    return jnp.exp(jnp.where(judged.mask > 0, new.log_prob(judged.actions) - old, 0.0))
+
+
+def _kl(judged: Trajectories, new: Any) -> Array:
+    return _mean(judged.distribution.kl(new), judged)
+
+
+def _mean(x: Array, trajectories: Trajectories) -> Array:
+    """Over the steps that count of every adaptation step, then over adaptation steps."""
+    return jnp.mean(jax.vmap(masked_mean)(x, trajectories.mask))
+
+
+def _kl_on_the_way(adaptation: Adaptation, meta_params: MetaParams, support: Trajectories) -> Array:
+    """How far the policies that the adaptation steps start from have moved."""
+    num_steps = support.mask.shape[0]
+    if not num_steps:
+        return jnp.zeros(())
+
+    def probe(params: Params, step: Array) -> Array:
+        at = jax.tree.map(lambda x: x[jnp.minimum(step, num_steps - 1)], support)
+        new = adaptation.policy(params, at.observations)
+        return masked_mean(at.distribution.kl(new), at.mask)
+
+    _, info = adaptation.replay.apply(meta_params, support, jax.random.key(0), probe=probe)
+    return jnp.mean(info.probe[:-1])
+
+
+def _mean_over_tasks(
+    of_task: Callable[[Any, Collected], PyTree], task_chunk: int | None
+) -> Callable[[Any, Collected], PyTree]:
+    def of_chunk(shared, collected, thread):
+        values = jax.vmap(of_task, in_axes=(None, 0))(shared, collected)
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), values), thread
+
+    mapped = over_tasks(of_chunk, task_chunk=task_chunk)
+    return lambda shared, collected: mapped(shared, collected)[0]
+
+
+def _collect_all(
+    adaptation: Adaptation,
+    state: MetaState,
+    episodes: Episode,
+    rng: Key,
+    task_chunk: int | None,
+) -> tuple[Collected, Metrics]:
+    """Rolls out for all tasks: trajectories `[tasks, ...]`, and what is to be said of them."""
+    check_state(state)
+    rngs = jax.random.split(rng, check_episodes(episodes))
+
+    def of_chunk(meta_params, tasks, thread):
+        def of_task(task, rng):
+            return collect(adaptation, meta_params, task, rng)
+
+        return jax.vmap(of_task)(*tasks), thread
+
+    mapped = over_tasks(of_chunk, task_chunk=task_chunk, stack=True)
+    batch, _ = mapped(state.meta_params, (episodes.support, rngs))
+    # [tasks, num_steps + 1, ...]
+    returns = jax.vmap(jax.vmap(mean_return))(batch.support), jax.vmap(mean_return)(batch.query)
+    entropies = (
+        jax.vmap(jax.vmap(_entropy))(batch.support),
+        jax.vmap(_entropy)(batch.query),
+    )
+    parts = (batch.support, batch.query)
+    return batch, {
+        "return": _per_step(*returns),
+        "entropy": _per_step(*entropies),
+        "env_steps": sum(x.mask.sum() for x in parts),
+        "failures": sum(x.failures.sum() for x in parts),
+    }
+
+
+def _entropy(trajectories: Trajectories) -> Array:
+    return masked_mean(trajectories.distribution.entropy(), trajectories.mask)
+
+
+def _per_step(support: Array, query: Array) -> Array:
+    return jnp.mean(jnp.concatenate([support, query[:, None]], axis=1), axis=0)
+
+
+def _every(batch: Collected, stride: int) -> Collected:
+    """Every so many-th trajectory."""
+    support = jax.tree.map(lambda x: x[:, :, ::stride], batch.support)
+    return Collected(support, jax.tree.map(lambda x: x[:, ::stride], batch.query))
+
+
+def _init(adaptation: Adaptation, params: Params, opt_init: Callable) -> MetaState:
+    inner, _ = adaptation.collect.init(params)
+    meta_params = MetaParams(params, inner)
+    return MetaState(meta_params, opt_init(meta_params), (), jnp.zeros((), jnp.int32))
+
+
+def _adapt(adaptation: Adaptation) -> Callable[[MetaState, Batch, Key], Params]:
+    def adapt(state: MetaState, task: Batch, rng: Key) -> Params:
+        check_state(state)
+        return adaptation.collect.apply(state.meta_params, task, rng)[0]
+
+    return adapt

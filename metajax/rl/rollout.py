@@ -1,0 +1,170 @@
+"""Trajectories, and what learning makes of them: returns, baselines, advantages."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from metajax.base import Array, Key, Params
+from metajax.rl.base import Env, Policy, Task, Trajectories, masked_mean
+
+PRECISION = jax.lax.Precision.HIGHEST
+
+
+def rollout(
+    env: Env, policy: Policy, params: Params, task: Task, rng: Key, num_trajectories: int
+) -> Trajectories:
+    """Rolls a policy out: a scan over time of a `vmap` over trajectories.
+
+    Nothing is differentiated. A trajectory ends at `env.horizon`, when the environment says so
+    (that step's reward still counts), or before a step whose observation or reward is not finite,
+    which is then counted in `failures`. All entries after the end are masked.
+
+    Args:
+      env: the environment.
+      policy: `(params, observation) -> Distribution`.
+      params: the policy's parameters.
+      task: one task.
+      rng: a key.
+      num_trajectories: how many, static.
+
+    Returns:
+      `Trajectories`, without advantages.
+    """
+    params = jax.lax.stop_gradient(params)
+    reset_rng, action_rng = jax.random.split(rng)
+
+    def finite(step):
+        return jnp.isfinite(step.observation).all(-1) & jnp.isfinite(step.reward)
+
+    def body(carry, step_rng):
+        before, alive = carry
+        # Where a trajectory has ended its state may be anything.
+        observation = jnp.where(alive[:, None], before.observation, 0.0)
+        distribution = policy(params, observation)
+        action = distribution.sample(step_rng)
+        after = jax.vmap(env.step)(before, action)
+        counts = alive & finite(after)
+        reward = jnp.where(counts, after.reward, 0.0)
+        kept = observation, action, reward, counts, distribution, alive & ~counts
+        return (after, counts & ~after.done), kept
+
+    first = jax.vmap(env.reset, in_axes=(0, None))(
+        jax.random.split(reset_rng, num_trajectories), task
+    )
+    alive = finite(first) & ~first.done
+    _, kept = jax.lax.scan(body, (first, alive), jax.random.split(action_rng, env.horizon))
+    observations, actions, rewards, counts, distribution, failed = jax.tree.map(
+        lambda x: jnp.swapaxes(x, 0, 1), kept
+    )
+    failures = failed.any(1) | ~finite(first)
+    mask = counts.astype(rewards.dtype)
+    return Trajectories(
+        observations, actions, rewards, mask, distribution, (), failures.astype(rewards.dtype)
+    )
+
+
+def mean_return(trajectories: Trajectories) -> Array:
+    """The undiscounted sum of rewards, averaged over the trajectories that did not fail."""
+    kept = 1.0 - trajectories.failures
+    total = jnp.sum(trajectories.rewards * trajectories.mask, axis=-1)
+    return jnp.sum(total * kept) / jnp.maximum(jnp.sum(kept), 1.0)
+
+
+def discounted_sums(x: Array, factor: float) -> Array:
+    r""":math:`y_t = x_t + \gamma y_{t+1}` along the last axis."""
+
+    def body(later, now):
+        later = now + factor * later
+        return later, later
+
+    _, sums = jax.lax.scan(body, jnp.zeros_like(x[..., 0]), jnp.moveaxis(x, -1, 0), reverse=True)
+    return jnp.moveaxis(sums, 0, -1)
+
+
+def baseline_features(observations: Array) -> Array:
+    """The standard features of a linear baseline: observation, its square, powers of the time.
+
+    Observations are clipped to +-10; the time counts from the start of each trajectory, in
+    hundreds of steps.
+
+    Args:
+      observations: `[trajectories, horizon, observation_size]`.
+
+    Returns:
+      `[trajectories, horizon, 2 * observation_size + 4]`.
+
+    References:
+      Duan et al., `Benchmarking Deep Reinforcement Learning for Continuous Control
+      <https://arxiv.org/abs/1604.06778>`_, 2016, section 4.
+    """
+    o = jnp.clip(observations, -10.0, 10.0)
+    time = jnp.arange(o.shape[-2], dtype=o.dtype) / 100.0
+    powers = jnp.stack([time, time**2, time**3, jnp.ones_like(time)], axis=-1)
+    powers = jnp.broadcast_to(powers, (*o.shape[:-1], powers.shape[-1]))
+    return jnp.concatenate([o, o**2, powers], axis=-1)
+
+
+def fit_linear(features: Array, targets: Array, mask: Array, ridge: float = 1e-5) -> Array:
+    r"""Ridge regression by normal equations.
+
+    With the columns :math:`F` scaled to a mean square of 1,
+    :math:`w = (F^\top F / n + \lambda I)^{-1} F^\top y / n`. The scaling makes the ridge relative:
+    an absolute one drowns in float32 where columns are collinear.
+
+    Args:
+      features: `[..., features]`.
+      targets: `[...]`.
+      mask: `[...]`, the rows that count.
+      ridge: :math:`\lambda`.
+
+    Returns:
+      Weights `[features]` of the features as they are given.
+    """
+    rows = features.reshape(-1, features.shape[-1]) * mask.reshape(-1, 1)
+    y = (targets * mask).reshape(-1)
+    count = jnp.maximum(mask.sum(), 1.0)
+    scale = jnp.sqrt(jnp.sum(rows**2, axis=0) / count)
+    scale = jnp.where(scale > 0, scale, 1.0)
+    rows = rows / scale[None]
+    gram = jnp.matmul(rows.T, rows, precision=PRECISION) / count
+    moment = jnp.matmul(rows.T, y, precision=PRECISION) / count
+    gram += ridge * jnp.eye(gram.shape[0], dtype=gram.dtype)
+    return jax.scipy.linalg.solve(gram, moment, assume_a="pos") / scale
+
+
+def standardized_advantages(
+    trajectories: Trajectories, *, discount: float = 0.99, gae_lambda: float = 1.0
+) -> Array:
+    r"""Generalized advantages over a linear baseline, standardized over one task's steps.
+
+    .. math::
+      \delta_t = r_t + \gamma V(s_{t+1}) - V(s_t), \quad
+      A_t = \sum_{k \ge 0} (\gamma \lambda)^k \delta_{t+k}
+
+    The baseline is fitted to the discounted returns of the same trajectories; beyond the end of a
+    trajectory it is 0.
+
+    Args:
+      trajectories: of one task.
+      discount: :math:`\gamma`.
+      gae_lambda: :math:`\lambda`.
+
+    Returns:
+      `[trajectories, horizon]`, 0 where masked.
+
+    References:
+      Schulman et al., `High-Dimensional Continuous Control Using Generalized Advantage Estimation
+      <https://arxiv.org/abs/1506.02438>`_, 2016, equation 16.
+    """
+    mask = trajectories.mask
+    rewards = trajectories.rewards * mask
+    features = baseline_features(trajectories.observations)
+    weights = fit_linear(features, discounted_sums(rewards, discount), mask)
+    values = jnp.matmul(features, weights, precision=PRECISION) * mask
+    following = jnp.concatenate([values[:, 1:], jnp.zeros_like(values[:, :1])], axis=1)
+    deltas = rewards + discount * following - values
+    advantages = discounted_sums(deltas, discount * gae_lambda)
+    mean = masked_mean(advantages, mask)
+    deviation = jnp.sqrt(masked_mean((advantages - mean) ** 2, mask))
+    return (advantages - mean) / (deviation + 1e-8) * mask

@@ -1,0 +1,209 @@
+"""Environments: rewards by hand, tasks, time steps, and actions beyond all bounds."""
+
+import gymnax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metajax import rl
+from metajax.rl.brax_env import from_brax
+from metajax.rl.gymnax_env import from_gymnax
+from metajax.rl.locomotion import BACKENDS, KINDS, locomotion, physics
+from metajax.rl.navigation import Navigation, navigation
+
+
+def act(env, task, actions, rng=None):
+    """Steps through given actions; everything shown, `[steps, ...]`."""
+    first = env.reset(jax.random.key(0) if rng is None else rng, task)
+    _, shown = jax.lax.scan(lambda s, a: (env.step(s, a),) * 2, first, jnp.asarray(actions))
+    return first, shown
+
+
+def test_navigation_by_hand():
+    env, task = navigation(), {"goal": jnp.array([0.3, -0.4])}
+    first, shown = act(env, task, [[3.0, -1.0], [1.0, -0.5], [1.0, -2.5], [0.0, -1.5]])
+    np.testing.assert_array_equal(first.observation, [0, 0])
+    places = np.array([[0.1, -0.1], [0.2, -0.15], [0.3, -0.25], [0.3, -0.35]])
+    np.testing.assert_allclose(shown.observation, places, atol=1e-6)
+    distances = np.linalg.norm(places - np.array([0.3, -0.4]), axis=1)
+    np.testing.assert_allclose(shown.reward, -distances, rtol=1e-5)
+    assert not shown.done.any()
+    _, squared = act(navigation("squared"), task, [[3.0, -1.0]])
+    np.testing.assert_allclose(squared.reward, [-(0.2**2) - 0.3**2], rtol=1e-5)
+
+
+def test_navigation_ends_within_a_hundredth_of_the_goal_in_both_coordinates():
+    env = navigation()
+    for place, done in (((0.09, 0.0), False), ((0.095, 0.005), True), ((0.1, 0.011), False)):
+        _, shown = act(env, {"goal": jnp.array([0.1, 0.0])}, [np.multiply(place, 10)])
+        assert bool(shown.done[0]) is done
+
+
+def test_navigation_s_goals_and_the_return_of_standing_still():
+    env = navigation()
+    goals = env.sample_tasks(jax.random.key(0), 1000)["goal"]
+    assert goals.shape == (1000, 2)
+    assert float(jnp.abs(goals).max()) < 0.5 < float(jnp.abs(goals).max()) + 0.01
+    np.testing.assert_allclose(goals.mean(0), 0, atol=0.03)
+    assert env.horizon == 100
+
+    def still(params, observations):
+        mean = jnp.zeros((*observations.shape[:-1], 2))
+        return rl.Normal(mean, mean - 20.0)
+
+    task = {"goal": jnp.array([0.3, 0.4])}
+    trajectories = rl.rollout(env, still, (), task, jax.random.key(0), 2)
+    assert float(rl.mean_return(trajectories)) == pytest.approx(-50, rel=1e-4)
+
+
+def test_an_unknown_reward_is_an_error():
+    with pytest.raises(ValueError, match="reward must be one of"):
+        Navigation("cubed")
+
+
+def test_any_gymnax_environment_and_no_automatic_reset():
+    # A cart pole falls within a few dozen steps of one-sided pushing.
+    pole, _ = gymnax.make("CartPole-v1")
+    env = from_gymnax(pole, lambda rng, n: {"gravity": jnp.linspace(1.0, 20.0, n)}, horizon=40)
+    assert (env.observation_size, env.action_size) == (4, 2)
+    tasks = env.sample_tasks(jax.random.key(0), 3)
+    step = jax.vmap(lambda task: act(env, task, np.ones(40, int))[1])(tasks)
+    done = np.asarray(step.done)
+    assert done.any(1).all()
+    # Once fallen it stays fallen: nothing resets by itself.
+    assert (np.diff(done.astype(int), axis=1) >= 0).all()
+    assert not np.allclose(step.observation[0, :5], step.observation[2, :5])
+    model = lambda params, x: rl.Categorical(jnp.zeros((*x.shape[:-1], 2)))  # noqa: E731
+    trajectories = rl.rollout(env, model, (), {"gravity": jnp.asarray(9.8)}, jax.random.key(0), 6)
+    lengths = trajectories.mask.sum(1)
+    assert len(set(lengths.tolist())) > 1
+    np.testing.assert_array_equal(trajectories.rewards.sum(1), lengths)
+    starts = trajectories.observations[:, 0]
+    assert len(np.unique(starts[:, 0])) == 6
+
+
+def test_gymnax_s_actions_beyond_all_bounds():
+    pendulum, _ = gymnax.make("Pendulum-v1")
+    env = from_gymnax(pendulum, lambda rng, n: {"g": jnp.full(n, 10.0)})
+    for environment, task in ((env, {"g": 10.0}), (navigation(), {"goal": jnp.ones(2)})):
+        size = environment.action_size
+        _, shown = act(environment, task, 1e6 * np.ones((50, size)) * (-1) ** np.arange(size))
+        assert np.isfinite(shown.observation).all()
+        assert np.isfinite(shown.reward).all()
+
+
+def test_the_oracle_sees_the_task():
+    env = rl.oracle(navigation())
+    assert env.observation_size == 4
+    first, shown = act(env, {"goal": jnp.array([0.2, 0.3])}, [[1.0, 0.0]])
+    np.testing.assert_allclose(first.observation, [0, 0, 0.2, 0.3])
+    np.testing.assert_allclose(shown.observation[0], [0.1, 0, 0.2, 0.3], rtol=1e-6)
+
+
+def test_the_context_alone_adapts():
+    import optax
+
+    import metajax
+
+    env = navigation()
+    model = rl.GaussianMLP(2, hidden=(4,))
+    init, apply = rl.with_context(model.init, model.apply, 3)
+    params = init(jax.random.key(0), jnp.zeros(2))
+    np.testing.assert_array_equal(params["context"], np.zeros(3))
+    assert params["policy"]["params"]["Dense_0"]["kernel"].shape == (5, 4)
+    adaptation = rl.adaptation(
+        apply,
+        rl.sampler(env._replace(horizon=5), apply, 4),
+        metajax.adapting(optax.sgd(1.0), rl.is_context),
+    )
+    adapted, _ = adaptation.collect.apply(
+        metajax.MetaParams(params), {"goal": jnp.ones(2)}, jax.random.key(1)
+    )
+    assert np.abs(adapted["context"]).min() > 0
+    jax.tree.map(np.testing.assert_array_equal, adapted["policy"], params["policy"])
+
+
+@pytest.mark.parametrize("task", ["cheetah_dir", "ant_dir"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_time_step_is_rllab_s(task, backend):
+    seconds = {"cheetah_dir": 0.01, "ant_dir": 0.02}[task]
+    assert float(physics(task, backend=backend).dt) == pytest.approx(seconds, rel=1e-6)
+    assert float(physics(task, backend=backend, mode="brax").dt) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "backend", "size"),
+    [
+        ("cheetah_vel", "rllab", "spring", 20),
+        ("ant_goal", "rllab", "spring", 41),
+        ("ant_dir", "brax", "generalized", 27),
+    ],
+)
+def test_locomotion_s_rewards_are_recomputed_and_finite_under_extreme_actions(
+    name, mode, backend, size
+):
+    env = locomotion(name, mode=mode, backend=backend)
+    assert (env.observation_size, env.horizon) == (size, 200)
+    seconds = float(physics(name, mode=mode, backend=backend).dt)
+    task = jax.tree.map(lambda x: x[0], env.sample_tasks(jax.random.key(3), 1))
+    actions = jax.random.normal(jax.random.key(1), (12, env.action_size))
+    actions = actions.at[6:].multiply(1e6)
+    first, shown = jax.jit(lambda task: act(env, task, actions))(task)
+    for x in (shown.observation, shown.reward):
+        assert np.isfinite(x).all()
+    assert shown.observation.shape == (12, size)
+    torso = np.concatenate(
+        [first.state.state.pipeline_state.x.pos[:1], shown.state.state.pipeline_state.x.pos[:, 0]]
+    )
+    velocity = np.diff(torso[:, 0]) / seconds
+    square = (np.clip(actions, -1, 1) ** 2).sum(1)
+    if name == "cheetah_vel":
+        expected = -np.abs(velocity - task["velocity"]) - 0.05 * square
+    elif name == "ant_goal":
+        distance = np.abs(torso[1:, :2] - np.asarray(task["goal"])).sum(1)
+        expected = 4 - distance - 0.005 * square + 0.05
+    else:
+        expected = task["direction"] * velocity - 0.5 * square + 1.0
+    np.testing.assert_allclose(shown.reward, expected, atol=2e-3)
+    if name.startswith("ant"):
+        height = torso[1:, 2]
+        np.testing.assert_array_equal(shown.done, (height < 0.2) | (height > 1.0))
+    else:
+        assert not shown.done.any()
+        np.testing.assert_allclose(shown.observation[:, -3:], torso[1:], rtol=1e-5, atol=1e-6)
+
+
+def test_tasks_of_locomotion():
+    rng = jax.random.key(0)
+    directions = KINDS["cheetah_dir"].sample_tasks(rng, 100)["direction"]
+    assert set(np.asarray(directions).tolist()) == {-1.0, 1.0}
+    for name, entry, low, high in (
+        ("cheetah_vel", "velocity", 0, 2),
+        ("ant_vel", "velocity", 0, 3),
+        ("ant_goal", "goal", -3, 3),
+    ):
+        values = KINDS[name].sample_tasks(rng, 500)[entry]
+        assert low <= values.min() < low + 0.1
+        assert high - 0.1 < values.max() <= high
+    position, velocity = jnp.array([1.0, 2.0, 0.5]), jnp.array([0.7, 0.0, 0.0])
+    assert float(KINDS["ant_vel"].gain(position, velocity, {"velocity": 1.0})) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("arguments", [{"task": "cheetah"}, {"mode": "gym"}, {"backend": "bullet"}])
+def test_unknown_choices_are_errors(arguments):
+    with pytest.raises(ValueError, match="must be one of"):
+        locomotion(**{"task": "ant_dir", **arguments})
+
+
+def test_any_brax_environment_with_its_own_reward():
+    import brax.envs
+
+    pendulum = brax.envs.get_environment("inverted_pendulum", backend="generalized")
+    env = from_brax(pendulum, lambda rng, n: jnp.zeros(n), horizon=7)
+    state = pendulum.reset(jax.random.key(0))
+    theirs = jax.jit(pendulum.step)(state, jnp.array([0.3]))
+    _, ours = jax.jit(lambda: act(env, jnp.zeros(()), [[0.3]]))()
+    np.testing.assert_allclose(ours.observation[0], theirs.obs, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ours.reward[0], theirs.reward)
+    assert env.horizon == 7

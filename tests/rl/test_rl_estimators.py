@@ -1,0 +1,140 @@
+"""Surrogates against exact enumeration of a small decision process, in float64."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metajax
+from metajax import rl
+
+STATES, ACTIONS = 2, 2
+STEP_SIZE = 0.5
+
+
+def process(horizon, seed=0):
+    """All trajectories of a random tabular decision process: states, actions, returns to go."""
+    rng = np.random.default_rng(seed)
+    transition = rng.dirichlet(np.ones(STATES), size=(STATES, ACTIONS))
+    reward = rng.normal(size=(STATES, ACTIONS)) * 2
+    paths = []
+    for choice in itertools.product(*[range(ACTIONS), range(STATES)] * horizon):
+        actions, nexts = choice[::2], choice[1::2]
+        states = (0, *nexts[:-1])
+        chance = np.prod([transition[s, a, n] for s, a, n in zip(states, actions, nexts)])
+        rewards = [reward[s, a] for s, a in zip(states, actions)]
+        paths.append((states, actions, rewards, chance))
+    states, actions, rewards, chance = map(np.asarray, zip(*paths))
+    to_go = np.cumsum(rewards[:, ::-1], axis=1)[:, ::-1]
+    return jnp.eye(STATES)[states], jnp.asarray(actions), jnp.asarray(to_go), jnp.asarray(chance)
+
+
+def policy(params, observations):
+    return rl.Categorical(observations @ params)
+
+
+def enumerated(params, paths):
+    """All trajectories as a sample: the mask weighs each by its probability under `params`."""
+    observations, actions, to_go, chance = paths
+    distribution = policy(params, observations)
+    weight = chance * jnp.exp(distribution.log_prob(actions).sum(-1))
+    mask = jnp.broadcast_to(weight[:, None], to_go.shape)
+    zeros = jnp.zeros(len(to_go))
+    return jax.lax.stop_gradient(
+        rl.Trajectories(observations, actions, to_go, mask, distribution, to_go, zeros)
+    )
+
+
+def expected_loss(params, paths):
+    """Minus the expected return per step, the exact function that surrogates stand for."""
+    observations, actions, to_go, chance = paths
+    log_probs = policy(params, observations).log_prob(actions).sum(-1)
+    return -jnp.sum(chance * jnp.exp(log_probs) * to_go[:, 0]) / to_go.shape[1]
+
+
+def relative(estimate, exact):
+    return float(jnp.linalg.norm(estimate - exact) / jnp.linalg.norm(exact))
+
+
+def errors(surrogate, horizon, meta_gradient=None):
+    """Relative errors of gradient, Hessian and meta-gradient, through the library's own loops."""
+    paths = process(horizon)
+    params = jnp.asarray(np.random.default_rng(1).normal(size=(STATES, ACTIONS)))
+    trajectories = enumerated(params, paths)
+
+    def surrogate_loss(p):
+        return surrogate(policy, p, trajectories)
+
+    def adapted_exactly(p):
+        return p - STEP_SIZE * jax.grad(expected_loss)(p, paths)
+
+    adaptation = rl.adaptation(
+        policy,
+        lambda p, task, rng: enumerated(p, paths),
+        optax.sgd(STEP_SIZE),
+        surrogate=surrogate,
+        meta_gradient=meta_gradient,
+    )
+    start = metajax.MetaParams(params)
+    collected = rl.collect(adaptation, start, (), jax.random.key(0))
+    adapted = rl.replay(adaptation, start, collected.support)
+    np.testing.assert_allclose(adapted, adapted_exactly(params), rtol=1e-12)
+
+    def meta_loss(p):
+        phi = rl.replay(adaptation, metajax.MetaParams(p), collected.support)
+        return expected_loss(phi, paths)
+
+    size = params.size
+    hessian = jax.hessian(surrogate_loss)(params).reshape(size, size)
+    exact = jax.hessian(expected_loss)(params, paths).reshape(size, size)
+    meta = jax.grad(lambda p: expected_loss(adapted_exactly(p), paths))(params)
+    return (
+        relative(jax.grad(surrogate_loss)(params), jax.grad(expected_loss)(params, paths)),
+        relative(hessian, exact),
+        relative(jax.grad(meta_loss)(params), meta),
+    )
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_estimators_differ_in_the_curvature_only_and_only_dice_is_exact():
+    table = {name: errors(surrogate, 2) for name, surrogate in rl.SURROGATES.items()}
+    first_order = errors(rl.log_likelihood, 2, metajax.first_order())
+    for gradient, _, _ in table.values():
+        assert gradient < 1e-12
+    assert max(table["dice"]) < 1e-12
+    # The biases are not noise: there are no samples here.
+    assert 0.05 < table["likelihood_ratio"][1] < table["log_likelihood"][1]
+    assert 0.01 < table["likelihood_ratio"][2] < table["log_likelihood"][2]
+    assert first_order[2] > 0.01
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_likelihood_ratio_is_exact_for_a_single_step():
+    assert max(errors(rl.likelihood_ratio, 1)) < 1e-12
+    assert errors(rl.log_likelihood, 1)[1] > 0.05
+
+
+@pytest.mark.usefixtures("float64")
+def test_dice_is_the_original_estimator_up_to_a_constant():
+    """Foerster's sum of boxes times rewards, against the form with advantages."""
+    paths = process(3)
+    params = jnp.asarray(np.random.default_rng(2).normal(size=(STATES, ACTIONS)))
+    trajectories = enumerated(params, paths)
+    to_go = paths[2]
+    rewards = to_go - jnp.concatenate([to_go[:, 1:], jnp.zeros_like(to_go[:, :1])], axis=1)
+
+    def original(p):
+        log_probs = policy(p, trajectories.observations).log_prob(trajectories.actions)
+        total = jnp.cumsum(log_probs, axis=1)
+        boxes = jnp.exp(total - jax.lax.stop_gradient(total))
+        return -jnp.sum(trajectories.mask * boxes * rewards) / trajectories.mask.sum()
+
+    def ours(p):
+        return rl.dice(policy, p, trajectories)
+
+    for derivative in (jax.grad, jax.hessian, lambda f: jax.jacfwd(jax.hessian(f))):
+        a, b = derivative(ours)(params), derivative(original)(params)
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)

@@ -1,0 +1,245 @@
+"""Outer steps: curvature three ways, one trust-region step against NumPy, learning at all."""
+
+import functools
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metajax
+from metajax import rl
+from metajax.rl.outer import loss_and_kl
+from tests.rl.environments import chase
+
+MODEL = rl.GaussianMLP(2, hidden=(4,), activation=jnp.tanh)
+START = MODEL.init(jax.random.key(0), jnp.zeros(2))
+
+
+def adapting(env=None, num_steps=1, optimizer=None, trajectories=4, **kwargs):
+    sample = rl.sampler(env or chase(), MODEL.apply, trajectories)
+    return rl.adaptation(MODEL.apply, sample, optimizer or optax.sgd(0.3), num_steps, **kwargs)
+
+
+def episodes(tasks=3, seed=1):
+    return metajax.tasks.meta_batch(rl.Tasks(chase().sample_tasks), tasks, jax.random.key(seed))
+
+
+@functools.cache
+def flat_problem(num_steps=1):
+    """One task's loss, KL and curvature product as functions of a vector, in float64."""
+    params = jax.tree.map(lambda x: x.astype(jnp.float64) * 0.7, START)
+    adaptation = adapting(num_steps=num_steps, optimizer=optax.sgd(0.1))
+    task = jax.tree.map(lambda x: x[0].astype(jnp.float64), episodes().support)
+    start = metajax.MetaParams(params)
+    collected = jax.jit(
+        lambda: jax.tree.map(
+            lambda x: x.astype(jnp.float64),
+            rl.collect(adaptation, start, task, jax.random.key(2)),
+        )
+    )()
+    # What was sampled in float32 is made consistent: KL 0 at the start in double precision.
+    adapted = rl.replay(adaptation, start, collected.support)
+    collected = collected._replace(
+        query=collected.query._replace(
+            distribution=MODEL.apply(adapted, collected.query.observations)
+        )
+    )
+    vector, unravel = jax.flatten_util.ravel_pytree(start)
+
+    def kl(x):
+        return loss_and_kl(adaptation, unravel(x), collected)[1]
+
+    def product(x, v):
+        result = rl.kl_hessian_product(adaptation, unravel(x), collected, unravel(v))
+        return jax.flatten_util.ravel_pytree(result)[0]
+
+    return vector, jax.jit(kl), jax.jit(product)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("num_steps", [0, 1, 2])
+def test_the_curvature_is_that_of_full_differentiation_and_of_differences(num_steps):
+    vector, kl, product = flat_problem(num_steps)
+    rng = np.random.default_rng(0)
+    u, v = jnp.asarray(rng.normal(size=(2, vector.size)))
+    full = jax.jit(jax.hessian(kl))(vector)
+    np.testing.assert_allclose(product(vector, v), full @ v, rtol=1e-8, atol=1e-10)
+    gradient, eps = jax.jit(jax.grad(kl)), 1e-5
+    np.testing.assert_allclose(gradient(vector), 0, atol=1e-10)
+    difference = (gradient(vector + eps * v) - gradient(vector - eps * v)) / (2 * eps)
+    np.testing.assert_allclose(product(vector, v), difference, rtol=1e-4, atol=1e-6)
+    assert float(u @ product(vector, v)) == pytest.approx(float(v @ product(vector, u)), rel=1e-9)
+    assert float(jnp.linalg.eigvalsh(full).min()) > -1e-10
+    assert float(kl(vector)) == pytest.approx(0, abs=1e-12)
+
+
+def numpy_trust_region(x, loss_and_kl, gradient, product, *, max_kl, cg_steps, damping):
+    """One step as Schulman et al. describe it, on vectors."""
+    loss, _ = loss_and_kl(x)
+    g = gradient(x)
+    direction, r = np.zeros_like(g), g.copy()
+    p, rr = r.copy(), r @ r
+    for _ in range(cg_steps):
+        z = product(p) + damping * p
+        alpha = rr / (p @ z)
+        direction, r = direction + alpha * p, r - alpha * z
+        new = r @ r
+        p, rr = r + new / rr * p, new
+    quadratic = 0.5 * direction @ (product(direction) + damping * direction)
+    step = np.sqrt(max_kl / quadratic) * direction
+    for tries in range(15):
+        candidate = x - 0.8**tries * step
+        new_loss, kl = loss_and_kl(candidate)
+        if new_loss < loss and kl <= max_kl:
+            return candidate, kl, tries + 1
+    return x, 0.0, 15
+
+
+@pytest.mark.parametrize(("num_steps", "meta_gradient"), [(1, None), (2, metajax.first_order())])
+def test_one_trust_region_step_is_numpy_s(num_steps, meta_gradient):
+    adaptation = adapting(num_steps=num_steps, meta_gradient=meta_gradient)
+    learner = rl.trust_region(adaptation, cg_steps=5, damping=0.01)
+    state, rng, tasks = learner.init(START), jax.random.key(3), episodes()
+    after, metrics = jax.jit(learner.update)(state, tasks, rng)
+    assert float(metrics["accepted"]) == 1
+
+    rngs = jax.random.split(rng, 3)
+    batch = jax.vmap(lambda t, r: rl.collect(adaptation, state.meta_params, t, r))(
+        tasks.support, rngs
+    )
+    vector, unravel = jax.flatten_util.ravel_pytree(state.meta_params)
+
+    def mean(fn):
+        return lambda x: jax.tree.map(
+            lambda v: v.mean(0), jax.vmap(lambda c: fn(unravel(x), c))(batch)
+        )
+
+    measure = jax.jit(mean(lambda *args: loss_and_kl(adaptation, *args)))
+    gradient = jax.jit(jax.grad(lambda x: measure(x)[0]))
+    # The full Hessian for exact; first order leaves its derivatives out by definition.
+    hessian = np.asarray(jax.jit(jax.hessian(lambda x: measure(x)[1]))(vector), np.float64)
+    expected, kl, tries = numpy_trust_region(
+        np.asarray(vector, np.float64),
+        lambda x: tuple(map(float, measure(jnp.asarray(x, jnp.float32)))),
+        lambda x: np.asarray(gradient(jnp.asarray(x, jnp.float32)), np.float64),
+        lambda v: hessian @ v,
+        max_kl=0.01,
+        cg_steps=5,
+        damping=0.01,
+    )
+    moved = np.asarray(jax.flatten_util.ravel_pytree(after.meta_params)[0]) - vector
+    np.testing.assert_allclose(moved, expected - np.asarray(vector), rtol=0.02, atol=2e-4)
+    assert int(metrics["line_search_steps"]) == tries
+    assert float(metrics["kl"]) == pytest.approx(kl, rel=0.02)
+    assert 0 < float(metrics["kl"]) <= 0.01
+    assert float(metrics["improvement"]) > 0
+
+
+def test_chunks_change_nothing_and_the_metrics_are_whole():
+    updates = []
+    for chunk in (None, 2):
+        learner = rl.trust_region(adapting(), task_chunk=chunk)
+        updates.append(jax.jit(learner.update)(learner.init(START), episodes(), jax.random.key(0)))
+    (a, metrics), (b, others) = updates
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4),
+        (a.meta_params, metrics),
+        (b.meta_params, others),
+    )
+    assert metrics["return"].shape == metrics["entropy"].shape == (2,)
+    assert float(metrics["env_steps"]) == 3 * 2 * 4 * chase().horizon
+    assert float(metrics["failures"]) == 0
+    assert int(a.step) == 1
+
+
+def test_what_is_not_finite_is_not_taken():
+    """A loss that is NaN everywhere but at the start reverts the step."""
+
+    def cliff(policy, params, trajectories):
+        value = rl.likelihood_ratio(policy, params, trajectories)
+        return jnp.where(jnp.abs(value) > 1e-6, jnp.nan, value)
+
+    learner = rl.trust_region(adapting(surrogate=cliff), max_kl=1.0, max_backtracks=3)
+    state = learner.init(START)
+    after, metrics = jax.jit(learner.update)(state, episodes(), jax.random.key(0))
+    assert float(metrics["accepted"]) == 0
+    assert int(metrics["line_search_steps"]) == 3
+    assert float(metrics["kl"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, after.meta_params, state.meta_params)
+
+
+def test_a_task_of_broken_physics_leaves_the_others_whole():
+    env = chase(broken_beyond=2.0)
+    learner = rl.trust_region(adapting(env))
+    tasks = episodes()
+    goals = tasks.support["goal"].at[0].set(3.0)
+    state, metrics = jax.jit(learner.update)(
+        learner.init(START), tasks._replace(support={"goal": goals}), jax.random.key(0)
+    )
+    assert float(metrics["failures"]) == 2 * 4
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((state, metrics)))
+    assert float(metrics["accepted"]) == 1
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: rl.trust_region(adapting(num_steps=2), task_chunk=1),
+        lambda: rl.trust_region(adapting(optimizer=metajax.learned_step_sizes(0.3))),
+        lambda: rl.clipped(adapting(), optax.adam(3e-3), task_chunk=1),
+        lambda: metajax.meta_learner(adapting().collect, metajax.displacement(), optax.sgd(0.5)),
+    ],
+    ids=["trpo", "learned step sizes", "promp", "reptile"],
+)
+def test_learners_learn_and_adapt(build):
+    learner = build()
+    tasks = rl.Tasks(chase().sample_tasks)
+
+    @jax.jit
+    def train(state):
+        def body(state, step):
+            a, b = jax.random.split(jax.random.fold_in(jax.random.key(5), step))
+            state, metrics = learner.update(state, metajax.tasks.meta_batch(tasks, 8, a), b)
+            return state, metrics["objective"]
+
+        return jax.lax.scan(body, state, jnp.arange(25))
+
+    state, objectives = train(learner.init(START))
+    assert np.isfinite(objectives).all()
+    adapt = adapting(trajectories=8, optimizer=optax.sgd(0.3)).collect
+    metric = rl.policy_return(chase(), MODEL.apply, 8)
+    score = jax.jit(lambda s: metajax.evaluate(adapt, metric, s, episodes(16), jax.random.key(9)))
+    plain = metajax.maml(lambda p, b, r: (0.0, {}), optax.sgd(0.3), optax.sgd(0.3)).init(START)
+    trained = score(plain._replace(meta_params=metajax.MetaParams(state.meta_params.params)))
+    before = score(plain)["mean"]
+    assert trained["mean"].shape == (2,)
+    assert float(trained["mean"][1]) > float(before[1]) + 0.3
+    adapted = learner.adapt(state, {"goal": jnp.ones(2)}, jax.random.key(0))
+    assert jax.tree.structure(adapted) == jax.tree.structure(START)
+
+
+def test_seeds_run_side_by_side():
+    learner = rl.trust_region(adapting())
+    keys = jax.random.split(jax.random.key(0), 2)
+    state = learner.init(START)
+    both, _ = jax.jit(jax.vmap(lambda key: learner.update(state, episodes(), key)))(keys)
+    one, _ = jax.jit(learner.update)(state, episodes(), keys[1])
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x[1], y, rtol=1e-3, atol=1e-4), both, one)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"max_kl": 0.0}, {"cg_steps": 0}, {"backtrack": 1.0}, {"curvature_stride": 0}],
+)
+def test_arguments_of_the_trust_region(arguments):
+    with pytest.raises(ValueError, match="trust_region"):
+        rl.trust_region(adapting(), **arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"num_epochs": 0}, {"clip": 0.0}, {"kl_penalty": -1.0}])
+def test_arguments_of_the_clipped_step(arguments):
+    with pytest.raises(ValueError, match="clipped"):
+        rl.clipped(adapting(), optax.sgd(0.1), **arguments)
