@@ -20,13 +20,23 @@ import metajax
 from metajax import train
 
 ALGORITHMS = ("maml", "fomaml", "reptile", "imaml", "meta_sgd", "anil", "boil")
+RL_ALGORITHMS = (
+    "maml",
+    "fomaml",
+    "promp",
+    "pretrain",
+    "oracle",
+    "random",
+    "context",
+    "reptile",
+)
 
 BASELINES = ("fine_tuning", "nearest_neighbour")  # of classification, see `baselines`
 
 Config = dict[str, Any]
 Presets = Mapping[str, Config]
 
-_BY_PRESET = " (default: the preset's)"
+BY_PRESET = " (default: the preset's)"
 
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "Train and evaluate, or only evaluate."
@@ -36,9 +46,12 @@ WORKDIR = flags.DEFINE_string(
 )
 PRESET = flags.DEFINE_string("preset", None, "Named settings; --preset=list prints them.")
 flags.DEFINE_enum(
-    "algorithm", None, [*ALGORITHMS, *BASELINES], "The meta-learning algorithm" + _BY_PRESET
+    "algorithm",
+    None,
+    list(dict.fromkeys(ALGORITHMS + BASELINES + RL_ALGORITHMS)),
+    "The meta-learning algorithm" + BY_PRESET,
 )
-flags.DEFINE_integer("seed", None, "The root of all randomness" + _BY_PRESET, lower_bound=0)
+flags.DEFINE_integer("seed", None, "The root of all randomness" + BY_PRESET, lower_bound=0)
 for _name, _help, _least in (
     ("num_meta_steps", "Meta-updates.", 1),
     ("meta_batch_size", "Tasks per meta-update.", 1),
@@ -55,7 +68,7 @@ for _name, _help, _least in (
     ("validate_every", "Meta-updates between validations.", 1),
     ("checkpoint_every", "Meta-updates between checkpoints.", 1),
 ):
-    flags.DEFINE_integer(_name, None, _help + _BY_PRESET, lower_bound=_least)
+    flags.DEFINE_integer(_name, None, _help + BY_PRESET, lower_bound=_least)
 for _name, _help in (
     (
         "inner_learning_rate",
@@ -68,30 +81,30 @@ for _name, _help in (
     ("clip", "Bound on every entry of the meta-gradient, see --outer_loss; 0: none."),
     ("proximal", "Pull towards the initialization (imaml)."),
 ):
-    flags.DEFINE_float(_name, None, _help + _BY_PRESET, lower_bound=0.0)
-flags.DEFINE_enum("inner_optimizer", None, ["sgd", "adam"], "Inner optimizer" + _BY_PRESET)
+    flags.DEFINE_float(_name, None, _help + BY_PRESET, lower_bound=0.0)
+flags.DEFINE_enum("inner_optimizer", None, ["sgd", "adam"], "Inner optimizer" + BY_PRESET)
 flags.DEFINE_enum(
-    "outer_optimizer", None, ["sgd", "adam"], "Outer optimizer; sgd anneals to 0" + _BY_PRESET
+    "outer_optimizer", None, ["sgd", "adam"], "Outer optimizer; sgd anneals to 0" + BY_PRESET
 )
 flags.DEFINE_enum(
     "carry",
     None,
     ["none", "mean", "serial"],
-    "How the inner optimizer's state passes from task to task" + _BY_PRESET,
+    "How the inner optimizer's state passes from task to task" + BY_PRESET,
 )
 
 flags.DEFINE_enum(
     "batches",
     None,
     ["cycle", "replacement"],
-    "How --inner_batch examples are drawn: through all of them in turn, or anew" + _BY_PRESET,
+    "How --inner_batch examples are drawn: through all of them in turn, or anew" + BY_PRESET,
 )
 flags.DEFINE_enum(
     "tail",
     None,
     ["none", "shared", "separate"],
     "What the outer gradient of fomaml is: that of the query loss (none), or the last update, on a "
-    "mini-batch of the support (shared) or on the query (separate)" + _BY_PRESET,
+    "mini-batch of the support (shared) or on the query (separate)" + BY_PRESET,
 )
 NUM_DEVICES = flags.DEFINE_integer(
     "num_devices",
@@ -180,7 +193,12 @@ class Settings(NamedTuple):
 
 
 def resolve(
-    experiment: str, presets: Presets, default: str, by_algorithm: Mapping[str, Config]
+    experiment: str,
+    presets: Presets,
+    default: str,
+    by_algorithm: Mapping[str, Config],
+    algorithms: tuple[str, ...] = ALGORITHMS,
+    evaluation_keys: tuple[str, ...] = EVALUATION,
 ) -> Settings:
     """Reads the flags.
 
@@ -189,6 +207,8 @@ def resolve(
       presets: complete configurations by name; every key that is also a flag can be overridden.
       default: the preset to use without `--preset`.
       by_algorithm: what changes in a preset when `--algorithm` names another algorithm.
+      algorithms: those that the experiment knows.
+      evaluation_keys: the entries of a preset that do not touch training.
     """
     if NUM_DEVICES.value > 1:
         # Once JAX has been used it has the devices it has, see `mesh`.
@@ -207,10 +227,12 @@ def resolve(
     preset = presets[name]
     config = dict(preset)
     algorithm = {**preset, **given, **existing}["algorithm"]
+    if algorithm not in algorithms:
+        raise UsageError(f"--algorithm={algorithm}: {experiment} has {', '.join(algorithms)}.")
     if algorithm != preset["algorithm"]:
         config |= {"algorithm": algorithm} | by_algorithm.get(algorithm, {})
     config |= given
-    evaluation = {key: config.pop(key) for key in EVALUATION}
+    evaluation = {key: config.pop(key) for key in evaluation_keys}
     if existing:
         changed = [key for key in given if key in existing and given[key] != existing[key]]
         if changed:
@@ -224,8 +246,9 @@ def resolve(
     config = {"experiment": experiment, "preset": name, "overrides": overrides, **config}
     if config["algorithm"] in ("reptile", "imaml") and config["num_steps"] == 0:
         raise UsageError(f"--num_steps=0: {config['algorithm']} needs at least one step.")
-    if config["tail"] != "none" and (config["algorithm"] != "fomaml" or config["num_steps"] == 0):
-        raise UsageError(f"--tail={config['tail']} is for fomaml with at least one step.")
+    tail = config.get("tail", "none")
+    if tail != "none" and (config["algorithm"] != "fomaml" or config["num_steps"] == 0):
+        raise UsageError(f"--tail={tail} is for fomaml with at least one step.")
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     workdir = Path(WORKDIR.value or f"runs/{experiment}-{config['algorithm']}-{now}")
     return Settings(config, evaluation, workdir)

@@ -314,7 +314,13 @@ def run(family: str, default: str) -> None:
     if common.PRESET.value == "list":
         print_presets(presets)
         return
-    settings = common.resolve(family, presets, default, protocols.BY_ALGORITHM[family])
+    settings = common.resolve(
+        family,
+        presets,
+        default,
+        protocols.BY_ALGORITHM[family],
+        (*common.ALGORITHMS, *common.BASELINES),
+    )
     config, _, _ = settings
     data = load(config)
     test_tasks = tasks_of(config, data, "test")

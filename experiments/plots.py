@@ -125,6 +125,31 @@ def regression_tasks(
     plt.close(figure)
 
 
+def paths(path: Path, goals: np.ndarray, positions: np.ndarray) -> None:
+    """Draws where a point went before and after each adaptation step, one column per task.
+
+    Args:
+      path: the PNG to write.
+      goals: `[tasks, 2]`.
+      positions: `[tasks, adaptation steps + 1, time, 2]`, NaN after the end.
+    """
+    num_tasks, num_steps = positions.shape[:2]
+    figure, row = plt.subplots(
+        1, num_tasks, figsize=(3.2 * num_tasks, 3.4), squeeze=False, layout="constrained"
+    )
+    shades = plt.get_cmap("viridis")(np.linspace(0.9, 0.1, num_steps))
+    for axes, goal, of_task in zip(row[0], goals, positions, strict=True):
+        for step, (places, shade) in enumerate(zip(of_task, shades, strict=True)):
+            label = "before" if not step else f"{step} step{'s' if step != 1 else ''}"
+            axes.plot(*places.T, color=shade, linewidth=1, marker=".", markersize=3, label=label)
+        axes.plot(*goal, marker="*", color="crimson", markersize=12, linestyle="", label="goal")
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.grid(alpha=0.3)
+    row[0][-1].legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def contact_sheet(
     path: Path, tasks: Sequence[tuple[np.ndarray, np.ndarray]], *, title: str, num_shown: int
 ) -> None:

@@ -54,7 +54,9 @@ def tasks_of_preset(part: str) -> Shown:
     if not families:
         raise common.UsageError(f"--preset={name} is unknown; --preset=list prints the presets.")
     presets, by_algorithm = protocols.PRESETS[families[0]], protocols.BY_ALGORITHM[families[0]]
-    config = common.resolve(families[0], presets, name, by_algorithm).config
+    config = common.resolve(
+        families[0], presets, name, by_algorithm, (*common.ALGORITHMS, *common.BASELINES)
+    ).config
     data = few_shot.load(config)
     if not len(getattr(data, part)):
         raise common.UsageError(f"--part={part}: {name} has no such classes.")

@@ -18,8 +18,10 @@ from metajax.rl.base import EnvStep as EnvStep
 from metajax.rl.base import Policy as Policy
 from metajax.rl.base import Tasks as Tasks
 from metajax.rl.base import Trajectories as Trajectories
+from metajax.rl.objective import kl_hessian_product as kl_hessian_product
+from metajax.rl.objective import loss_and_kl as loss_and_kl
 from metajax.rl.outer import clipped as clipped
-from metajax.rl.outer import kl_hessian_product as kl_hessian_product
+from metajax.rl.outer import displaced as displaced
 from metajax.rl.outer import trust_region as trust_region
 from metajax.rl.policies import Categorical as Categorical
 from metajax.rl.policies import GaussianMLP as GaussianMLP

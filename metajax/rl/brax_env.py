@@ -73,7 +73,7 @@ def from_brax(
             result = reward(state, action, after, task)
         return shown(after, task, *result)
 
-    observation = jax.eval_shape(lambda: shown(environment.reset(jax.random.key(0)), (), 0.0, 0))
+    observation = jax.eval_shape(lambda: reset(jax.random.key(0), ()))
     return Env(
         reset,
         step,
@@ -82,3 +82,11 @@ def from_brax(
         environment.action_size,
         horizon,
     )
+
+
+def brax_state(step: EnvStep) -> Any:
+    """Brax's own state of a step of `from_brax`, also below `oracle`: what can be rendered."""
+    state = step.state
+    while not isinstance(state, BraxState):
+        state = state[0].state
+    return state.state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,21 @@ from metajax.base import (
     MetaState,
     Metrics,
     Params,
-    PyTree,
 )
-from metajax.learner import check_episodes, check_state, over_tasks
-from metajax.rl.adaptation import Adaptation, Collected, collect, replay
-from metajax.rl.base import Trajectories, masked_mean
-from metajax.rl.rollout import mean_return
+from metajax.learner import check_state
+from metajax.rl.adaptation import Adaptation, Collected, replay
+from metajax.rl.objective import (
+    collect_all,
+    judged_trajectories,
+    kl_hessian_product,
+    kl_on_the_way,
+    loss_and_kl,
+    mean_kl,
+    mean_over_steps,
+    mean_over_tasks,
+    outcome,
+    ratios,
+)
 
 
 class LineSearch(NamedTuple):
@@ -57,10 +66,11 @@ def trust_region(
       \frac{1}{n} \sum_i \mathrm{KL}(\pi_{\phi_i(\theta_{old})} \| \pi_{\phi_i(\theta)})
       \le \delta
 
-    The direction solves :math:`(F + \lambda I) x = g` by conjugate gradients. F is the exact Hessian
-    of the constraint, :math:`J^\top H J`: J, the derivative of the adapted policy's distributions by
-    the initialization, is linearized, H is the Hessian of the KL by the distributions. What this
-    leaves out of the full derivative is multiplied by the gradient of the KL, which is zero there.
+    The direction solves :math:`(F + \lambda I) x = g` by conjugate gradients. F is the exact
+    Hessian of the constraint, :math:`J^\top H J`: J, the derivative of the adapted policy's
+    distributions by the initialization, is linearized, H is the Hessian of the KL by the
+    distributions. What this leaves out of the full derivative is multiplied by the gradient of the
+    KL, which is zero there.
     A backtracking line search accepts the first step that lowers the loss within the constraint;
     without one, or where anything is not finite, the parameters stay.
 
@@ -99,9 +109,9 @@ def trust_region(
             f"{curvature_stride}, {damping}."
         )
     of_task = functools.partial(loss_and_kl, adaptation, every_step=every_step)
-    measure = _mean_over_tasks(of_task, task_chunk)
-    gradient = _mean_over_tasks(jax.grad(of_task, has_aux=True), task_chunk)
-    curvature = _mean_over_tasks(
+    measure = mean_over_tasks(of_task, task_chunk)
+    gradient = mean_over_tasks(jax.grad(of_task, has_aux=True), task_chunk)
+    curvature = mean_over_tasks(
         lambda at, batch: kl_hessian_product(
             adaptation, at[0], batch, at[1], every_step=every_step
         ),
@@ -110,7 +120,7 @@ def trust_region(
 
     def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
         old = state.meta_params
-        batch, metrics = _collect_all(adaptation, state, episodes, rng, task_chunk)
+        batch, metrics = collect_all(adaptation, state, episodes, rng, task_chunk)
         loss, _ = measure(old, batch)
         g, _ = gradient(old, batch)
         sparse = _every(batch, curvature_stride)
@@ -173,7 +183,8 @@ def clipped(
     r"""ProMP: several optax steps on PPO's clipped surrogate of the adapted policies.
 
     .. math::
-      \min_\theta \frac{1}{n} \sum_i -\mathbb{E}\big[\min(r A, \mathrm{clip}(r, 1 \pm \epsilon) A)\big]
+      \min_\theta \frac{1}{n} \sum_i
+      -\mathbb{E}\big[\min(r A, \mathrm{clip}(r, 1 \pm \epsilon) A)\big]
       + \eta \, \mathrm{KL}(\pi_{\theta_{old}} \| \pi_\theta)
 
     with r the ratio of the policies adapted from :math:`\theta` and from :math:`\theta_{old}`, and
@@ -206,23 +217,23 @@ def clipped(
         )
 
     def of_task(meta_params: MetaParams, collected: Collected) -> tuple[Array, Metrics]:
-        judged = _judged(collected, every_step)
-        new = _outcome(adaptation, meta_params, collected, every_step)
-        ratios = _ratios(judged, new)
-        bounded = jnp.clip(ratios, 1 - clip, 1 + clip)
-        gain = jnp.minimum(ratios * judged.advantages, bounded * judged.advantages)
-        outside = (ratios != bounded).astype(ratios.dtype)
-        value = kl_penalty * _kl_on_the_way(adaptation, meta_params, collected.support)
-        return value - _mean(gain, judged), {
-            "kl": _kl(judged, new),
-            "clipped": _mean(outside, judged),
+        judged = judged_trajectories(collected, every_step)
+        new = outcome(adaptation, meta_params, collected, every_step)
+        ratio = ratios(judged, new)
+        bounded = jnp.clip(ratio, 1 - clip, 1 + clip)
+        gain = jnp.minimum(ratio * judged.advantages, bounded * judged.advantages)
+        outside = (ratio != bounded).astype(ratio.dtype)
+        value = kl_penalty * kl_on_the_way(adaptation, meta_params, collected.support)
+        return value - mean_over_steps(gain, judged), {
+            "kl": mean_kl(judged, new),
+            "clipped": mean_over_steps(outside, judged),
         }
 
-    gradient = _mean_over_tasks(jax.grad(of_task, has_aux=True), task_chunk)
-    value = _mean_over_tasks(of_task, task_chunk)
+    gradient = mean_over_tasks(jax.grad(of_task, has_aux=True), task_chunk)
+    value = mean_over_tasks(of_task, task_chunk)
 
     def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
-        batch, metrics = _collect_all(adaptation, state, episodes, rng, task_chunk)
+        batch, metrics = collect_all(adaptation, state, episodes, rng, task_chunk)
 
         def epoch(carried, _):
             meta_params, opt_state = carried
@@ -248,149 +259,47 @@ def clipped(
     return MetaLearner(init, _adapt(adaptation), update)
 
 
-def kl_hessian_product(
+def displaced(
     adaptation: Adaptation,
-    meta_params: MetaParams,
-    collected: Collected,
-    v: MetaParams,
+    outer_optimizer: optax.GradientTransformation,
     *,
-    every_step: bool = False,
-) -> MetaParams:
-    """The Hessian of one task's KL through adaptation, at the collecting parameters, times `v`."""
-    judged = _judged(collected, every_step)
+    task_chunk: int | None = None,
+) -> MetaLearner:
+    r"""Reptile: moves the initialization towards the adapted parameters.
 
-    def outcome(meta_params: MetaParams) -> Any:
-        return _outcome(adaptation, meta_params, collected, every_step)
+    Args:
+      adaptation: from `rl.adaptation`; its `meta_gradient` plays no part.
+      outer_optimizer: any optax transformation, fed with :math:`\theta - \phi`.
+      task_chunk: tasks per `vmap`, see `metajax.meta_learner`.
 
-    at, push = jax.linearize(outcome, meta_params)
-    hessian = jax.jvp(jax.grad(lambda new: _kl(judged, new)), (at,), (push(v),))[1]
-    (pulled,) = jax.linear_transpose(push, meta_params)(hessian)
-    return pulled
+    Returns:
+      A `MetaLearner` as `trust_region`.
 
+    References:
+      Nichol et al., `On First-Order Meta-Learning Algorithms
+      <https://arxiv.org/abs/1803.02999>`_, 2018, algorithm 2.
+    """
 
-def loss_and_kl(
-    adaptation: Adaptation,
-    meta_params: MetaParams,
-    collected: Collected,
-    *,
-    every_step: bool = False,
-) -> tuple[Array, Array]:
-    """One task's surrogate loss of the adapted policy, and how far it is from the sampling one."""
-    judged = _judged(collected, every_step)
-    new = _outcome(adaptation, meta_params, collected, every_step)
-    return -_mean(_ratios(judged, new) * judged.advantages, judged), _kl(judged, new)
-
-
-def _judged(collected: Collected, every_step: bool) -> Trajectories:
-    """The trajectories that the outer loss is on, leaves `[1 or num_steps, trajectories, ...]`."""
-    if not every_step or collected.support.mask.shape[0] < 2:
-        return jax.tree.map(lambda x: x[None], collected.query)
-    return jax.tree.map(
-        lambda x, last: jnp.concatenate([x[1:], last[None]]), collected.support, collected.query
-    )
-
-
-def _outcome(
-    adaptation: Adaptation, meta_params: MetaParams, collected: Collected, every_step: bool
-) -> Any:
-    """The distributions of the adapted policies along the judged trajectories."""
-    judged = _judged(collected, every_step)
-    if judged.mask.shape[0] == 1:
+    def of_task(meta_params: MetaParams, collected: Collected) -> MetaParams:
         adapted = replay(adaptation, meta_params, collected.support)
-        return jax.tree.map(
-            lambda x: x[None], adaptation.policy(adapted, collected.query.observations)
-        )
+        away = jax.tree.map(jnp.subtract, meta_params.params, adapted)
+        return MetaParams(away, jax.tree.map(jnp.zeros_like, meta_params.inner))
 
-    def probe(params: Params, step: Array) -> Any:
-        # Before the first step there is nothing to judge: dropped below.
-        return adaptation.policy(params, judged.observations[jnp.maximum(step - 1, 0)])
+    displacement = mean_over_tasks(of_task, task_chunk)
 
-    _, info = adaptation.replay.apply(
-        meta_params, collected.support, jax.random.key(0), probe=probe
-    )
-    return jax.tree.map(lambda x: x[1:], info.probe)
+    def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
+        batch, metrics = collect_all(adaptation, state, episodes, rng, task_chunk)
+        away = displacement(state.meta_params, batch)
+        updates, opt_state = outer_optimizer.update(away, state.opt_state, state.meta_params)
+        meta_params = optax.apply_updates(state.meta_params, updates)
+        norm = optax.tree.norm(away)
+        metrics |= {"objective": 0.5 * norm**2, "meta_gradient_norm": norm}
+        return MetaState(meta_params, opt_state, (), state.step + 1), metrics
 
+    def init(params: Params) -> MetaState:
+        return _init(adaptation, params, outer_optimizer.init)
 
-def _ratios(judged: Trajectories, new: Any) -> Array:
-    old = judged.distribution.log_prob(judged.actions)
-    return jnp.exp(jnp.where(judged.mask > 0, new.log_prob(judged.actions) - old, 0.0))
-
-
-def _kl(judged: Trajectories, new: Any) -> Array:
-    return _mean(judged.distribution.kl(new), judged)
-
-
-def _mean(x: Array, trajectories: Trajectories) -> Array:
-    """Over the steps that count of every adaptation step, then over adaptation steps."""
-    return jnp.mean(jax.vmap(masked_mean)(x, trajectories.mask))
-
-
-def _kl_on_the_way(adaptation: Adaptation, meta_params: MetaParams, support: Trajectories) -> Array:
-    """How far the policies that the adaptation steps start from have moved."""
-    num_steps = support.mask.shape[0]
-    if not num_steps:
-        return jnp.zeros(())
-
-    def probe(params: Params, step: Array) -> Array:
-        at = jax.tree.map(lambda x: x[jnp.minimum(step, num_steps - 1)], support)
-        new = adaptation.policy(params, at.observations)
-        return masked_mean(at.distribution.kl(new), at.mask)
-
-    _, info = adaptation.replay.apply(meta_params, support, jax.random.key(0), probe=probe)
-    return jnp.mean(info.probe[:-1])
-
-
-def _mean_over_tasks(
-    of_task: Callable[[Any, Collected], PyTree], task_chunk: int | None
-) -> Callable[[Any, Collected], PyTree]:
-    def of_chunk(shared, collected, thread):
-        values = jax.vmap(of_task, in_axes=(None, 0))(shared, collected)
-        return jax.tree.map(lambda x: jnp.mean(x, axis=0), values), thread
-
-    mapped = over_tasks(of_chunk, task_chunk=task_chunk)
-    return lambda shared, collected: mapped(shared, collected)[0]
-
-
-def _collect_all(
-    adaptation: Adaptation,
-    state: MetaState,
-    episodes: Episode,
-    rng: Key,
-    task_chunk: int | None,
-) -> tuple[Collected, Metrics]:
-    """Rolls out for all tasks: trajectories `[tasks, ...]`, and what is to be said of them."""
-    check_state(state)
-    rngs = jax.random.split(rng, check_episodes(episodes))
-
-    def of_chunk(meta_params, tasks, thread):
-        def of_task(task, rng):
-            return collect(adaptation, meta_params, task, rng)
-
-        return jax.vmap(of_task)(*tasks), thread
-
-    mapped = over_tasks(of_chunk, task_chunk=task_chunk, stack=True)
-    batch, _ = mapped(state.meta_params, (episodes.support, rngs))
-    # [tasks, num_steps + 1, ...]
-    returns = jax.vmap(jax.vmap(mean_return))(batch.support), jax.vmap(mean_return)(batch.query)
-    entropies = (
-        jax.vmap(jax.vmap(_entropy))(batch.support),
-        jax.vmap(_entropy)(batch.query),
-    )
-    parts = (batch.support, batch.query)
-    return batch, {
-        "return": _per_step(*returns),
-        "entropy": _per_step(*entropies),
-        "env_steps": sum(x.mask.sum() for x in parts),
-        "failures": sum(x.failures.sum() for x in parts),
-    }
-
-
-def _entropy(trajectories: Trajectories) -> Array:
-    return masked_mean(trajectories.distribution.entropy(), trajectories.mask)
-
-
-def _per_step(support: Array, query: Array) -> Array:
-    return jnp.mean(jnp.concatenate([support, query[:, None]], axis=1), axis=0)
+    return MetaLearner(init, _adapt(adaptation), update)
 
 
 def _every(batch: Collected, stride: int) -> Collected:

@@ -207,6 +207,8 @@ def fit(
                 if writer is not None:
                     writer.write(step, {"seconds": record["seconds"], **means})
                 shown = {"query loss": means.get("train/query_loss", means["train/objective"])}
+                if "train/return" in means:
+                    shown = {"return": float(np.ravel(means["train/return"])[-1])}
 
                 last = step == num_meta_steps
                 if validation is None:
@@ -219,7 +221,8 @@ def fit(
                     if writer is not None:
                         writer.write(step, {f"validation/{k}": v for k, v in measured.items()})
                 for name, value in record["best_metrics"].items():
-                    shown[f"best {name}"] = value
+                    if isinstance(value, float):
+                        shown[f"best {name}"] = value
                 progress.update(step, shown)
 
                 record = {**record, "seconds": time.monotonic() - start}

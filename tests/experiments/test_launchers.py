@@ -14,6 +14,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments import common, omniglot, protocols, sinusoid
+from tests.experiments.launching import launch
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -26,15 +27,6 @@ SMALL = [
     "--num_eval_steps=2",
     "--validation_steps=1",
 ]
-
-
-def launch(experiment, *arguments):
-    """Runs a launcher's `main` in this process, as from its command line."""
-    with flagsaver.flagsaver():
-        for name in flags.FLAGS:
-            flags.FLAGS[name].present = 0
-        flags.FLAGS([experiment.__name__, *arguments])
-        experiment.main()
 
 
 def command(experiment, *arguments, **kwargs):

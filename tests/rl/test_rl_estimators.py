@@ -24,10 +24,10 @@ def process(horizon, seed=0):
     for choice in itertools.product(*[range(ACTIONS), range(STATES)] * horizon):
         actions, nexts = choice[::2], choice[1::2]
         states = (0, *nexts[:-1])
-        chance = np.prod([transition[s, a, n] for s, a, n in zip(states, actions, nexts)])
-        rewards = [reward[s, a] for s, a in zip(states, actions)]
+        chance = transition[states, actions, nexts].prod()
+        rewards = reward[states, actions]
         paths.append((states, actions, rewards, chance))
-    states, actions, rewards, chance = map(np.asarray, zip(*paths))
+    states, actions, rewards, chance = map(np.asarray, zip(*paths, strict=True))
     to_go = np.cumsum(rewards[:, ::-1], axis=1)[:, ::-1]
     return jnp.eye(STATES)[states], jnp.asarray(actions), jnp.asarray(to_go), jnp.asarray(chance)
 

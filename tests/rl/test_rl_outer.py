@@ -11,7 +11,6 @@ import pytest
 
 import metajax
 from metajax import rl
-from metajax.rl.outer import loss_and_kl
 from tests.rl.environments import chase
 
 MODEL = rl.GaussianMLP(2, hidden=(4,), activation=jnp.tanh)
@@ -50,7 +49,7 @@ def flat_problem(num_steps=1):
     vector, unravel = jax.flatten_util.ravel_pytree(start)
 
     def kl(x):
-        return loss_and_kl(adaptation, unravel(x), collected)[1]
+        return rl.loss_and_kl(adaptation, unravel(x), collected)[1]
 
     def product(x, v):
         result = rl.kl_hessian_product(adaptation, unravel(x), collected, unravel(v))
@@ -117,7 +116,7 @@ def test_one_trust_region_step_is_numpy_s(num_steps, meta_gradient):
             lambda v: v.mean(0), jax.vmap(lambda c: fn(unravel(x), c))(batch)
         )
 
-    measure = jax.jit(mean(lambda *args: loss_and_kl(adaptation, *args)))
+    measure = jax.jit(mean(lambda *args: rl.loss_and_kl(adaptation, *args)))
     gradient = jax.jit(jax.grad(lambda x: measure(x)[0]))
     # The full Hessian for exact; first order leaves its derivatives out by definition.
     hessian = np.asarray(jax.jit(jax.hessian(lambda x: measure(x)[1]))(vector), np.float64)
@@ -141,7 +140,7 @@ def test_one_trust_region_step_is_numpy_s(num_steps, meta_gradient):
 def test_chunks_change_nothing_and_the_metrics_are_whole():
     updates = []
     for chunk in (None, 2):
-        learner = rl.trust_region(adapting(), task_chunk=chunk)
+        learner = rl.trust_region(adapting(), damping=0.01, task_chunk=chunk)
         updates.append(jax.jit(learner.update)(learner.init(START), episodes(), jax.random.key(0)))
     (a, metrics), (b, others) = updates
     jax.tree.map(
@@ -190,7 +189,7 @@ def test_a_task_of_broken_physics_leaves_the_others_whole():
         lambda: rl.trust_region(adapting(num_steps=2), task_chunk=1),
         lambda: rl.trust_region(adapting(optimizer=metajax.learned_step_sizes(0.3))),
         lambda: rl.clipped(adapting(), optax.adam(3e-3), task_chunk=1),
-        lambda: metajax.meta_learner(adapting().collect, metajax.displacement(), optax.sgd(0.5)),
+        lambda: rl.displaced(adapting(), optax.sgd(0.5)),
     ],
     ids=["trpo", "learned step sizes", "promp", "reptile"],
 )
@@ -222,7 +221,7 @@ def test_learners_learn_and_adapt(build):
 
 
 def test_seeds_run_side_by_side():
-    learner = rl.trust_region(adapting())
+    learner = rl.trust_region(adapting(), damping=0.01)
     keys = jax.random.split(jax.random.key(0), 2)
     state = learner.init(START)
     both, _ = jax.jit(jax.vmap(lambda key: learner.update(state, episodes(), key)))(keys)

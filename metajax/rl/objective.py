@@ -1,0 +1,160 @@
+"""What the outer steps are made of: the adapted policies as functions of the initialization."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metajax.base import Array, Episode, Key, MetaParams, MetaState, Metrics, Params, PyTree
+from metajax.learner import check_episodes, check_state, over_tasks
+from metajax.rl.adaptation import Adaptation, Collected, collect, replay
+from metajax.rl.base import Trajectories, masked_mean
+from metajax.rl.rollout import mean_return
+
+
+def kl_hessian_product(
+    adaptation: Adaptation,
+    meta_params: MetaParams,
+    collected: Collected,
+    v: MetaParams,
+    *,
+    every_step: bool = False,
+) -> MetaParams:
+    """The Hessian of one task's KL through adaptation, at the collecting parameters, times `v`."""
+    judged = judged_trajectories(collected, every_step)
+
+    def distributions(meta_params: MetaParams) -> Any:
+        return outcome(adaptation, meta_params, collected, every_step)
+
+    at, push = jax.linearize(distributions, meta_params)
+    hessian = jax.jvp(jax.grad(lambda new: mean_kl(judged, new)), (at,), (push(v),))[1]
+    (pulled,) = jax.linear_transpose(push, meta_params)(hessian)
+    return pulled
+
+
+def loss_and_kl(
+    adaptation: Adaptation,
+    meta_params: MetaParams,
+    collected: Collected,
+    *,
+    every_step: bool = False,
+) -> tuple[Array, Array]:
+    """One task's surrogate loss of the adapted policy, and how far it is from the sampling one."""
+    judged = judged_trajectories(collected, every_step)
+    new = outcome(adaptation, meta_params, collected, every_step)
+    return -mean_over_steps(ratios(judged, new) * judged.advantages, judged), mean_kl(judged, new)
+
+
+def judged_trajectories(collected: Collected, every_step: bool) -> Trajectories:
+    """The trajectories that the outer loss is on, leaves `[1 or num_steps, trajectories, ...]`."""
+    if not every_step or collected.support.mask.shape[0] < 2:
+        return jax.tree.map(lambda x: x[None], collected.query)
+    return jax.tree.map(
+        lambda x, last: jnp.concatenate([x[1:], last[None]]), collected.support, collected.query
+    )
+
+
+def outcome(
+    adaptation: Adaptation, meta_params: MetaParams, collected: Collected, every_step: bool
+) -> Any:
+    """The distributions of the adapted policies along the judged trajectories."""
+    judged = judged_trajectories(collected, every_step)
+    if judged.mask.shape[0] == 1:
+        adapted = replay(adaptation, meta_params, collected.support)
+        return jax.tree.map(
+            lambda x: x[None], adaptation.policy(adapted, collected.query.observations)
+        )
+
+    def probe(params: Params, step: Array) -> Any:
+        # Before the first step there is nothing to judge: dropped below.
+        return adaptation.policy(params, judged.observations[jnp.maximum(step - 1, 0)])
+
+    _, info = adaptation.replay.apply(
+        meta_params, collected.support, jax.random.key(0), probe=probe
+    )
+    return jax.tree.map(lambda x: x[1:], info.probe)
+
+
+def ratios(judged: Trajectories, new: Any) -> Array:
+    old = judged.distribution.log_prob(judged.actions)
+    return jnp.exp(jnp.where(judged.mask > 0, new.log_prob(judged.actions) - old, 0.0))
+
+
+def mean_kl(judged: Trajectories, new: Any) -> Array:
+    return mean_over_steps(judged.distribution.kl(new), judged)
+
+
+def mean_over_steps(x: Array, trajectories: Trajectories) -> Array:
+    """Over the steps that count of every adaptation step, then over adaptation steps."""
+    return jnp.mean(jax.vmap(masked_mean)(x, trajectories.mask))
+
+
+def kl_on_the_way(adaptation: Adaptation, meta_params: MetaParams, support: Trajectories) -> Array:
+    """How far the policies that the adaptation steps start from have moved."""
+    num_steps = support.mask.shape[0]
+    if not num_steps:
+        return jnp.zeros(())
+
+    def probe(params: Params, step: Array) -> Array:
+        at = jax.tree.map(lambda x: x[jnp.minimum(step, num_steps - 1)], support)
+        new = adaptation.policy(params, at.observations)
+        return masked_mean(at.distribution.kl(new), at.mask)
+
+    _, info = adaptation.replay.apply(meta_params, support, jax.random.key(0), probe=probe)
+    return jnp.mean(info.probe[:-1])
+
+
+def mean_over_tasks(
+    of_task: Callable[[Any, Collected], PyTree], task_chunk: int | None
+) -> Callable[[Any, Collected], PyTree]:
+    def of_chunk(shared, collected, thread):
+        values = jax.vmap(of_task, in_axes=(None, 0))(shared, collected)
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), values), thread
+
+    mapped = over_tasks(of_chunk, task_chunk=task_chunk)
+    return lambda shared, collected: mapped(shared, collected)[0]
+
+
+def collect_all(
+    adaptation: Adaptation,
+    state: MetaState,
+    episodes: Episode,
+    rng: Key,
+    task_chunk: int | None,
+) -> tuple[Collected, Metrics]:
+    """Rolls out for all tasks: trajectories `[tasks, ...]`, and what is to be said of them."""
+    check_state(state)
+    rngs = jax.random.split(rng, check_episodes(episodes))
+
+    def of_chunk(meta_params, tasks, thread):
+        def of_task(task, rng):
+            return collect(adaptation, meta_params, task, rng)
+
+        return jax.vmap(of_task)(*tasks), thread
+
+    mapped = over_tasks(of_chunk, task_chunk=task_chunk, stack=True)
+    batch, _ = mapped(state.meta_params, (episodes.support, rngs))
+    # [tasks, num_steps + 1, ...]
+    returns = jax.vmap(jax.vmap(mean_return))(batch.support), jax.vmap(mean_return)(batch.query)
+    entropies = (
+        jax.vmap(jax.vmap(_entropy))(batch.support),
+        jax.vmap(_entropy)(batch.query),
+    )
+    parts = (batch.support, batch.query)
+    return batch, {
+        "return": _per_step(*returns),
+        "entropy": _per_step(*entropies),
+        "env_steps": sum(x.mask.sum() for x in parts),
+        "failures": sum(x.failures.sum() for x in parts),
+    }
+
+
+def _entropy(trajectories: Trajectories) -> Array:
+    return masked_mean(trajectories.distribution.entropy(), trajectories.mask)
+
+
+def _per_step(support: Array, query: Array) -> Array:
+    return jnp.mean(jnp.concatenate([support, query[:, None]], axis=1), axis=0)

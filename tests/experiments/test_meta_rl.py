@@ -1,0 +1,72 @@
+"""The launchers of meta-reinforcement learning: real runs, small ones."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import common, locomotion, meta_rl, navigation
+from tests.experiments.launching import launch
+
+SMALL = [
+    "--num_meta_steps=2",
+    "--meta_batch_size=2",
+    "--trajectories=3",
+    "--steps_per_call=1",
+    "--validate_every=2",
+    "--checkpoint_every=2",
+    "--validation_tasks=2",
+    "--validation_steps=1",
+    "--eval_tasks=3",
+    "--eval_trajectories=4",
+    "--task_chunk=0",
+]
+
+
+@pytest.mark.parametrize("algorithm", meta_rl.ALGORITHMS)
+def test_navigation_runs_every_algorithm(tmp_path, algorithm):
+    steps = 0 if algorithm == "oracle" else 1
+    launch(
+        navigation,
+        *SMALL,
+        f"--algorithm={algorithm}",
+        f"--num_eval_steps={steps}",
+        f"--workdir={tmp_path}",
+        *([] if algorithm == "oracle" else ["--curvature_stride=2"]),
+    )
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["experiment"], result["algorithm"]) == ("navigation", algorithm)
+    assert result["meta_steps"] == (0 if algorithm == "random" else 2)
+    for row in (result["evaluation"]["return"], result["evaluation"]["random"]):
+        assert row["num_tasks"] == 3
+        assert len(row["mean"]) == len(row["ci95"]) == steps + 1
+        assert (np.asarray(row["mean"]) < 0).all()
+    for name in ("learning_curve.png", "trajectories.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    if algorithm == "random":
+        return
+    assert result["env_steps_per_second"] > 0
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    training = [x for x in lines if "train/return" in x]
+    steps = {"pretrain": 0, "oracle": 0}.get(algorithm, 1)
+    assert all(len(x["train/return"]) == steps + 1 for x in training)
+    expected = {"train/env_steps", "train/entropy", "train/failures", "train/objective"}
+    if algorithm in ("maml", "fomaml", "pretrain", "oracle", "context"):
+        expected |= {"train/kl", "train/line_search_steps", "train/accepted"}
+    assert all(expected <= set(x) for x in training)
+    assert any("validation/return" in x for x in lines)
+
+
+def test_an_algorithm_of_other_experiments_is_refused(tmp_path):
+    with pytest.raises(common.UsageError, match="--algorithm=anil: navigation has maml"):
+        launch(navigation, "--algorithm=anil", f"--workdir={tmp_path}")
+
+
+def test_a_cheetah_is_trained_and_filmed(tmp_path):
+    launch(locomotion, *SMALL, "--horizon=6", "--num_eval_steps=1", f"--workdir={tmp_path}")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["config"]["task"] == "cheetah_dir"
+    assert np.isfinite(result["evaluation"]["return"]["mean"]).all()
+    with Image.open(tmp_path / "before_after.gif") as film:
+        assert film.n_frames >= 2
