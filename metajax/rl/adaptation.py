@@ -9,7 +9,7 @@ import jax
 import optax
 
 from metajax.base import Adapt, Array, Episode, Key, MetaParams, Params
-from metajax.batches import per_step
+from metajax.batches import full_batch, per_step
 from metajax.gradients import MetaGradient
 from metajax.inner import LearnedOptimizer, inner_loop
 from metajax.rl.base import Env, Policy, Task, Trajectories
@@ -103,7 +103,14 @@ def adaptation(
         policy,
         sample,
         inner_loop(collected, optimizer, num_steps, meta_gradient=meta_gradient),
-        inner_loop(replayed, optimizer, num_steps, meta_gradient=meta_gradient, batches=per_step()),
+        inner_loop(
+            replayed,
+            optimizer,
+            num_steps,
+            meta_gradient=meta_gradient,
+            # Without steps there is nothing to index, not even when the loop is traced.
+            batches=per_step() if num_steps else full_batch(),
+        ),
     )
 
 

@@ -140,7 +140,7 @@ def test_one_trust_region_step_is_numpy_s(num_steps, meta_gradient):
 def test_chunks_change_nothing_and_the_metrics_are_whole():
     updates = []
     for chunk in (None, 2):
-        learner = rl.trust_region(adapting(), damping=0.01, task_chunk=chunk)
+        learner = rl.trust_region(adapting(), cg_steps=3, damping=0.01, task_chunk=chunk)
         updates.append(jax.jit(learner.update)(learner.init(START), episodes(), jax.random.key(0)))
     (a, metrics), (b, others) = updates
     jax.tree.map(
@@ -221,7 +221,8 @@ def test_learners_learn_and_adapt(build):
 
 
 def test_seeds_run_side_by_side():
-    learner = rl.trust_region(adapting(), damping=0.01)
+    # More conjugate-gradient steps would magnify the rounding of float32.
+    learner = rl.trust_region(adapting(), cg_steps=3, damping=0.01)
     keys = jax.random.split(jax.random.key(0), 2)
     state = learner.init(START)
     both, _ = jax.jit(jax.vmap(lambda key: learner.update(state, episodes(), key)))(keys)
