@@ -31,6 +31,7 @@ for _name, _help, _least in (
 for _name, _help in (
     ("step_decay", "Factor on the step size after the first adaptation step."),
     ("max_kl", "Size of the trust region."),
+    ("init_std", "Initial standard deviation of the policy."),
     ("min_std", "Least standard deviation of the policy."),
     ("gae_lambda", "Lambda of the generalized advantage estimates."),
 ):
@@ -59,6 +60,7 @@ DEFAULTS: common.Config = {
     "curvature_stride": 4,
     "outer_learning_rate": 1e-3,
     "gae_lambda": 1.0,
+    "init_std": 1.0,
     "min_std": 1e-6,
     "context_size": 5,
     "task_chunk": 1,
@@ -98,7 +100,11 @@ def agent(config: common.Config, env: rl.Env) -> Agent:
     algorithm = config["algorithm"]
     if algorithm == "oracle":
         env = rl.oracle(env)
-    model = rl.GaussianMLP(env.action_size, min_log_std=float(np.log(config["min_std"])))
+    model = rl.GaussianMLP(
+        env.action_size,
+        init_log_std=float(np.log(config["init_std"])),
+        min_log_std=float(np.log(config["min_std"])),
+    )
     init: Callable[..., Any] = model.init
     apply: rl.Policy = model.apply
     if algorithm == "context":

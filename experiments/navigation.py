@@ -2,7 +2,7 @@
 
 Command:   python -m experiments.navigation
 Hardware:  2 CPU cores
-Wall time: about 3 minutes of meta-training
+Wall time: 2 to 3 minutes of meta-training
 Expected:  mean return of -12.0 or more after 1 gradient step and -3.4 or more after 2 and 3
 """
 
@@ -28,16 +28,28 @@ flags.DEFINE_enum(
     + common.BY_PRESET,
 )
 
+FINN: common.Config = {
+    **meta_rl.DEFAULTS,
+    "reward": "distance",
+    "meta_batch_size": 20,
+    "steps_per_call": 10,
+    "validate_every": 10,
+    "checkpoint_every": 50,
+}
 PRESETS: common.Presets = {
-    "finn2017": {
-        **meta_rl.DEFAULTS,
-        "reward": "distance",
-        "meta_batch_size": 20,
+    # Judged after both of two gradient steps, not after a first one alone, the policy keeps the
+    # exploration that the second one needs: trained as in the paper, its standard deviation falls
+    # until halved steps overshoot.
+    "two_steps": {
+        **FINN,
+        "algorithm": "fomaml",
         "num_meta_steps": 200,
-        "steps_per_call": 10,
-        "validate_every": 10,
-        "checkpoint_every": 50,
-    }
+        "num_steps": 2,
+        "every_step": True,
+        "max_kl": 0.02,
+        "init_std": 0.45,
+    },
+    "finn2017": FINN,
 }
 SHOWN_TASKS = 4
 SHOWN_STEPS = 3
@@ -67,7 +79,7 @@ def draw(settings: common.Settings, agent: meta_rl.Agent, state: metajax.MetaSta
 
 
 def main() -> None:
-    meta_rl.main("navigation", PRESETS, "finn2017", environment, draw)
+    meta_rl.main("navigation", PRESETS, "two_steps", environment, draw)
 
 
 if __name__ == "__main__":
