@@ -37,9 +37,10 @@ FINN: common.Config = {
     "checkpoint_every": 50,
 }
 PRESETS: common.Presets = {
-    # Judged after both of two gradient steps, not after a first one alone, the policy keeps the
-    # exploration that the second one needs: trained as in the paper, its standard deviation falls
-    # until halved steps overshoot.
+    # Trained as in the paper, the policy's standard deviation falls without end. Standardized
+    # advantages of a distance say where the goal is, and how far only within the reach of the
+    # noise: with less of it, later gradient steps overshoot. Here the noise has a floor, and the
+    # policies are judged after both of two gradient steps.
     "two_steps": {
         **FINN,
         "algorithm": "fomaml",
@@ -48,6 +49,7 @@ PRESETS: common.Presets = {
         "every_step": True,
         "max_kl": 0.02,
         "init_std": 0.45,
+        "min_std": 0.45,
     },
     "finn2017": FINN,
 }

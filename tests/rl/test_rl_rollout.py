@@ -204,3 +204,10 @@ def test_the_baseline_survives_collinear_features_in_float32():
     targets = jnp.linspace(-40.0, 0.0, 100)[None] * jnp.ones((20, 1))
     weights = fit_linear(features, targets, jnp.ones((20, 100)))
     np.testing.assert_allclose(features @ weights, -20.0, rtol=1e-3)
+
+
+def test_the_standard_deviation_has_a_floor():
+    model = rl.GaussianMLP(2, hidden=(), init_log_std=-1.0, min_log_std=-0.5)
+    params = model.init(jax.random.key(0), jnp.zeros(3))
+    assert params["params"]["log_std"].tolist() == [-1.0, -1.0]
+    np.testing.assert_allclose(model.apply(params, jnp.ones((4, 3))).log_std, -0.5)
