@@ -2,7 +2,7 @@
 
 Command:   python -m experiments.locomotion --task=cheetah_dir
 Hardware:  2 CPU cores for --preset=reduced, an accelerator for the paper's size
-Expected:  after 1 gradient step (return - random) / (oracle - random) of about .69 (cheetah_dir),
+The paper: after 1 gradient step (return - random) / (oracle - random) of .69 (cheetah_dir),
            .88 (cheetah_vel), .95 (ant_dir), .94 (ant_vel)
 """
 

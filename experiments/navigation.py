@@ -2,8 +2,7 @@
 
 Command:   python -m experiments.navigation
 Hardware:  2 CPU cores
-Wall time: 2 to 3 minutes of meta-training
-Expected:  mean return of -12.0 or more after 1 gradient step and -3.4 or more after 2 and 3
+The paper: mean return of -11.68, -3.33 and -3.23 after 1, 2 and 3 gradient steps
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from metajax.base import Array, Episode, Key, MetaParams, MetaState, Metrics, Params, PyTree
-from metajax.learner import check_episodes, check_state, over_tasks
+from metajax.learner import check_episodes, check_state
+from metajax.parallel import over_tasks
 from metajax.rl.adaptation import Adaptation, Collected, collect, replay
 from metajax.rl.base import Trajectories, masked_mean
 from metajax.rl.rollout import mean_return
@@ -23,7 +24,10 @@ def kl_hessian_product(
     *,
     every_step: bool = False,
 ) -> MetaParams:
-    """The Hessian of one task's KL through adaptation, at the collecting parameters, times `v`."""
+    """The Hessian of one task's KL through adaptation, at the collecting parameters, times `v`.
+
+    It linearizes adaptation: forward mode has to work there (`Adapt.forward`).
+    """
     judged = judged_trajectories(collected, every_step)
 
     def distributions(meta_params: MetaParams) -> Any:

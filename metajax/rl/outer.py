@@ -92,7 +92,8 @@ def trust_region(
       `cg_residual` (relative), `env_steps` and `failures` of the physics per task.
 
     Raises:
-      ValueError: for arguments out of range.
+      ValueError: for arguments out of range, and for an `adaptation` that forward mode does not
+        cross, such as one of `mixed_mode()`.
 
     References:
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
@@ -107,6 +108,11 @@ def trust_region(
             "trust_region: backtrack must be between 0 and 1, max_backtracks and curvature_stride "
             f"at least 1, damping not negative; got {backtrack}, {max_backtracks}, "
             f"{curvature_stride}, {damping}."
+        )
+    if not adaptation.replay.forward:
+        raise ValueError(
+            "trust_region: the curvature linearizes adaptation, and its meta_gradient works in "
+            "reverse mode only; take second_order() or first_order()."
         )
     of_task = functools.partial(loss_and_kl, adaptation, every_step=every_step)
     measure = mean_over_tasks(of_task, task_chunk)

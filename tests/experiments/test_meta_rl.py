@@ -25,7 +25,10 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("algorithm", meta_rl.ALGORITHMS)
+@pytest.mark.parametrize(
+    "algorithm",
+    ["maml", *(pytest.param(x, marks=pytest.mark.slow) for x in meta_rl.ALGORITHMS if x != "maml")],
+)
 def test_navigation_runs_every_algorithm(tmp_path, algorithm):
     steps = 0 if algorithm == "oracle" else 1
     launch(
@@ -64,6 +67,7 @@ def test_an_algorithm_of_other_experiments_is_refused(tmp_path):
         launch(navigation, "--algorithm=anil", f"--workdir={tmp_path}")
 
 
+@pytest.mark.slow
 def test_a_cheetah_is_trained_and_filmed(tmp_path):
     with jax.numpy_rank_promotion("allow"):  # Brax's own code
         launch(locomotion, *SMALL, "--horizon=6", "--num_eval_steps=1", f"--workdir={tmp_path}")

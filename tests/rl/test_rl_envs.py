@@ -12,6 +12,8 @@ from metajax.rl.gymnax_env import from_gymnax
 from metajax.rl.locomotion import BACKENDS, KINDS, locomotion, physics
 from metajax.rl.navigation import Navigation, navigation
 
+SLOW = pytest.mark.slow
+
 
 def act(env, task, actions, rng=None):
     """Steps through given actions; everything shown, `[steps, ...]`."""
@@ -125,7 +127,9 @@ def test_the_context_alone_adapts():
 
 
 @pytest.mark.parametrize("task", ["cheetah_dir", "ant_dir"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "backend", ["spring", *(pytest.param(b, marks=SLOW) for b in BACKENDS if b != "spring")]
+)
 def test_the_time_step_is_rllab_s(task, backend):
     seconds = {"cheetah_dir": 0.01, "ant_dir": 0.02}[task]
     assert float(physics(task, backend=backend).dt) == pytest.approx(seconds, rel=1e-6)
@@ -136,8 +140,8 @@ def test_the_time_step_is_rllab_s(task, backend):
     ("name", "mode", "backend", "size"),
     [
         ("cheetah_vel", "rllab", "spring", 20),
-        ("ant_goal", "rllab", "spring", 41),
-        ("ant_dir", "brax", "generalized", 27),
+        pytest.param("ant_goal", "rllab", "spring", 41, marks=SLOW),
+        pytest.param("ant_dir", "brax", "generalized", 27, marks=SLOW),
     ],
 )
 def test_locomotion_s_rewards_are_recomputed_and_finite_under_extreme_actions(
@@ -197,6 +201,7 @@ def test_unknown_choices_are_errors(arguments):
         locomotion(**{"task": "ant_dir", **arguments})
 
 
+@SLOW
 def test_any_brax_environment_with_its_own_reward():
     import brax.envs
 

@@ -15,6 +15,9 @@ MODEL = rl.GaussianMLP(2, hidden=(4,), activation=jnp.tanh)
 START = MODEL.init(jax.random.key(0), jnp.zeros(2))
 
 
+SLOW = pytest.mark.slow
+
+
 def adapting(env=None, num_steps=1, optimizer=None, trajectories=4, **kwargs):
     sample = rl.sampler(env or chase(), MODEL.apply, trajectories)
     return rl.adaptation(MODEL.apply, sample, optimizer or optax.sgd(0.3), num_steps, **kwargs)
@@ -45,7 +48,9 @@ def flat_problem(num_steps, every_step):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("num_steps", "every_step"), [(0, False), (1, False), (2, True)])
+@pytest.mark.parametrize(
+    ("num_steps", "every_step"), [(0, False), (1, False), pytest.param(2, True, marks=SLOW)]
+)
 def test_the_curvature_is_that_of_full_differentiation_and_of_differences(num_steps, every_step):
     vector, kl, product = flat_problem(num_steps, every_step)
     rng = np.random.default_rng(0)
@@ -83,7 +88,10 @@ def numpy_trust_region(x, loss_and_kl, gradient, product, *, max_kl, cg_steps, d
     return x, 0.0, 15
 
 
-@pytest.mark.parametrize(("num_steps", "meta_gradient"), [(1, None), (2, metajax.first_order())])
+@pytest.mark.parametrize(
+    ("num_steps", "meta_gradient"),
+    [(1, None), pytest.param(2, metajax.first_order(), marks=SLOW)],
+)
 def test_one_trust_region_step_is_numpy_s(num_steps, meta_gradient):
     adaptation = adapting(num_steps=num_steps, meta_gradient=meta_gradient)
     learner = rl.trust_region(adaptation, cg_steps=5, damping=0.01)
@@ -125,7 +133,7 @@ def test_one_trust_region_step_is_numpy_s(num_steps, meta_gradient):
 
 def test_chunks_change_nothing_and_the_metrics_are_whole():
     updates = []
-    for chunk in (None, 2):
+    for chunk in (3, 2):
         learner = rl.trust_region(adapting(), cg_steps=3, damping=0.01, task_chunk=chunk)
         updates.append(jax.jit(learner.update)(learner.init(START), episodes(), jax.random.key(0)))
     (a, metrics), (b, others) = updates
@@ -169,6 +177,7 @@ def test_a_task_of_broken_physics_leaves_the_others_whole():
     assert float(metrics["accepted"]) == 1
 
 
+@SLOW
 @pytest.mark.parametrize(
     "build",
     [
@@ -206,6 +215,7 @@ def test_learners_learn_and_adapt(build):
     assert jax.tree.structure(adapted) == jax.tree.structure(START)
 
 
+@SLOW
 def test_seeds_run_side_by_side():
     # More conjugate-gradient steps would magnify the rounding of float32.
     learner = rl.trust_region(adapting(), cg_steps=3, damping=0.01)
@@ -229,3 +239,8 @@ def test_arguments_of_the_trust_region(arguments):
 def test_arguments_of_the_clipped_step(arguments):
     with pytest.raises(ValueError, match="clipped"):
         rl.clipped(adapting(), optax.sgd(0.1), **arguments)
+
+
+def test_the_trust_region_refuses_what_forward_mode_does_not_cross():
+    with pytest.raises(ValueError, match="reverse mode only"):
+        rl.trust_region(adapting(meta_gradient=metajax.mixed_mode()))
