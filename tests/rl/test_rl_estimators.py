@@ -79,7 +79,7 @@ def errors(surrogate, horizon, meta_gradient=None):
         meta_gradient=meta_gradient,
     )
     start = metajax.MetaParams(params)
-    collected = rl.collect(adaptation, start, (), jax.random.key(0))
+    collected = jax.jit(rl.collect, static_argnums=0)(adaptation, start, (), jax.random.key(0))
     adapted = rl.replay(adaptation, start, collected.support)
     np.testing.assert_allclose(adapted, adapted_exactly(params), rtol=1e-12)
 
@@ -88,13 +88,13 @@ def errors(surrogate, horizon, meta_gradient=None):
         return expected_loss(phi, paths)
 
     size = params.size
-    hessian = jax.hessian(surrogate_loss)(params).reshape(size, size)
-    exact = jax.hessian(expected_loss)(params, paths).reshape(size, size)
-    meta = jax.grad(lambda p: expected_loss(adapted_exactly(p), paths))(params)
+    hessian = jax.jit(jax.hessian(surrogate_loss))(params).reshape(size, size)
+    exact = jax.jit(jax.hessian(expected_loss))(params, paths).reshape(size, size)
+    meta = jax.jit(jax.grad(lambda p: expected_loss(adapted_exactly(p), paths)))(params)
     return (
-        relative(jax.grad(surrogate_loss)(params), jax.grad(expected_loss)(params, paths)),
+        relative(jax.jit(jax.grad(surrogate_loss))(params), jax.grad(expected_loss)(params, paths)),
         relative(hessian, exact),
-        relative(jax.grad(meta_loss)(params), meta),
+        relative(jax.jit(jax.grad(meta_loss))(params), meta),
     )
 
 
@@ -136,5 +136,5 @@ def test_dice_is_the_original_estimator_up_to_a_constant():
         return rl.dice(policy, p, trajectories)
 
     for derivative in (jax.grad, jax.hessian, lambda f: jax.jacfwd(jax.hessian(f))):
-        a, b = derivative(ours)(params), derivative(original)(params)
+        a, b = (jax.jit(derivative(f))(params) for f in (ours, original))
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)

@@ -1,5 +1,7 @@
 """Outer steps: curvature three ways, one trust-region step against NumPy, learning at all."""
 
+import functools
+
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ def adapting(env=None, num_steps=1, optimizer=None, trajectories=4, **kwargs):
     return rl.adaptation(MODEL.apply, sample, optimizer or optax.sgd(0.3), num_steps, **kwargs)
 
 
-def episodes(tasks=3, seed=1):
+def episodes(tasks=4, seed=1):
     return metajax.tasks.meta_batch(rl.Tasks(chase().sample_tasks), tasks, jax.random.key(seed))
 
 
@@ -88,21 +90,28 @@ def numpy_trust_region(x, loss_and_kl, gradient, product, *, max_kl, cg_steps, d
     return x, 0.0, 15
 
 
+@functools.cache
+def trust_region(num_steps=1, meta_gradient=None, task_chunk=4):
+    """An adaptation, its learner and the learner's compiled update, shared by the tests."""
+    # More conjugate-gradient steps would magnify the rounding of float32.
+    adaptation = adapting(chase(broken_beyond=2.0), num_steps, meta_gradient=meta_gradient)
+    learner = rl.trust_region(adaptation, cg_steps=3, damping=0.01, task_chunk=task_chunk)
+    return adaptation, learner, jax.jit(learner.update)
+
+
 @pytest.mark.parametrize(
     ("num_steps", "meta_gradient"),
     [(1, None), pytest.param(2, metajax.first_order(), marks=SLOW)],
 )
 def test_one_trust_region_step_is_numpy_s(num_steps, meta_gradient):
-    adaptation = adapting(num_steps=num_steps, meta_gradient=meta_gradient)
-    learner = rl.trust_region(adaptation, cg_steps=5, damping=0.01)
+    adaptation, learner, update = trust_region(num_steps, meta_gradient)
     state, rng, tasks = learner.init(START), jax.random.key(3), episodes()
-    after, metrics = jax.jit(learner.update)(state, tasks, rng)
+    after, metrics = update(state, tasks, rng)
     assert float(metrics["accepted"]) == 1
 
-    rngs = jax.random.split(rng, 3)
-    batch = jax.vmap(lambda t, r: rl.collect(adaptation, state.meta_params, t, r))(
-        tasks.support, rngs
-    )
+    rngs = jax.random.split(rng, 4)
+    collect = jax.vmap(lambda t, r: rl.collect(adaptation, state.meta_params, t, r))
+    batch = jax.jit(collect)(tasks.support, rngs)
     vector, unravel = jax.flatten_util.ravel_pytree(state.meta_params)
 
     def mean(fn):
@@ -120,7 +129,7 @@ def test_one_trust_region_step_is_numpy_s(num_steps, meta_gradient):
         lambda x: np.asarray(gradient(jnp.asarray(x, jnp.float32)), np.float64),
         lambda v: hessian @ v,
         max_kl=0.01,
-        cg_steps=5,
+        cg_steps=3,
         damping=0.01,
     )
     moved = np.asarray(jax.flatten_util.ravel_pytree(after.meta_params)[0]) - vector
@@ -133,9 +142,9 @@ def test_one_trust_region_step_is_numpy_s(num_steps, meta_gradient):
 
 def test_chunks_change_nothing_and_the_metrics_are_whole():
     updates = []
-    for chunk in (3, 2):
-        learner = rl.trust_region(adapting(), cg_steps=3, damping=0.01, task_chunk=chunk)
-        updates.append(jax.jit(learner.update)(learner.init(START), episodes(), jax.random.key(0)))
+    for chunk in (4, 2):
+        _, learner, update = trust_region(task_chunk=chunk)
+        updates.append(update(learner.init(START), episodes(), jax.random.key(0)))
     (a, metrics), (b, others) = updates
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4),
@@ -143,11 +152,12 @@ def test_chunks_change_nothing_and_the_metrics_are_whole():
         (b.meta_params, others),
     )
     assert metrics["return"].shape == metrics["entropy"].shape == (2,)
-    assert float(metrics["env_steps"]) == 3 * 2 * 4 * chase().horizon
+    assert float(metrics["env_steps"]) == 4 * 2 * 4 * chase().horizon
     assert float(metrics["failures"]) == 0
     assert int(a.step) == 1
 
 
+@SLOW
 def test_what_is_not_finite_is_not_taken():
     """A loss that is NaN everywhere but at the start reverts the step."""
 
@@ -165,16 +175,23 @@ def test_what_is_not_finite_is_not_taken():
 
 
 def test_a_task_of_broken_physics_leaves_the_others_whole():
-    env = chase(broken_beyond=2.0)
-    learner = rl.trust_region(adapting(env))
-    tasks = episodes()
-    goals = tasks.support["goal"].at[0].set(3.0)
-    state, metrics = jax.jit(learner.update)(
-        learner.init(START), tasks._replace(support={"goal": goals}), jax.random.key(0)
-    )
+    _, learner, update = trust_region()
+    tasks, start = episodes(), learner.init(START)
+    goals = tasks.support["goal"]
+
+    def after(goals):
+        return update(start, tasks._replace(support={"goal": goals}), jax.random.key(0))
+
+    state, metrics = after(goals.at[0].set(3.0))
     assert float(metrics["failures"]) == 2 * 4
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((state, metrics)))
     assert float(metrics["accepted"]) == 1
+
+    # With nothing left to learn from, the step itself is not finite: it is reverted.
+    state, metrics = after(jnp.full_like(goals, 3.0))
+    assert float(metrics["failures"]) == 4 * 2 * 4
+    assert float(metrics["accepted"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, state.meta_params, start.meta_params)
 
 
 @SLOW
@@ -217,12 +234,11 @@ def test_learners_learn_and_adapt(build):
 
 @SLOW
 def test_seeds_run_side_by_side():
-    # More conjugate-gradient steps would magnify the rounding of float32.
-    learner = rl.trust_region(adapting(), cg_steps=3, damping=0.01)
+    _, learner, update = trust_region()
     keys = jax.random.split(jax.random.key(0), 2)
     state = learner.init(START)
     both, _ = jax.jit(jax.vmap(lambda key: learner.update(state, episodes(), key)))(keys)
-    one, _ = jax.jit(learner.update)(state, episodes(), keys[1])
+    one, _ = update(state, episodes(), keys[1])
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x[1], y, rtol=1e-3, atol=1e-4), both, one)
 
 
