@@ -64,6 +64,7 @@ for _name, _help, _least in (
     ("eval_tasks", "Test tasks of the evaluation.", 1),
     ("num_eval_steps", "Adaptation steps of the evaluation.", 0),
     ("validation_steps", "Adaptation steps of the meta-validation.", 0),
+    ("validation_tasks", "Tasks of the meta-validation.", 1),
     ("steps_per_call", "Meta-updates per compiled call and log line.", 1),
     ("validate_every", "Meta-updates between validations.", 1),
     ("checkpoint_every", "Meta-updates between checkpoints.", 1),

@@ -37,7 +37,6 @@ flags.DEFINE_integer("eval_inner_batch", None, "Like --inner_batch, in evaluatio
 flags.DEFINE_integer(
     "pretrain_batch", None, "Images per batch of the baselines' classifier.", lower_bound=1
 )
-flags.DEFINE_integer("validation_tasks", None, "Tasks of the meta-validation.", lower_bound=1)
 flags.DEFINE_enum("train_on", None, ["train", "train+validation"], "The classes of meta-training.")
 flags.DEFINE_enum(
     "choose",

@@ -23,7 +23,6 @@ REWARD_UNIT = "mean return"
 for _name, _help, _least in (
     ("trajectories", "Trajectories per task and gradient step in training.", 1),
     ("eval_trajectories", "Trajectories per task and gradient step in the evaluation.", 1),
-    ("validation_tasks", "Tasks of the meta-validation.", 1),
     ("curvature_stride", "The trust region's curvature takes every so many-th trajectory.", 1),
     ("context_size", "Adaptable numbers appended to the observation (context).", 1),
 ):
