@@ -161,13 +161,14 @@ def test_pooling_equals_all_at_once():
         (miniimagenet, "finn2017/miniimagenet_5w1s_fine_tuning", []),
         (miniimagenet, "finn2017/miniimagenet_5w1s_nearest_neighbour", NO_STEPS),
         (omniglot, "nichol2018/omniglot_5w1s_fomaml_separate_tail", ["--carry=serial"]),
+        (omniglot, "beyond/maml_plus_plus_omniglot_5w1s", ["--first_order_updates=1"]),
         (omniglot, "nichol2018/omniglot_5w1s_fomaml", ["--batches=replacement"]),
     ],
 )
 def test_presets_run(experiment, preset, changes, random_images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(few_shot, "TASKS_PER_CALL", 4)
     arguments = [*SMALL, *changes, f"--preset={preset}", "--eval_queries=2", "--num_steps=2"]
-    arguments += ["--network=mlp"]
+    arguments += [] if "plus_plus" in preset else ["--network=mlp"]
     launch(experiment, *arguments, f"--workdir={tmp_path}")
     result = json.loads((tmp_path / "result.json").read_text())
     rows = result["evaluation"]["accuracy"]
