@@ -3,7 +3,7 @@
 Command: python -m benchmarks.meta_gradient [--cases NAME ...] [--devices=N] [--rounds=N] [--slow]
 
 Needs `pip install "metajax[bench]"`. Every peer's meta-gradient is compared with ours before it is
-timed, so that all race for the same number.
+timed, so that all race for the same number. Cases that are not named keep their rows of the record.
 """
 
 from __future__ import annotations
@@ -124,7 +124,13 @@ def main() -> None:
         for order in (2, 1)
         for row in measure(name, order, arguments.rounds, arguments.slow)
     ]
-    timing.write("meta_gradient", rows, rounds=arguments.rounds, peers=timing.peer_versions())
+    timing.write(
+        "meta_gradient",
+        rows,
+        key=("case", "order"),
+        rounds=arguments.rounds,
+        peers=timing.peer_versions(),
+    )
 
 
 if __name__ == "__main__":

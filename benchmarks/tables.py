@@ -19,8 +19,8 @@ PAGE = Path(__file__).parent / "README.md"
 HEAD = """# Benchmarks
 
 Rendered by `python -m benchmarks.report` from the records in `results/`, one JSON line a case with
-device, versions and commit. Every table is one run of `python -m benchmarks.NAME` with the machine
-to itself; cases take turns in one process, medians are shown, and ratios are within the run.
+device, versions and commit. Every table is one run of `python -m benchmarks.NAME`: cases take turns
+in one process, medians are shown, and ratios are within the run.
 """
 
 
@@ -35,12 +35,15 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def where(rows: Sequence[Row]) -> str:
-    row = rows[0]
+    return "; ".join(dict.fromkeys(map(_provenance, rows))) + "."
+
+
+def _provenance(row: Row) -> str:
     device, versions = row["device"], row["versions"] | row.get("peers", {})
     kind = device["kind"]
     cores = f", {device['cpu_cores']} cores" if device["platform"] == "cpu" else ""
     named = ", ".join(f"{name} {versions[name]}" for name in ("jax", *PEERS) if name in versions)
-    return f"{kind}{cores}; {named}; commit {row['commit'][:10]}."
+    return f"{kind}{cores}, {named}, commit {row['commit'][:10]}"
 
 
 def meta_gradient(rows: Sequence[Row]) -> list[str]:
@@ -151,6 +154,16 @@ def scaling(rows: Sequence[Row]) -> list[str]:
     return table(heads, map(cells, rows))
 
 
+def compile_time(rows: Sequence[Row]) -> list[str]:
+    heads = ["case", "engine", "trace", "compile", "run", "first result"]
+
+    def cells(row: Row) -> list[str]:
+        parts = ("trace_seconds", "compile_seconds", "run_seconds", "first_result_seconds")
+        return [row["case"], row["engine"], *(f"{row[part]:.1f} s" for part in parts)]
+
+    return table(heads, map(cells, rows))
+
+
 def precision(rows: Sequence[Row]) -> list[str]:
     heads = ["compute", "validation accuracy", "test accuracy", "meta-steps", "seconds"]
 
@@ -182,6 +195,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], list[str]]]] = {
     "sampling": ("Sampling", sampling),
     "engines": ("Engines", engines),
     "scaling": ("Devices", scaling),
+    "compile_time": ("Time to the first result", compile_time),
     "precision": ("bfloat16", precision),
     "growth": ("Growth", growth),
 }

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +72,25 @@ def peer_versions() -> dict[str, str]:
     return found
 
 
-def write(name: str, cases: Iterable[Mapping[str, Any]], **common: Any) -> Path:
-    """Writes `benchmarks/results/NAME[_gpu].jsonl`: a line for each case, with its provenance."""
+def write(
+    name: str, cases: Sequence[Mapping[str, Any]], *, key: Sequence[str] = (), **common: Any
+) -> Path:
+    """Writes `benchmarks/results/NAME[_gpu].jsonl`: a line for each case, with its provenance.
+
+    With a `key`, lines that are there already stay if no new case has their values of it.
+    """
     provenance = train.provenance()
     platform = jax.default_backend()
     path = RESULTS / f"{name}{'' if platform == 'cpu' else '_' + platform}.jsonl"
     RESULTS.mkdir(parents=True, exist_ok=True)
+    new = {tuple(case[part] for part in key) for case in cases}
+    kept = [
+        line
+        for line in (path.read_text().splitlines() if key and path.exists() else [])
+        if tuple(json.loads(line)[part] for part in key) not in new
+    ]
     lines = [json.dumps({"benchmark": name, **case, **common, **provenance}) for case in cases]
+    lines = sorted(kept + lines, key=lambda line: [json.loads(line)[part] for part in key])
     path.write_text("\n".join(lines) + "\n")
     for case in cases:
         print(json.dumps(case), flush=True)

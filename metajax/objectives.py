@@ -161,7 +161,8 @@ def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Obj
         Without one the last of the support's mini-batches decides ("shared tail").
 
     Raises:
-      ValueError: when traced, if the adaptation has no steps, or `tail` another carry.
+      ValueError: for arguments of the wrong kind; when traced, if the adaptation has no steps, or
+        `tail` another carry.
 
     Example:
 
@@ -178,6 +179,10 @@ def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Obj
       Nichol et al., `On First-Order Meta-Learning Algorithms
       <https://arxiv.org/abs/1803.02999>`_, 2018, sections 5.1 and 6.3.
     """
+    if loss is not None:
+        check_function("last_update: loss", loss, "params, batch, rng")
+    if tail is not None and not isinstance(tail, Adapt):
+        raise ValueError(f"last_update: tail must come from inner_loop, got {tail!r}.")
 
     def objective(
         adapt: Adapt, meta_params: MetaParams, episode: Episode, rng: Key, /, *, inner_state=()

@@ -67,6 +67,8 @@ def inner(**kwargs):
         ),
         (lambda: metajax.multi_step_query_loss(None), "multi_step_query_loss: loss must be"),
         (lambda: metajax.displacement(3), "displacement: loss must be"),
+        (lambda: metajax.last_update(3), "last_update: loss must be"),
+        (lambda: metajax.last_update(tail=SGD), "last_update: tail must come from inner_loop"),
         (
             lambda: metajax.meta_learner(inner(), metajax.query_loss, SGD),
             r"objective must be a function .* such as query_loss\(loss\)",
