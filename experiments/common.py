@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 import metajax
 from metajax import train
 
-ALGORITHMS = ("maml", "fomaml", "reptile", "imaml", "meta_sgd", "anil", "boil")
+ALGORITHMS = ("maml", "fomaml", "reptile", "imaml", "meta_sgd", "anil", "boil", "maml_plus_plus")
 RL_ALGORITHMS = (
     "maml",
     "fomaml",
@@ -31,6 +31,7 @@ RL_ALGORITHMS = (
     "reptile",
 )
 
+FIRST_ORDER = ("fomaml", "reptile")
 BASELINES = ("fine_tuning", "nearest_neighbour")  # of classification, see `baselines`
 
 Config = dict[str, Any]
@@ -59,6 +60,8 @@ for _name, _help, _least in (
     ("queries", "Query examples per task (regression) or class in training.", 1),
     ("num_steps", "Adaptation steps in training.", 0),
     ("inner_batch", "Support examples per inner step; 0: all of them.", 0),
+    ("annealed_updates", "Meta-updates until only the last step counts (maml_plus_plus).", 0),
+    ("first_order_updates", "Meta-updates of first order at the start (maml_plus_plus).", 0),
     ("cg_steps", "Conjugate-gradient iterations (imaml).", 1),
     ("task_chunk", "Tasks per vmap; 0: as many as suit the device.", 0),
     ("eval_tasks", "Test tasks of the evaluation.", 1),
@@ -84,8 +87,12 @@ for _name, _help in (
 ):
     flags.DEFINE_float(_name, None, _help + BY_PRESET, lower_bound=0.0)
 flags.DEFINE_enum("inner_optimizer", None, ["sgd", "adam"], "Inner optimizer" + BY_PRESET)
+flags.DEFINE_enum("outer_optimizer", None, ["sgd", "adam"], "Outer optimizer" + BY_PRESET)
 flags.DEFINE_enum(
-    "outer_optimizer", None, ["sgd", "adam"], "Outer optimizer; sgd anneals to 0" + BY_PRESET
+    "outer_schedule",
+    None,
+    ["constant", "linear", "cosine"],
+    "The outer step size over the meta-updates: as it is, to 0, or to a hundredth" + BY_PRESET,
 )
 flags.DEFINE_enum(
     "carry",
@@ -123,11 +130,14 @@ DEFAULTS: Config = {
     "outer_optimizer": "adam",
     "outer_learning_rate": 1e-3,
     "outer_epsilon": 1e-8,
+    "outer_schedule": "constant",
     "clip": 0.0,
     "inner_batch": 0,
     "batches": "cycle",
     "tail": "none",
     "carry": "none",
+    "annealed_updates": 0,
+    "first_order_updates": 0,
     "cg_steps": 5,
     "proximal": 2.0,
     "task_chunk": 0,
@@ -297,49 +307,71 @@ def is_norm(path: tuple[Any, ...]) -> bool:
     return "['BatchNorm" in jax.tree_util.keystr(path)
 
 
-def inner_loop(
-    config: Config, loss: metajax.LossFn, num_steps: int, inner_batch: int
-) -> metajax.Adapt:
-    """The configured adaptation, with the steps and batches of training or of evaluation."""
+def is_step(path: tuple[Any, ...]) -> bool:
+    """Whether a parameter is the inner step of a network that is another at every step."""
+    return jax.tree_util.keystr(path).endswith("['step']")
+
+
+def inner_optimizer(config: Config) -> Any:
+    """The configured inner optimizer: learned or not, of all parameters or some."""
     algorithm, rate = config["algorithm"], config["inner_learning_rate"]
-    first_order = algorithm in ("fomaml", "reptile")
+    first_order = algorithm in FIRST_ORDER
     optimizer: optax.GradientTransformation | metajax.LearnedOptimizer
     if config["inner_optimizer"] == "adam":
         # The authors of Reptile use beta1 = 0; eps_root makes the update differentiable.
         optimizer = optax.adam(rate, b1=0.0, eps_root=0.0 if first_order else 1e-8)
     else:
         optimizer = optax.sgd(rate)
-    if algorithm in ("meta_sgd", "imaml") and not config.get("adapt_norm", True):
-        raise UsageError(f"--noadapt_norm: {algorithm} adapts all parameters.")
-    if algorithm == "meta_sgd":
+    norm, per_step = config.get("adapt_norm", True), config.get("network") == "conv_per_step"
+    if algorithm == "imaml" and (per_step or not norm):
+        raise UsageError("imaml adapts all parameters: --adapt_norm, and no --network per step.")
+    if algorithm in ("meta_sgd", "maml_plus_plus"):
         if config["inner_optimizer"] != "sgd":
-            raise UsageError("--inner_optimizer: meta_sgd is SGD with learned step sizes.")
+            raise UsageError(f"--inner_optimizer: {algorithm} is SGD with learned step sizes.")
         optimizer = metajax.learned_step_sizes(rate)
-    elif algorithm == "anil":
+    if algorithm == "maml_plus_plus":
+        optimizer = metajax.learned_per_step_sizes(rate, max(config["num_steps"], 1))
+    if algorithm == "anil":
         optimizer = metajax.adapting(optimizer, is_head)
-    elif algorithm == "boil" or not config.get("adapt_norm", True):
-        body_only, norm = algorithm == "boil", config.get("adapt_norm", True)
+    elif algorithm == "boil" or not norm:
+        body_only = algorithm == "boil"
         optimizer = metajax.adapting(
             optimizer,
             lambda path: not (body_only and is_head(path)) and (norm or not is_norm(path)),
         )
+    if per_step:
+        optimizer = metajax.counting(optimizer, is_step)
+    return optimizer
+
+
+def batches(config: Config, inner_batch: int) -> Any:
+    """What an inner step sees of the support."""
+    if not inner_batch:
+        return metajax.full_batch()
+    choice = metajax.cycle if config["batches"] == "cycle" else metajax.replacement
+    return choice(inner_batch)
+
+
+def inner_loop(
+    config: Config, loss: metajax.LossFn, num_steps: int, inner_batch: int
+) -> metajax.Adapt:
+    """The configured adaptation, with the steps and batches of training or of evaluation."""
+    algorithm, carry = config["algorithm"], config["carry"]
     meta_gradient, proximal = metajax.second_order(), 0.0
-    if first_order:
+    if algorithm in FIRST_ORDER:
         meta_gradient = metajax.first_order()
     elif algorithm == "imaml" and num_steps:
         meta_gradient, proximal = (
             metajax.implicit(cg_steps=config["cg_steps"]),
             config["proximal"],
         )
-    choice = metajax.cycle if config["batches"] == "cycle" else metajax.replacement
-    carry = config["carry"]
     return metajax.inner_loop(
         loss,
-        optimizer,
+        inner_optimizer(config),
         num_steps,
         meta_gradient=meta_gradient,
         proximal=proximal,
-        batches=choice(inner_batch) if inner_batch else metajax.full_batch(),
+        batches=batches(config, inner_batch),
         carry=None if carry == "none" else carry,
     )
 
@@ -348,7 +380,19 @@ def learner(config: Config, loss: metajax.LossFn) -> metajax.MetaLearner:
     """The configured meta-learner."""
     if config["algorithm"] in BASELINES:
         raise UsageError(f"--algorithm={config['algorithm']} is for presets of Mini-ImageNet.")
-    num_steps = config["num_steps"]
+    num_steps, inner_batch = config["num_steps"], config["inner_batch"]
+    if config["algorithm"] == "maml_plus_plus":
+        return metajax.maml_plus_plus(
+            loss,
+            inner_optimizer(config),
+            outer_optimizer(config),
+            num_steps=num_steps,
+            annealed_updates=config["annealed_updates"],
+            first_order_updates=config["first_order_updates"],
+            batches=batches(config, inner_batch),
+            task_chunk=config["task_chunk"] or None,
+            mesh=mesh(),
+        )
     measured = loss if config["queries"] else None
     if config["algorithm"] == "reptile":
         objective = metajax.displacement(measured)
@@ -361,7 +405,7 @@ def learner(config: Config, loss: metajax.LossFn) -> metajax.MetaLearner:
     else:
         objective = metajax.query_loss(loss)
     return metajax.meta_learner(
-        inner_loop(config, loss, num_steps, config["inner_batch"]),
+        inner_loop(config, loss, num_steps, inner_batch),
         objective,
         outer_optimizer(config),
         task_chunk=config["task_chunk"] or None,
@@ -371,7 +415,11 @@ def learner(config: Config, loss: metajax.LossFn) -> metajax.MetaLearner:
 
 def outer_optimizer(config: Config) -> optax.GradientTransformation:
     """The configured outer step, on the gradient of the mean of the tasks' mean losses."""
-    rate, before = config["outer_learning_rate"], []
+    rate, total, before = config["outer_learning_rate"], config["num_meta_steps"], []
+    if config["outer_schedule"] == "linear":
+        rate = optax.linear_schedule(rate, 0.0, total)
+    elif config["outer_schedule"] == "cosine":
+        rate = optax.cosine_decay_schedule(rate, total, alpha=0.01)
     if config.get("outer_loss") == "sum":
         before.append(optax.scale(config["ways"] * config["queries"] / config["shots"]))
     if config["clip"]:
@@ -379,7 +427,7 @@ def outer_optimizer(config: Config) -> optax.GradientTransformation:
     if config["outer_optimizer"] == "adam":
         step = optax.adam(rate, eps=config["outer_epsilon"])
     else:
-        step = optax.sgd(optax.linear_schedule(rate, 0.0, config["num_meta_steps"]))
+        step = optax.sgd(rate)
     return optax.chain(*before, step) if before else step
 
 

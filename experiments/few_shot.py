@@ -64,9 +64,10 @@ flags.DEFINE_enum(
 flags.DEFINE_enum(
     "network",
     None,
-    ["conv", "conv_nichol", "mlp"],
+    ["conv", "conv_nichol", "conv_per_step", "mlp", "resnet12"],
     "The convolutions of Finn 2017 for the data set; those of Nichol 2018, of another head and "
-    "normalization; or 256-128-64-64.",
+    "normalization; those of MAML++, with a normalization for every inner step; 256-128-64-64; or "
+    "12 residual convolutions.",
 )
 flags.DEFINE_bool(
     "adapt_norm", None, "Whether the inner loop adapts the parameters of batch normalizations."
@@ -83,16 +84,20 @@ flags.DEFINE_enum(
 )
 
 QUESTIONS = ("transductive", "non_transductive")
-NETWORKS = {
+NETWORKS: dict[str, dict[str, Any]] = {
     "omniglot": {
         "conv": nn.omniglot_conv,
         "conv_nichol": nn.omniglot_conv_nichol,
+        "conv_per_step": nn.conv_per_step,
         "mlp": nn.omniglot_mlp,
+        "resnet12": nn.resnet12,
     },
     "mini_imagenet": {
         "conv": nn.mini_imagenet_conv,
         "conv_nichol": nn.mini_imagenet_conv_nichol,
+        "conv_per_step": functools.partial(nn.conv_per_step, features=48),
         "mlp": nn.omniglot_mlp,
+        "resnet12": nn.resnet12,
     },
 }
 NETWORKS["cifar"] = NETWORKS["mini_imagenet"]
@@ -169,6 +174,8 @@ def tasks_of(config: common.Config, data: Data, part: str) -> metajax.tasks.Task
 def network_of(config: common.Config) -> Callable[[int], Any]:
     """The configured network for any number of classes, a Flax module."""
     network = NETWORKS[config["dataset"]][config["network"]]
+    if config["network"] == "conv_per_step":
+        network = functools.partial(network, num_steps=config["num_steps"])
     reduced = config["compute_dtype"] != "float32"
     dtype = jnp.dtype(config["compute_dtype"]) if reduced else None
     return functools.partial(network, dtype=dtype)

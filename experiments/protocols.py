@@ -122,6 +122,7 @@ REPTILE: Config = {
     "inner_optimizer": "adam",
     "carry": "mean",
     "outer_optimizer": "sgd",
+    "outer_schedule": "linear",
     "outer_learning_rate": 1.0,
     "eval_tasks": 10_000,
     "eval_queries": 1,
@@ -253,12 +254,40 @@ BEYOND: dict[str, Config] = {
         "outer_loss": "mean",
     },
 }
-# The gradient of a head adapts all of it; learned sizes and the implicit gradient need all.
+# Antoniou 2019 and the authors' code: 100 epochs of 500 updates, the first 10 with a loss that
+# counts all steps; gamma and beta for every step, not adapted. The code leaves out the paper's
+# first-order start, which is --first_order_updates=25000.
+PLUS_PLUS: Config = {
+    "algorithm": "maml_plus_plus",
+    "network": "conv_per_step",
+    "num_meta_steps": 50_000,
+    "meta_batch_size": 8,
+    "num_steps": 5,
+    "validation_steps": 5,
+    "num_eval_steps": 5,
+    "inner_learning_rate": 0.1,
+    "annealed_updates": 5_000,
+    "outer_schedule": "cosine",
+    "outer_loss": "mean",
+    "clip": 0.0,
+    "adapt_norm": False,
+    "steps_per_call": 10,
+    "checkpoint_every": 100,
+}
+# The other algorithms adapt the normalizations as well: the implicit gradient needs it.
 BEYOND = {name: {"adapt_norm": True, **changes} for name, changes in BEYOND.items()}
+BEYOND["maml_plus_plus"] = PLUS_PLUS
 # Small steps for photographs.
 BEYOND_COLOR = {
     name: {**changes, "inner_learning_rate": 0.05 if name != "imaml" else 0.1}
     for name, changes in BEYOND.items()
+}
+BEYOND_COLOR["maml_plus_plus"] = {
+    **PLUS_PLUS,
+    "meta_batch_size": 2,
+    "inner_learning_rate": 0.01,
+    "annealed_updates": 7_500,
+    "checkpoint_every": 50,
 }
 
 
@@ -298,6 +327,9 @@ def _mini_imagenet() -> dict[str, Config]:
     for algorithm, changes in BEYOND_COLOR.items():
         for name, config in finn.items():
             presets[f"beyond/{algorithm}_{name}"] = {**config, **changes}
+    for name, config in finn.items():
+        first_order = {**config, "algorithm": "fomaml", "network": "resnet12"}
+        presets[f"beyond/resnet12_{name}"] = {**first_order, "inner_learning_rate": 0.01}
     return presets
 
 

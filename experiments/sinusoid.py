@@ -58,6 +58,7 @@ REPTILE: common.Config = {
     "inner_batch": 10,
     "inner_learning_rate": 0.02,
     "outer_optimizer": "sgd",
+    "outer_schedule": "linear",
     "outer_learning_rate": 0.1,
     "carry": "none",
 }

@@ -6,6 +6,7 @@ from metajax.algorithms import boil as boil
 from metajax.algorithms import fomaml as fomaml
 from metajax.algorithms import imaml as imaml
 from metajax.algorithms import maml as maml
+from metajax.algorithms import maml_plus_plus as maml_plus_plus
 from metajax.algorithms import meta_sgd as meta_sgd
 from metajax.algorithms import reptile as reptile
 from metajax.base import Adapt as Adapt
@@ -38,6 +39,8 @@ from metajax.objectives import query_loss as query_loss
 from metajax.objectives import weighted_updates as weighted_updates
 from metajax.optimizers import LearnedOptimizer as LearnedOptimizer
 from metajax.optimizers import adapting as adapting
+from metajax.optimizers import counting as counting
+from metajax.optimizers import learned_per_step_sizes as learned_per_step_sizes
 from metajax.optimizers import learned_step_sizes as learned_step_sizes
 from metajax.parallel import over_tasks as over_tasks
 from metajax.parallel import task_mesh as task_mesh

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from metajax.base import LossFn, MetaLearner
+from metajax.base import (
+    Array,
+    Episode,
+    Key,
+    LossFn,
+    MetaLearner,
+    MetaState,
+    Metrics,
+    check_integer,
+)
 from metajax.batches import Batches
-from metajax.gradients import MetaGradient, first_order, implicit
+from metajax.gradients import MetaGradient, first_order, implicit, second_order
 from metajax.inner import inner_loop
-from metajax.learner import meta_learner
-from metajax.objectives import displacement, query_loss
+from metajax.learner import check_state, meta_learner
+from metajax.objectives import displacement, multi_step_query_loss, query_loss
 from metajax.optimizers import (
     LearnedOptimizer,
     Optimizer,
@@ -167,6 +178,81 @@ def reptile(
     return meta_learner(
         adapt, displacement(loss), outer_optimizer, task_chunk=task_chunk, mesh=mesh
     )
+
+
+def maml_plus_plus(
+    loss: LossFn,
+    inner_optimizer: Optimizer | LearnedOptimizer,
+    outer_optimizer: Optimizer,
+    *,
+    num_steps: int = 5,
+    annealed_updates: int,
+    first_order_updates: int = 0,
+    batches: Batches | None = None,
+    task_chunk: int | None = None,
+    mesh: Mesh | None = None,
+) -> MetaLearner:
+    r"""MAML++: MAML whose objective weighs the query losses of all steps, at first equally.
+
+    .. math:: \sum_t w_t Q(\phi_t), \quad w_t = \frac{1 - p}{T} \; (t < T), \quad
+      w_T = \frac{1 - p}{T} + p
+
+    with :math:`p` growing from 0 to 1 over the first updates. The other parts of the method are
+    arguments: step sizes per array and step are `learned_per_step_sizes`, normalizations per step
+    `nn.conv_per_step` and `counting`, the schedule `optax.cosine_decay_schedule`.
+
+    Args:
+      loss: `(params, batch, rng) -> (scalar, metrics)`.
+      inner_optimizer: the paper's is `learned_per_step_sizes(learning_rate, num_steps)`.
+      outer_optimizer: any optax transformation.
+      num_steps: adaptation steps, at least 1.
+      annealed_updates: meta-updates until only the last step counts; 0: from the first on.
+      first_order_updates: meta-updates at the start that are first order.
+      batches: as in `maml`.
+      task_chunk: tasks per `vmap`, see `meta_learner`.
+      mesh: devices that share the tasks, see `meta_learner`.
+
+    Raises:
+      ValueError: for arguments that do not fit together.
+
+    Example:
+
+    >>> import jax.numpy as jnp, optax, metajax
+    >>> loss = lambda params, batch, rng: (jnp.mean((params["w"] - batch) ** 2), {})
+    >>> learner = metajax.maml_plus_plus(
+    ...     loss, metajax.learned_per_step_sizes(0.1, 5), optax.adam(1e-3),
+    ...     num_steps=5, annealed_updates=5_000)
+
+    References:
+      Antoniou et al., `How to train your MAML <https://arxiv.org/abs/1810.09502>`_, 2019,
+      section 4.
+    """
+    num_steps = check_integer("maml_plus_plus: num_steps", num_steps)
+    annealed = check_integer("maml_plus_plus: annealed_updates", annealed_updates, minimum=0)
+    first = check_integer("maml_plus_plus: first_order_updates", first_order_updates, minimum=0)
+
+    def learner(engine: MetaGradient, step: Array) -> MetaLearner:
+        progress = jnp.minimum(step / annealed, 1.0) if annealed else jnp.ones(())
+        weights = jnp.full(num_steps, (1 - progress) / num_steps).at[-1].add(progress)
+        adapt = inner_loop(loss, inner_optimizer, num_steps, meta_gradient=engine, batches=batches)
+        objective = multi_step_query_loss(loss, weights)
+        return meta_learner(adapt, objective, outer_optimizer, task_chunk=task_chunk, mesh=mesh)
+
+    fixed = learner(second_order(), jnp.zeros(()))
+
+    def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
+        check_state(state)
+
+        def by(engine: MetaGradient) -> tuple[MetaState, Metrics]:
+            return learner(engine, state.step).update(state, episodes, rng)
+
+        if not first:
+            return by(second_order())
+        return jax.lax.cond(
+            state.step < first, lambda: by(first_order()), lambda: by(second_order())
+        )
+
+    return fixed._replace(update=update)
 
 
 def imaml(

@@ -60,7 +60,9 @@ def query_loss(loss: LossFn) -> Objective:
     return objective
 
 
-def multi_step_query_loss(loss: LossFn, weights: Sequence[float] | None = None) -> Objective:
+def multi_step_query_loss(
+    loss: LossFn, weights: Sequence[float] | Array | None = None
+) -> Objective:
     r"""A weighted sum of the query losses after every step: :math:`\sum_t w_t Q(\phi_t)`.
 
     Args:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metajax.base import Array, Params, PyTree, check_function
+from metajax.base import Array, Params, PyTree, check_function, check_integer
 
 Optimizer: TypeAlias = optax.GradientTransformation
 PathPredicate = Callable[[tuple[Any, ...]], bool]
@@ -61,6 +61,66 @@ def learned_step_sizes(learning_rate: float) -> LearnedOptimizer:
         )
 
     return LearnedOptimizer(init, make)
+
+
+def learned_per_step_sizes(learning_rate: float, num_steps: int) -> LearnedOptimizer:
+    """SGD with one learned step size per array and inner step, starting from `learning_rate`.
+
+    Steps beyond `num_steps` have the last size, so that an evaluation may take more.
+
+    Example:
+
+    >>> import jax.numpy as jnp, optax, metajax
+    >>> loss = lambda params, batch, rng: (jnp.mean((params["w"] - batch) ** 2), {})
+    >>> learner = metajax.maml(
+    ...     loss, metajax.learned_per_step_sizes(0.1, 5), optax.adam(1e-3), num_steps=5)
+    >>> learner.init({"w": jnp.zeros(3)}).meta_params.inner["w"].shape
+    (5,)
+
+    References:
+      Antoniou et al., `How to train your MAML <https://arxiv.org/abs/1810.09502>`_, 2019,
+      section 4, "learning per-layer per-step learning rates".
+    """
+    num_steps = check_integer("learned_per_step_sizes: num_steps", num_steps)
+
+    def init(params: Params) -> PyTree:
+        return jax.tree.map(lambda x: jnp.full((num_steps,), learning_rate, x.dtype), params)
+
+    def make(sizes: PyTree) -> Optimizer:
+        def update(grads, step, params=None):
+            at = jnp.minimum(step, num_steps - 1)
+            return jax.tree.map(lambda s, g: -jnp.take(s, at) * g, sizes, grads), step + 1
+
+        return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
+
+    return LearnedOptimizer(init, make)
+
+
+def counting(optimizer: InnerOptimizer, where: PathPredicate) -> InnerOptimizer:
+    """An inner optimizer that adds 1 at every step to the parameters that `where` accepts.
+
+    So the inner step is a part of the parameters: what they belong to, a model with a
+    normalization of its own for every step for one, sees it in the inner loop, in any objective and
+    in any metric. The others are the optimizer's. Whatever rounds such a parameter to an index has
+    a gradient of zero there, and the outer loop leaves it where it is.
+
+    Raises:
+      ValueError: as `adapting`.
+    """
+    others = adapting(optimizer, other_than(where))
+
+    def plus_one(updates: Params, params: Params | None = None) -> Params:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, u: jnp.ones_like(u) if where(path) else u, updates
+        )
+
+    def counted(transform: Optimizer) -> Optimizer:
+        return optax.chain(transform, optax.stateless(plus_one))
+
+    if isinstance(others, LearnedOptimizer):
+        learned = others
+        return LearnedOptimizer(learned.init, lambda inner: counted(learned.make(inner)))
+    return counted(others)
 
 
 def adapting(optimizer: InnerOptimizer, where: PathPredicate) -> InnerOptimizer:

@@ -260,6 +260,67 @@ def test_last_update_refuses_what_it_cannot_do():
         )
 
 
+def test_step_sizes_per_array_and_step():
+    sizes = jnp.asarray([0.1, 0.3, 0.2])
+    adapt = metajax.inner_loop(ellipsoid, metajax.learned_per_step_sizes(0.5, 3), 5)
+    assert adapt.init(jnp.asarray(THETA))[0].tolist() == [0.5] * 3
+    phi = THETA
+    for size in (0.1, 0.3, 0.2, 0.2, 0.2):  # the last size again
+        phi = phi - size * HESSIAN @ (phi - SUPPORT)
+    found, _ = adapt.apply(
+        metajax.MetaParams(jnp.asarray(THETA), sizes), jnp.asarray(SUPPORT), jax.random.key(0)
+    )
+    assert_close(found, phi, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [optax.sgd(RATE), metajax.learned_per_step_sizes(RATE, STEPS)]
+)
+def test_a_parameter_that_counts_the_steps(optimizer):
+    """The targets of the steps differ, and those after the last step have one of their own."""
+    targets = jnp.asarray(RNG.normal(size=(STEPS + 1, SIZE)))
+
+    def loss(params, batch, rng):
+        at = targets[params["step"].astype(int)]
+        return 0.5 * jnp.sum((params["w"] - at - 0 * batch) ** 2), {}
+
+    optimizer = metajax.counting(optimizer, lambda path: "step" in jax.tree_util.keystr(path))
+    adapt = metajax.inner_loop(loss, optimizer, STEPS)
+    params = {"w": jnp.asarray(THETA), "step": jnp.zeros(())}
+    inner, _ = adapt.init(params)
+    phi = THETA
+    for target in np.asarray(targets[:-1]):
+        phi = phi - RATE * (phi - target)
+    adapted, _ = adapt.apply(metajax.MetaParams(params, inner), SUPPORT, jax.random.key(0))
+    assert_close(adapted["w"], phi, rtol=1e-12)
+    assert float(adapted["step"]) == STEPS
+    found = meta_gradient(adapt, metajax.query_loss(loss), params, EPISODE).params
+    assert_close(found["w"], (1 - RATE) ** STEPS * (phi - np.asarray(targets[-1])), rtol=1e-12)
+    assert float(found["step"]) == 0
+
+
+@pytest.mark.parametrize(("step", "progress"), [(0, 0.0), (5, 0.5), (25, 1.0)])
+def test_maml_plus_plus_anneals_its_weights(step, progress):
+    """At 25 updates it is second order and MAML; the first 10 are first order."""
+    inner = metajax.learned_per_step_sizes(RATE, STEPS)
+    learner = metajax.maml_plus_plus(
+        ellipsoid, inner, optax.sgd(1.0), num_steps=STEPS,
+        annealed_updates=10, first_order_updates=10,
+    )  # fmt: skip
+    state = learner.init(jnp.asarray(THETA))._replace(step=jnp.asarray(step, jnp.int32))
+    batch = jax.tree.map(lambda x: jnp.asarray(x)[None], EPISODE)
+    after, _ = jax.jit(learner.update)(state, batch, jax.random.key(0))
+    weights = [(1 - progress) / STEPS] * (STEPS - 1) + [(1 - progress) / STEPS + progress]
+    engine = metajax.first_order() if step < 10 else metajax.second_order()
+    expected = gradient(
+        ellipsoid, lambda loss: metajax.multi_step_query_loss(loss, weights),
+        optimizer=inner, meta_gradient=engine,
+    )  # fmt: skip
+    found = jax.tree.map(lambda a, b: a - b, state.meta_params, after.meta_params)
+    assert_close(found, expected, rtol=1e-9)
+    assert int(after.step) == step + 1
+
+
 def test_weighted_updates():
     path = [THETA]
     for _ in range(STEPS):

@@ -6,10 +6,13 @@ from metajax.nn.layers import Conv as Conv
 from metajax.nn.layers import max_pool as max_pool
 from metajax.nn.models import MLP as MLP
 from metajax.nn.models import ConvNet as ConvNet
+from metajax.nn.models import ResNet as ResNet
+from metajax.nn.models import conv_per_step as conv_per_step
 from metajax.nn.models import mini_imagenet_conv as mini_imagenet_conv
 from metajax.nn.models import mini_imagenet_conv_nichol as mini_imagenet_conv_nichol
 from metajax.nn.models import omniglot_conv as omniglot_conv
 from metajax.nn.models import omniglot_conv_nichol as omniglot_conv_nichol
 from metajax.nn.models import omniglot_mlp as omniglot_mlp
+from metajax.nn.models import resnet12 as resnet12
 from metajax.nn.models import sinusoid_mlp as sinusoid_mlp
 from metajax.nn.models import sinusoid_mlp_nichol as sinusoid_mlp_nichol

@@ -66,6 +66,8 @@ class BatchNorm(linen.Module):
       use_scale: whether there is a gamma.
       use_bias: whether there is a beta.
       epsilon: added to the variance.
+      num_steps: if positive, there are as many gammas and betas, `[num_steps, channels]`, and the
+        `step` of a call picks one; later steps have the last.
 
     Example:
 
@@ -78,16 +80,22 @@ class BatchNorm(linen.Module):
 
     References:
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
-      section 5.2; on transduction Nichol et al., 2018, section 6.1.
+      section 5.2; on transduction Nichol et al., 2018, section 6.1; one for each step: Antoniou et
+      al., `How to train your MAML <https://arxiv.org/abs/1810.09502>`_, 2019, section 4.
     """
 
     use_scale: bool = False
     use_bias: bool = True
     epsilon: float = 1e-3
+    num_steps: int = 0
 
     @linen.compact
-    def __call__(self, x: Array, population: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, population: Array | None = None, step: Array | None = None
+    ) -> Array:
         """Normalizes `x` by the statistics of `population`, by default its own."""
+        if (step is None) != (self.num_steps == 0):
+            raise ValueError("BatchNorm: a step is for num_steps > 0, which needs one.")
         population = x if population is None else population
         axes = tuple(range(x.ndim - 1))
         dtype = jnp.promote_types(x.dtype, jnp.float32)
@@ -95,13 +103,20 @@ class BatchNorm(linen.Module):
         variance = jnp.mean((population.astype(dtype) - mean) ** 2, axes, keepdims=True)
         factor = lax.rsqrt(variance + self.epsilon)
         if self.use_scale:
-            factor *= _channels(self, "scale", linen.initializers.ones, x)
+            factor *= self._channels("scale", linen.initializers.ones, x, step)
         shift = -mean * factor
         if self.use_bias:
-            shift += _channels(self, "bias", linen.initializers.zeros, x)
+            shift += self._channels("bias", linen.initializers.zeros, x, step)
         # One multiplication and one addition for each input: a pass over memory less than
         # subtracting the mean first.
         return (x.astype(dtype) * factor + shift).astype(x.dtype)
+
+    def _channels(self, name: str, init: Initializer, x: Array, step: Array | None) -> Array:
+        if step is None:
+            return _channels(self, name, init, x)
+        every = self.param(name, init, (self.num_steps, x.shape[-1]), jnp.float32)
+        row = every[jnp.clip(step.astype(jnp.int32), 0, self.num_steps - 1)]
+        return row.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def max_pool(x: Array, *, padding: str = "VALID") -> Array:

@@ -8,12 +8,10 @@ import numpy as np
 import optax
 import pytest
 from absl import flags
-from absl.testing import flagsaver
 
 import metajax
 from experiments import common, few_shot, miniimagenet, omniglot, protocols
-from metajax.tasks import mini_imagenet
-from metajax.tasks import omniglot as drawings
+from tests.experiments.launching import launch
 from tests.helpers import assert_close
 
 ALL = {name: config for presets in protocols.PRESETS.values() for name, config in presets.items()}
@@ -31,34 +29,9 @@ SMALL = [
 NO_STEPS = ["--num_eval_steps=0", "--validation_steps=0"]
 
 
-def launch(experiment, *arguments):
-    with flagsaver.flagsaver():
-        for name in flags.FLAGS:
-            flags.FLAGS[name].present = 0
-        flags.FLAGS([experiment.__name__, *arguments])
-        experiment.main()
-
-
 @pytest.fixture(autouse=True)
 def parsed_flags():
     flags.FLAGS.mark_as_parsed()
-
-
-@pytest.fixture
-def random_images(monkeypatch):
-    """Replaces both data sets by small random images."""
-    rng = np.random.default_rng(0)
-
-    def loaded(kind, shape):
-        parts = [rng.integers(0, 256, (n, *shape), np.uint8) for n in (6, 6, 7)]
-        names = [tuple(f"{part}{i}" for i in range(n)) for part, n in zip("tvx", (6, 6, 7))]  # noqa: B905
-        return kind(*parts, *names)
-
-    color = loaded(mini_imagenet.MiniImageNet, (40, 16, 16, 3))
-    grey = loaded(drawings.Omniglot, (20, 16, 16, 1))
-    monkeypatch.setattr(few_shot.mini_imagenet, "load", lambda *args: color)
-    monkeypatch.setattr(few_shot.omniglot, "load", lambda *args, **kwargs: grey)
-    return {"color": color, "grey": grey}
 
 
 def test_every_cell_of_the_tables_is_a_preset():
@@ -161,13 +134,14 @@ def test_pooling_equals_all_at_once():
         (miniimagenet, "finn2017/miniimagenet_5w1s_fine_tuning", []),
         (miniimagenet, "finn2017/miniimagenet_5w1s_nearest_neighbour", NO_STEPS),
         (omniglot, "nichol2018/omniglot_5w1s_fomaml_separate_tail", ["--carry=serial"]),
+        (omniglot, "beyond/maml_plus_plus_omniglot_5w1s", ["--first_order_updates=1"]),
         (omniglot, "nichol2018/omniglot_5w1s_fomaml", ["--batches=replacement"]),
     ],
 )
 def test_presets_run(experiment, preset, changes, random_images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(few_shot, "TASKS_PER_CALL", 4)
     arguments = [*SMALL, *changes, f"--preset={preset}", "--eval_queries=2", "--num_steps=2"]
-    arguments += ["--network=mlp"]
+    arguments += [] if "plus_plus" in preset else ["--network=mlp"]
     launch(experiment, *arguments, f"--workdir={tmp_path}")
     result = json.loads((tmp_path / "result.json").read_text())
     rows = result["evaluation"]["accuracy"]

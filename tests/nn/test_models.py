@@ -31,6 +31,24 @@ def kernels(channels, features):
             (1152, 5),
             kernels(3, 32) + 8 * 32 + 5765,
         ),
+        # One gamma and beta for each of five steps and for what they end with.
+        (
+            nn.conv_per_step(5),
+            OMNIGLOT,
+            (64, 5),
+            kernels(1, 64) + 4 * 2 * 6 * 64 + 1 + 325,
+        ),
+        (
+            nn.resnet12(5),
+            MINI_IMAGENET,
+            (512, 5),
+            sum(
+                9 * a * b + 2 * 9 * b * b + a * b + 4 * 2 * b
+                for a, b in ((3, 64), (64, 128), (128, 256), (256, 512))
+            )
+            + 512 * 5
+            + 5,
+        ),
         (
             nn.omniglot_mlp(20),
             OMNIGLOT,
@@ -45,6 +63,23 @@ def test_models_have_the_sizes_of_the_papers_and_a_head(model, x, head, size):
     assert params["head"]["kernel"].shape == head
     y = jax.eval_shape(model.apply, {"params": params}, jnp.zeros(x))
     assert y.shape == (x[0], head[-1])
+
+
+def test_the_step_picks_the_normalization():
+    model = nn.ConvNet(2, features=3, depth=1, pool="max", use_scale=True, norm_steps=2)
+    x = jax.random.uniform(jax.random.key(0), (4, 6, 6, 1))
+    params = model.init(jax.random.key(1), x)["params"]
+    norm = params["BatchNorm_0"]
+    norm["scale"], norm["bias"] = jnp.asarray([[1.0] * 3, [2.0] * 3]), norm["bias"].at[1].set(0.5)
+    plain = nn.ConvNet(2, features=3, depth=1, pool="max", use_scale=True)
+    for step, row in ((0, 0), (1, 1), (2, 1)):
+        found = model.apply({"params": {**params, "step": jnp.asarray(float(step))}}, x)
+        one = {name: value[row] for name, value in norm.items()}
+        others = {name: value for name, value in params.items() if name != "step"}
+        expected = plain.apply({"params": {**others, "BatchNorm_0": one}}, x)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="a step is for num_steps"):
+        nn.BatchNorm(num_steps=2).init(jax.random.key(0), x)
 
 
 def test_the_omniglot_network_starts_as_the_authors_did():
