@@ -112,17 +112,21 @@ def agent(config: common.Config, env: rl.Env) -> Agent:
         jax.random.fold_in(jax.random.key(config["seed"]), 1), jnp.zeros(env.observation_size)
     )
     adaptation = adaptation_of(config, env, apply, config["num_steps"], config["trajectories"])
-    task_chunk = config["task_chunk"] or None
+    task_chunk, mesh = config["task_chunk"] or None, common.mesh()
     if algorithm == "promp":
         learner = rl.clipped(
             adaptation,
             optax.adam(config["outer_learning_rate"]),
             every_step=config["every_step"],
             task_chunk=task_chunk,
+            mesh=mesh,
         )
     elif algorithm == "reptile":
         learner = rl.displaced(
-            adaptation, optax.sgd(config["outer_learning_rate"]), task_chunk=task_chunk
+            adaptation,
+            optax.sgd(config["outer_learning_rate"]),
+            task_chunk=task_chunk,
+            mesh=mesh,
         )
     else:
         learner = rl.trust_region(
@@ -131,6 +135,7 @@ def agent(config: common.Config, env: rl.Env) -> Agent:
             curvature_stride=config["curvature_stride"],
             every_step=config["every_step"],
             task_chunk=task_chunk,
+            mesh=mesh,
         )
     return Agent(env, params, apply, learner)
 
@@ -163,7 +168,11 @@ def evaluation_of(
     adaptation = adaptation_of(config, agent.env, agent.apply, num_steps, trajectories)
     metric = rl.policy_return(agent.env, agent.apply, trajectories)
     return partial(
-        metajax.evaluate, adaptation.collect, metric, task_chunk=config["task_chunk"] or None
+        metajax.evaluate,
+        adaptation.collect,
+        metric,
+        task_chunk=config["task_chunk"] or None,
+        mesh=common.mesh(),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from metajax.base import Array, Episode, Key, MetaParams, MetaState, Metrics, Params, PyTree
 from metajax.learner import check_episodes, check_state
@@ -112,13 +113,13 @@ def kl_on_the_way(adaptation: Adaptation, meta_params: MetaParams, support: Traj
 
 
 def mean_over_tasks(
-    of_task: Callable[[Any, Collected], PyTree], task_chunk: int | None
+    of_task: Callable[[Any, Collected], PyTree], task_chunk: int | None, mesh: Mesh | None = None
 ) -> Callable[[Any, Collected], PyTree]:
     def of_chunk(shared, collected, thread):
         values = jax.vmap(of_task, in_axes=(None, 0))(shared, collected)
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), values), thread
 
-    mapped = over_tasks(of_chunk, task_chunk=task_chunk)
+    mapped = over_tasks(of_chunk, task_chunk=task_chunk, mesh=mesh)
     return lambda shared, collected: mapped(shared, collected)[0]
 
 
@@ -128,6 +129,7 @@ def collect_all(
     episodes: Episode,
     rng: Key,
     task_chunk: int | None,
+    mesh: Mesh | None = None,
 ) -> tuple[Collected, Metrics]:
     """Rolls out for all tasks: trajectories `[tasks, ...]`, and what is to be said of them."""
     check_state(state)
@@ -139,7 +141,7 @@ def collect_all(
 
         return jax.vmap(of_task)(*tasks), thread
 
-    mapped = over_tasks(of_chunk, task_chunk=task_chunk, stack=True)
+    mapped = over_tasks(of_chunk, task_chunk=task_chunk, mesh=mesh, stack=True)
     batch, _ = mapped(state.meta_params, (episodes.support, rngs))
     # [tasks, num_steps + 1, ...]
     returns = jax.vmap(jax.vmap(mean_return))(batch.support), jax.vmap(mean_return)(batch.query)

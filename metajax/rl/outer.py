@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.scipy.sparse.linalg import cg
+from jax.sharding import Mesh
 
 from metajax.base import (
     Array,
@@ -58,6 +59,7 @@ def trust_region(
     curvature_stride: int = 1,
     every_step: bool = False,
     task_chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> MetaLearner:
     r"""TRPO on the adapted policies: the paper's meta-optimizer.
 
@@ -84,6 +86,7 @@ def trust_region(
       curvature_stride: F is estimated from every so many-th trajectory; 1 takes all of them.
       every_step: judge the policies after every adaptation step, not after the last one only.
       task_chunk: tasks per `vmap`, see `metajax.meta_learner`.
+      mesh: devices that share the tasks, such as `metajax.task_mesh()`.
 
     Returns:
       A `MetaLearner` for episodes whose support is a task. `update` reports `objective`,
@@ -115,18 +118,19 @@ def trust_region(
             "reverse mode only; take second_order() or first_order()."
         )
     of_task = functools.partial(loss_and_kl, adaptation, every_step=every_step)
-    measure = mean_over_tasks(of_task, task_chunk)
-    gradient = mean_over_tasks(jax.grad(of_task, has_aux=True), task_chunk)
+    measure = mean_over_tasks(of_task, task_chunk, mesh)
+    gradient = mean_over_tasks(jax.grad(of_task, has_aux=True), task_chunk, mesh)
     curvature = mean_over_tasks(
         lambda at, batch: kl_hessian_product(
             adaptation, at[0], batch, at[1], every_step=every_step
         ),
         task_chunk,
+        mesh,
     )
 
     def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
         old = state.meta_params
-        batch, metrics = collect_all(adaptation, state, episodes, rng, task_chunk)
+        batch, metrics = collect_all(adaptation, state, episodes, rng, task_chunk, mesh)
         loss, _ = measure(old, batch)
         g, _ = gradient(old, batch)
         sparse = _every(batch, curvature_stride)
@@ -185,6 +189,7 @@ def clipped(
     kl_penalty: float = 5e-4,
     every_step: bool = False,
     task_chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> MetaLearner:
     r"""ProMP: several optax steps on PPO's clipped surrogate of the adapted policies.
 
@@ -204,6 +209,7 @@ def clipped(
       kl_penalty: :math:`\eta`.
       every_step: judge the policies after every adaptation step, not after the last one only.
       task_chunk: tasks per `vmap`, see `metajax.meta_learner`.
+      mesh: devices that share the tasks, such as `metajax.task_mesh()`.
 
     Returns:
       A `MetaLearner` as `trust_region`; `update` reports `kl` of the adapted policies after the
@@ -235,11 +241,11 @@ def clipped(
             "clipped": mean_over_steps(outside, judged),
         }
 
-    gradient = mean_over_tasks(jax.grad(of_task, has_aux=True), task_chunk)
-    value = mean_over_tasks(of_task, task_chunk)
+    gradient = mean_over_tasks(jax.grad(of_task, has_aux=True), task_chunk, mesh)
+    value = mean_over_tasks(of_task, task_chunk, mesh)
 
     def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
-        batch, metrics = collect_all(adaptation, state, episodes, rng, task_chunk)
+        batch, metrics = collect_all(adaptation, state, episodes, rng, task_chunk, mesh)
 
         def epoch(carried, _):
             meta_params, opt_state = carried
@@ -270,6 +276,7 @@ def displaced(
     outer_optimizer: optax.GradientTransformation,
     *,
     task_chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> MetaLearner:
     r"""Reptile: moves the initialization towards the adapted parameters.
 
@@ -277,6 +284,7 @@ def displaced(
       adaptation: from `rl.adaptation`; its `meta_gradient` plays no part.
       outer_optimizer: any optax transformation, fed with :math:`\theta - \phi`.
       task_chunk: tasks per `vmap`, see `metajax.meta_learner`.
+      mesh: devices that share the tasks, such as `metajax.task_mesh()`.
 
     Returns:
       A `MetaLearner` as `trust_region`.
@@ -291,10 +299,10 @@ def displaced(
         away = jax.tree.map(jnp.subtract, meta_params.params, adapted)
         return MetaParams(away, jax.tree.map(jnp.zeros_like, meta_params.inner))
 
-    displacement = mean_over_tasks(of_task, task_chunk)
+    displacement = mean_over_tasks(of_task, task_chunk, mesh)
 
     def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
-        batch, metrics = collect_all(adaptation, state, episodes, rng, task_chunk)
+        batch, metrics = collect_all(adaptation, state, episodes, rng, task_chunk, mesh)
         away = displacement(state.meta_params, batch)
         updates, opt_state = outer_optimizer.update(away, state.opt_state, state.meta_params)
         meta_params = optax.apply_updates(state.meta_params, updates)

@@ -1,11 +1,12 @@
 """Training runs: compiled loops, checkpoints, metrics, resume."""
 
 from metajax.train.checkpoints import Checkpoint as Checkpoint
+from metajax.train.checkpoints import load as load
+from metajax.train.checkpoints import load_meta_params as load_meta_params
 from metajax.train.fit import FitResult as FitResult
 from metajax.train.fit import NonFiniteError as NonFiniteError
 from metajax.train.fit import Validation as Validation
 from metajax.train.fit import fit as fit
-from metajax.train.fit import load as load
 from metajax.train.workdir import WorkdirError as WorkdirError
 from metajax.train.workdir import provenance as provenance
 from metajax.train.workdir import write_json as write_json

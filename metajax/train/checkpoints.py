@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from metajax.base import MetaState
+from metajax.base import Adapt, MetaLearner, MetaParams, MetaState, Params, PyTree
 from metajax.train.workdir import WorkdirError
+
+T = TypeVar("T")
 
 
 class Checkpoint(NamedTuple):
@@ -48,9 +52,7 @@ class Checkpoints:
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(checkpoint.state),
                 best=ocp.args.StandardSave(checkpoint.best),
-                record=ocp.args.JsonSave(
-                    {"leaves": _leaves(checkpoint.state), **checkpoint.record}
-                ),
+                record=ocp.args.JsonSave({"leaves": _types(checkpoint.state), **checkpoint.record}),
             ),
         )
 
@@ -67,7 +69,7 @@ class Checkpoints:
         if step is None:
             return None
         record = self._restore(step, record=ocp.args.JsonRestore())["record"]
-        self._check(step, record.pop("leaves"), _leaves(like))
+        self._check(step, record.pop("leaves"), _types(like))
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         states = self._restore(
             step,
@@ -76,12 +78,29 @@ class Checkpoints:
         )
         return Checkpoint(states["state"], states["best"], record)
 
+    def restore_meta_params(self, like: MetaParams) -> MetaParams | None:
+        """The best meta-parameters of the latest checkpoint, whatever learner made them.
+
+        Raises:
+          WorkdirError: if the checkpoint does not fit `like`.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        # Without a target orbax returns dicts; the names on the way to an array are the same.
+        best = self._restore(step, best=ocp.args.StandardRestore())["best"]
+        found = _named(best["meta_params"])
+        self._check(step, _types(best["meta_params"]), _types(like))
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: jnp.asarray(found[_name(path)]), like
+        )
+
     def _restore(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def _check(self, step: int, there: dict[str, str], here: dict[str, str]) -> None:
         differing = [
-            f"  state{path}: {there.get(path, 'absent')} there, {here.get(path, 'absent')} here"
+            f"  {path}: {there.get(path, 'absent')} there, {here.get(path, 'absent')} here"
             for path in sorted({*there, *here})
             if there.get(path) != here.get(path)
         ]
@@ -96,8 +115,82 @@ class Checkpoints:
         self._manager.close()
 
 
-def _leaves(state: MetaState) -> dict[str, str]:
-    return {
-        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-    }
+def load(workdir: str | Path, learner: MetaLearner, params: Params) -> Checkpoint:
+    """Reads the last checkpoint of a working directory.
+
+    Args:
+      workdir: what was passed to `fit`.
+      learner: a learner of the same kind.
+      params: parameters of the same shapes; their values are not used.
+
+    Raises:
+      FileNotFoundError: if there is no checkpoint.
+      WorkdirError: if the checkpoint was made by another model or learner.
+    """
+    return _read(workdir, lambda checkpoints: checkpoints.restore(learner.init(params)))
+
+
+def load_meta_params(workdir: str | Path, adapt: Adapt, params: Params) -> MetaParams:
+    """Reads the best meta-parameters of a working directory, to adapt from them.
+
+    Nothing has to be known of the outer loop that found them.
+
+    Args:
+      workdir: what was passed to `fit`, or to an experiment as `--workdir`.
+      adapt: an inner loop with learned inner parameters of the same shapes, such as none.
+      params: parameters of the same shapes; their values are not used.
+
+    Returns:
+      What `adapt.apply` takes.
+
+    Raises:
+      FileNotFoundError: if there is no checkpoint.
+      WorkdirError: if the checkpoint was made by another model, or with other inner parameters.
+
+    Example:
+
+    >>> import tempfile, jax, jax.numpy as jnp, optax, metajax
+    >>> from metajax import nn, train
+    >>> def loss(params, batch, rng):
+    ...     x, y = batch
+    ...     return jnp.mean((model.apply(params, x) - y) ** 2), {}
+    >>> model, sinusoid = nn.sinusoid_mlp(), metajax.tasks.Sinusoid(shots=5, queries=5)
+    >>> support, _ = sinusoid.sample(jax.random.key(0))
+    >>> params = model.init(jax.random.key(0), support[0])
+    >>> with tempfile.TemporaryDirectory() as workdir:
+    ...     _ = train.fit(
+    ...         metajax.reptile(loss, optax.sgd(0.01), optax.sgd(0.1), num_steps=4), params,
+    ...         sinusoid, key=jax.random.key(1), num_meta_steps=1, meta_batch_size=2,
+    ...         workdir=workdir, show_progress=False)
+    ...     adapt = metajax.inner_loop(loss, optax.sgd(0.01), num_steps=10)
+    ...     meta_params = train.load_meta_params(workdir, adapt, params)
+    >>> adapted, _ = adapt.apply(meta_params, support, jax.random.key(2))
+    """
+    like = MetaParams(params, adapt.init(params)[0])
+    return _read(workdir, lambda checkpoints: checkpoints.restore_meta_params(like))
+
+
+def _read(workdir: str | Path, restore: Callable[[Checkpoints], T | None]) -> T:
+    directory = Path(workdir) / "checkpoints"
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{workdir} has no checkpoints: train a model there first.")
+    checkpoints = Checkpoints(Path(workdir))
+    try:
+        found = restore(checkpoints)
+    finally:
+        checkpoints.close()
+    if found is None:
+        raise FileNotFoundError(f"{directory} holds no complete checkpoint: train further first.")
+    return found
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _named(tree: PyTree) -> dict[str, Any]:
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _types(tree: PyTree) -> dict[str, str]:
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _named(tree).items()}

@@ -246,31 +246,6 @@ def fit(
     )
 
 
-def load(workdir: str | Path, learner: MetaLearner, params: Params) -> Checkpoint:
-    """Reads the last checkpoint of a working directory.
-
-    Args:
-      workdir: what was passed to `fit`.
-      learner: a learner of the same kind.
-      params: parameters of the same shapes; their values are not used.
-
-    Raises:
-      FileNotFoundError: if there is no checkpoint.
-      WorkdirError: if the checkpoint was made by another model or learner.
-    """
-    directory = Path(workdir) / "checkpoints"
-    if not directory.is_dir():
-        raise FileNotFoundError(f"{workdir} has no checkpoints: train a model there first.")
-    checkpoints = Checkpoints(Path(workdir))
-    try:
-        checkpoint = checkpoints.restore(learner.init(params))
-    finally:
-        checkpoints.close()
-    if checkpoint is None:
-        raise FileNotFoundError(f"{directory} holds no complete checkpoint: train further first.")
-    return checkpoint
-
-
 def _calls(step: int, total: int, interval: int) -> Iterator[tuple[int, int]]:
     """First steps and lengths of the calls to come, which end at the multiples of `interval`.
 

@@ -19,7 +19,7 @@ SMALL = [
     "--checkpoint_every=2",
     "--validation_tasks=2",
     "--validation_steps=1",
-    "--eval_tasks=3",
+    "--eval_tasks=4",
     "--eval_trajectories=4",
     "--task_chunk=0",
 ]
@@ -36,6 +36,7 @@ def test_navigation_runs_every_algorithm(tmp_path, algorithm):
     launch(
         navigation,
         *SMALL,
+        "--num_devices=2",
         f"--algorithm={algorithm}",
         f"--num_eval_steps={steps}",
         f"--workdir={tmp_path}",
@@ -45,7 +46,7 @@ def test_navigation_runs_every_algorithm(tmp_path, algorithm):
     assert (result["experiment"], result["algorithm"]) == ("navigation", algorithm)
     assert result["meta_steps"] == (0 if algorithm == "random" else 2)
     for row in (result["evaluation"]["return"], result["evaluation"]["random"]):
-        assert row["num_tasks"] == 3
+        assert row["num_tasks"] == 4
         assert len(row["mean"]) == len(row["ci95"]) == steps + 1
         assert (np.asarray(row["mean"]) < 0).all()
     for name in ("learning_curve.png", "trajectories.png"):

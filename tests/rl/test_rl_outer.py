@@ -91,11 +91,14 @@ def numpy_trust_region(x, loss_and_kl, gradient, product, *, max_kl, cg_steps, d
 
 
 @functools.cache
-def trust_region(num_steps=1, meta_gradient=None, task_chunk=4):
+def trust_region(num_steps=1, meta_gradient=None, task_chunk=4, devices=1):
     """An adaptation, its learner and the learner's compiled update, shared by the tests."""
     # More conjugate-gradient steps would magnify the rounding of float32.
     adaptation = adapting(chase(broken_beyond=2.0), num_steps, meta_gradient=meta_gradient)
-    learner = rl.trust_region(adaptation, cg_steps=3, damping=0.01, task_chunk=task_chunk)
+    mesh = None if devices == 1 else metajax.task_mesh(devices)
+    learner = rl.trust_region(
+        adaptation, cg_steps=3, damping=0.01, task_chunk=task_chunk, mesh=mesh
+    )
     return adaptation, learner, jax.jit(learner.update)
 
 
@@ -145,12 +148,27 @@ def test_one_trust_region_step_is_numpy_s(num_steps, meta_gradient):
 
 
 @SLOW
-def test_chunks_change_nothing():
+def test_chunks_and_devices_change_nothing():
     updates = []
-    for chunk in (4, 2):
-        _, learner, update = trust_region(task_chunk=chunk)
+    for chunk, devices in ((4, 1), (2, 1), (1, 2)):
+        _, learner, update = trust_region(task_chunk=chunk, devices=devices)
         updates.append(update(learner.init(START), episodes(), jax.random.key(0)))
-    (a, metrics), (b, others) = updates
+    for other in updates[1:]:
+        assert_same(updates[0], other)
+
+
+@pytest.mark.parametrize("outer", [pytest.param(rl.clipped, marks=SLOW), rl.displaced])
+def test_devices_change_nothing(outer):
+    updates = []
+    for mesh in (None, metajax.task_mesh(2)):
+        learner = outer(adapting(), optax.adam(3e-3), mesh=mesh)
+        state = learner.init(START)
+        updates.append(jax.jit(learner.update)(state, episodes(), jax.random.key(0)))
+    assert_same(*updates)
+
+
+def assert_same(one, other):
+    (a, metrics), (b, others) = one, other
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4),
         (a.meta_params, metrics),

@@ -182,10 +182,20 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     fit(workdir=tmp_path)
     other = {**initial(), "v": jnp.ones((8, 2))}
-    with pytest.raises(
-        train.WorkdirError, match=r"does not fit.*\n.*\['v'\]: float32\[8, 1\] there"
-    ):
+    with pytest.raises(train.WorkdirError, match=r"does not fit.*\n.*/v: float32\[8, 1\] there"):
         train.load(tmp_path, learner(), other)
+    adapt = metajax.inner_loop(loss, optax.sgd(0.1), num_steps=2)
+    with pytest.raises(train.WorkdirError, match=r"\n  params/v: float32\[8, 1\] there"):
+        train.load_meta_params(tmp_path, adapt, other)
+    learned = metajax.inner_loop(loss, metajax.learned_step_sizes(0.1), num_steps=2)
+    with pytest.raises(train.WorkdirError, match=r"  inner/w: absent there"):
+        train.load_meta_params(tmp_path, learned, initial())
+
+
+def test_the_best_meta_parameters_are_read_without_the_outer_loop(tmp_path):
+    best = fit(workdir=tmp_path, validation=validation()).best
+    adapt = metajax.inner_loop(loss, optax.sgd(0.1), num_steps=2)
+    assert_equal(train.load_meta_params(tmp_path, adapt, initial()), best.meta_params)
 
 
 def test_a_finished_run_is_returned_as_it_is(tmp_path):
@@ -271,6 +281,9 @@ def test_a_missing_validation_metric_is_named():
 def test_load_without_a_run_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no checkpoints"):
         train.load(tmp_path, learner(), initial())
+    adapt = metajax.inner_loop(loss, optax.sgd(0.1), num_steps=2)
+    with pytest.raises(FileNotFoundError, match="has no checkpoints"):
+        train.load_meta_params(tmp_path, adapt, initial())
 
 
 def test_provenance_names_device_versions_and_commit():
