@@ -92,7 +92,8 @@ flags.DEFINE_enum(
     "outer_schedule",
     None,
     ["constant", "linear", "cosine"],
-    "The outer step size over the meta-updates: as it is, to 0, or to a hundredth" + BY_PRESET,
+    "The outer step size, or trust region, over the meta-updates: as it is, to 0, or to a hundredth"
+    + BY_PRESET,
 )
 flags.DEFINE_enum(
     "carry",
@@ -413,13 +414,18 @@ def learner(config: Config, loss: metajax.LossFn) -> metajax.MetaLearner:
     )
 
 
+def outer_schedule(config: Config, value: float) -> float | optax.Schedule:
+    """`value` over the meta-updates, as `--outer_schedule` says."""
+    if config["outer_schedule"] == "linear":
+        return optax.linear_schedule(value, 0.0, config["num_meta_steps"])
+    if config["outer_schedule"] == "cosine":
+        return optax.cosine_decay_schedule(value, config["num_meta_steps"], alpha=0.01)
+    return value
+
+
 def outer_optimizer(config: Config) -> optax.GradientTransformation:
     """The configured outer step, on the gradient of the mean of the tasks' mean losses."""
-    rate, total, before = config["outer_learning_rate"], config["num_meta_steps"], []
-    if config["outer_schedule"] == "linear":
-        rate = optax.linear_schedule(rate, 0.0, total)
-    elif config["outer_schedule"] == "cosine":
-        rate = optax.cosine_decay_schedule(rate, total, alpha=0.01)
+    rate, before = outer_schedule(config, config["outer_learning_rate"]), []
     if config.get("outer_loss") == "sum":
         before.append(optax.scale(config["ways"] * config["queries"] / config["shots"]))
     if config["clip"]:

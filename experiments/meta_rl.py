@@ -56,6 +56,7 @@ DEFAULTS: common.Config = {
     "surrogate": "log_likelihood",
     "every_step": False,
     "max_kl": 0.01,
+    "outer_schedule": "constant",
     "curvature_stride": 4,
     "outer_learning_rate": 1e-3,
     "gae_lambda": 1.0,
@@ -116,7 +117,7 @@ def agent(config: common.Config, env: rl.Env) -> Agent:
     if algorithm == "promp":
         learner = rl.clipped(
             adaptation,
-            optax.adam(config["outer_learning_rate"]),
+            optax.adam(common.outer_schedule(config, config["outer_learning_rate"])),
             every_step=config["every_step"],
             task_chunk=task_chunk,
             mesh=mesh,
@@ -124,14 +125,14 @@ def agent(config: common.Config, env: rl.Env) -> Agent:
     elif algorithm == "reptile":
         learner = rl.displaced(
             adaptation,
-            optax.sgd(config["outer_learning_rate"]),
+            optax.sgd(common.outer_schedule(config, config["outer_learning_rate"])),
             task_chunk=task_chunk,
             mesh=mesh,
         )
     else:
         learner = rl.trust_region(
             adaptation,
-            max_kl=config["max_kl"],
+            max_kl=common.outer_schedule(config, config["max_kl"]),
             curvature_stride=config["curvature_stride"],
             every_step=config["every_step"],
             task_chunk=task_chunk,

@@ -14,11 +14,12 @@ from absl import flags
 import metajax
 from experiments import common, meta_rl, plots
 from metajax import rl, train
-from metajax.rl.navigation import REWARDS, navigation
 
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(meta_rl)
 
+# The table of metajax.rl.navigation; gymnax uses JAX as it is imported, which fixes its devices.
+REWARDS = ("distance", "squared")
 flags.DEFINE_enum(
     "reward",
     None,
@@ -57,6 +58,8 @@ SHOWN_STEPS = 3
 
 
 def environment(config: common.Config) -> rl.Env:
+    from metajax.rl.navigation import navigation
+
     return navigation(config["reward"])
 
 

@@ -4,14 +4,21 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
+from PIL import Image, ImageDraw
+
+import metajax
+from metajax import nn, train
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_the_library_example_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    code, _ = EXAMPLES
     short = code.replace("range(10_000)", "range(3)")
     assert short != code
     names = {}
@@ -19,6 +26,49 @@ def test_the_library_example_runs():
         exec(short, names)
     assert int(names["state"].step) == 3
     assert all(np.isfinite(p).all() for p in jax.tree.leaves(names["adapted"]))
+
+
+def test_the_example_of_a_checkpoint_and_five_drawings_runs(tmp_path, monkeypatch, capsys):
+    _, code = EXAMPLES
+    monkeypatch.chdir(tmp_path)
+    names = ["bar", "cross", "dot", "frame", "slope"]
+    for name in names:
+        draw(name, f"drawings/{name}/1.png")
+    draw("cross", "unknown/unknown/1.png")
+    model = nn.omniglot_conv(ways=5)
+
+    def loss(params, batch, rng):
+        return -jax.nn.log_softmax(model.apply(params, batch[0]))[:, 0].mean(), {}
+
+    classes = np.random.default_rng(0).integers(0, 256, (6, 2, 28, 28, 1), np.uint8)
+    train.fit(
+        metajax.fomaml(loss, optax.sgd(0.1), optax.adam(1e-3), num_steps=1),
+        model.init(jax.random.key(0), classes[0] / 255.0),
+        metajax.tasks.FewShot(jnp.asarray(classes), ways=5, shots=1, queries=1),
+        key=jax.random.key(0),
+        num_meta_steps=1,
+        meta_batch_size=1,
+        workdir="runs/omniglot",
+        show_progress=False,
+    )
+    exec(code, {})
+    assert capsys.readouterr().out.strip(" \n[']") in names
+
+
+def draw(name, path):
+    picture = Image.new("L", (105, 105), 255)
+    pen = ImageDraw.Draw(picture)
+    lines = {
+        "bar": [(52, 10, 52, 95)],
+        "cross": [(10, 10, 95, 95), (95, 10, 10, 95)],
+        "dot": [(45, 52, 60, 52)],
+        "frame": [(15, 15, 90, 15), (90, 15, 90, 90), (90, 90, 15, 90), (15, 90, 15, 15)],
+        "slope": [(10, 95, 95, 10)],
+    }
+    for line in lines[name]:
+        pen.line(line, fill=0, width=4)
+    Path(path).parent.mkdir(parents=True)
+    picture.save(path)
 
 
 def test_the_results_are_those_of_the_records():

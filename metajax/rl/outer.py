@@ -51,7 +51,7 @@ class LineSearch(NamedTuple):
 def trust_region(
     adaptation: Adaptation,
     *,
-    max_kl: float = 0.01,
+    max_kl: float | optax.Schedule = 0.01,
     cg_steps: int = 10,
     damping: float = 1e-5,
     backtrack: float = 0.8,
@@ -78,7 +78,8 @@ def trust_region(
 
     Args:
       adaptation: from `rl.adaptation`.
-      max_kl: :math:`\delta`, mean over tasks of the mean over steps.
+      max_kl: :math:`\delta`, mean over tasks of the mean over steps; a number, or a function of
+        the meta-update, such as `optax.linear_schedule`, for steps that become smaller.
       cg_steps: conjugate-gradient iterations.
       damping: :math:`\lambda`.
       backtrack: factor between two tries of the line search.
@@ -104,8 +105,9 @@ def trust_region(
       <https://arxiv.org/abs/1502.05477>`_, 2015, appendix C.
     """
     for name, value in (("max_kl", max_kl), ("cg_steps", cg_steps)):
-        if value <= 0:
+        if not callable(value) and value <= 0:
             raise ValueError(f"trust_region: {name} must be positive, got {value!r}.")
+    radius = max_kl if callable(max_kl) else optax.constant_schedule(max_kl)
     if not 0 < backtrack < 1 or max_backtracks < 1 or curvature_stride < 1 or damping < 0:
         raise ValueError(
             "trust_region: backtrack must be between 0 and 1, max_backtracks and curvature_stride "
@@ -141,8 +143,9 @@ def trust_region(
         direction, _ = cg(damped, g, tol=1e-6, maxiter=cg_steps)
         product = damped(direction)
         quadratic = 0.5 * optax.tree.vdot(direction, product)
-        step = optax.tree.scale(jnp.sqrt(max_kl / quadratic), direction)
-        found = search(old, step, loss, batch)
+        bound = radius(state.step)
+        step = optax.tree.scale(jnp.sqrt(bound / quadratic), direction)
+        found = search(old, step, loss, bound, batch)
         residual = optax.tree.norm(optax.tree.sub(g, product)) / optax.tree.norm(g)
         metrics |= {
             "objective": loss,
@@ -155,12 +158,14 @@ def trust_region(
         }
         return state._replace(meta_params=found.meta_params, step=state.step + 1), metrics
 
-    def search(old: MetaParams, step: MetaParams, loss: Array, batch: Collected) -> LineSearch:
+    def search(
+        old: MetaParams, step: MetaParams, loss: Array, bound: Array, batch: Collected
+    ) -> LineSearch:
         def attempt(last: LineSearch) -> LineSearch:
             meta_params = optax.tree.add_scale(old, -last.scale, step)
             new_loss, kl = measure(meta_params, batch)
             finite = jnp.isfinite(new_loss) & jnp.isfinite(kl)
-            accepted = finite & (new_loss < loss) & (kl <= max_kl)
+            accepted = finite & (new_loss < loss) & (kl <= bound)
             keep = [
                 jax.tree.map(lambda new, old: jnp.where(accepted, new, old), *pair)
                 for pair in ((meta_params, old), (new_loss, loss), (kl, jnp.zeros_like(kl)))
