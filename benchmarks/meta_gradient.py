@@ -13,32 +13,21 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import lax
 
 import metajax
 from benchmarks import problems, timing, torch_peers
-from metajax.nn import layers
+from metajax import nn
 
 ENGINES = {2: metajax.second_order, 1: metajax.first_order}
 
 
-def native(x, kernel, *, strides, padding):
-    return lax.conv_general_dilated(
-        x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
 def plain_jax(problem: problems.Problem, order: int) -> tuple[timing.Case, float]:
     """What one writes first: `vmap` over tasks of a network with native convolutions."""
-    ours = layers.conv
-    layers.conv = native  # type: ignore[assignment]
-    try:
-        update, arguments = problems.update(
-            problem, meta_gradient=ENGINES[order](), task_chunk=problem.tasks
-        )
-        case, _, seconds = timing.compiled(update, *arguments)
-    finally:
-        layers.conv = ours
+    model = problem.model.clone(convolution=nn.native_conv)
+    update, arguments = problems.update(
+        problem, model.apply, meta_gradient=ENGINES[order](), task_chunk=problem.tasks
+    )
+    case, _, seconds = timing.compiled(update, *arguments)
     return case, seconds
 
 

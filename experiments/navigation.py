@@ -39,17 +39,18 @@ FINN: common.Config = {
 PRESETS: common.Presets = {
     # Trained as in the paper, the policy's standard deviation falls without end. Standardized
     # advantages of a distance say where the goal is, and how far only within the reach of the
-    # noise: with less of it, later gradient steps overshoot. Here the noise has a floor, and the
-    # policies are judged after both of two gradient steps.
+    # noise: with less of it, later gradient steps overshoot. Here the noise has a floor, the
+    # policies are judged after both of two gradient steps, and the trust region shrinks to nothing.
     "two_steps": {
         **FINN,
         "algorithm": "fomaml",
-        "num_meta_steps": 200,
+        "num_meta_steps": 280,
         "num_steps": 2,
         "every_step": True,
         "max_kl": 0.02,
-        "init_std": 0.45,
-        "min_std": 0.45,
+        "outer_schedule": "linear",
+        "init_std": 0.42,
+        "min_std": 0.42,
     },
     "finn2017": FINN,
 }

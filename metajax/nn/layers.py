@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from flax import linen
 from jax import lax
@@ -10,6 +12,8 @@ from jax.typing import DTypeLike
 
 from metajax.base import Array
 from metajax.nn.conv import Padding, conv
+
+Convolution = Callable[..., Array]
 
 
 class Conv(linen.Module):
@@ -24,6 +28,7 @@ class Conv(linen.Module):
       kernel_init: initializer of the kernel.
       dtype: what images and kernel are computed in, such as `jnp.bfloat16`; by default their own
         types. Parameters stay float32, and products accumulate in it.
+      convolution: what computes it, `conv` or a function of its arguments such as `native_conv`.
 
     Example:
 
@@ -42,13 +47,14 @@ class Conv(linen.Module):
     use_bias: bool = True
     kernel_init: Initializer = linen.initializers.xavier_uniform()
     dtype: DTypeLike | None = None
+    convolution: Convolution = conv
 
     @linen.compact
     def __call__(self, x: Array) -> Array:
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x, kernel = linen.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        y = conv(x, kernel, strides=self.strides, padding=self.padding)
+        y = self.convolution(x, kernel, strides=self.strides, padding=self.padding)
         if self.use_bias:
             y += _channels(self, "bias", linen.initializers.zeros, y).astype(y.dtype)
         return y
@@ -99,8 +105,12 @@ class BatchNorm(linen.Module):
         population = x if population is None else population
         axes = tuple(range(x.ndim - 1))
         dtype = jnp.promote_types(x.dtype, jnp.float32)
-        mean = jnp.mean(population.astype(dtype), axes, keepdims=True)
-        variance = jnp.mean((population.astype(dtype) - mean) ** 2, axes, keepdims=True)
+        # In one pass over memory, and without the cancellation of a difference of squares, from any
+        # constant near the values: mean and variance do not depend on it, to any derivative.
+        near = lax.stop_gradient(population[(slice(1),) * len(axes)].astype(dtype))
+        away = population.astype(dtype) - near
+        mean_away = jnp.mean(away, axes, keepdims=True)
+        mean, variance = near + mean_away, jnp.mean(away**2, axes, keepdims=True) - mean_away**2
         factor = lax.rsqrt(variance + self.epsilon)
         if self.use_scale:
             factor *= self._channels("scale", linen.initializers.ones, x, step)

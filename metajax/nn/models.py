@@ -10,7 +10,8 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from metajax.base import Array
-from metajax.nn.layers import BatchNorm, Conv, max_pool
+from metajax.nn.conv import conv
+from metajax.nn.layers import BatchNorm, Conv, Convolution, max_pool
 
 Activation = Callable[[Array], Array]
 
@@ -42,6 +43,7 @@ class MLP(linen.Module):
     batch_norm: bool = False
     kernel_init: Initializer = linen.initializers.xavier_uniform()
     dtype: DTypeLike | None = None
+    convolution: Convolution = conv
 
     @linen.compact
     def __call__(self, x: Array) -> Array:
@@ -78,6 +80,7 @@ class ConvNet(linen.Module):
       norm_steps: if positive, the normalizations have as many gammas and betas, of which the
         parameter `step`, a float that `metajax.counting` increases with every inner step, picks.
       dtype: the compute type of the convolutions, see `Conv`; statistics and logits are float32.
+      convolution: what computes them, see `Conv`.
 
     Example:
 
@@ -100,6 +103,7 @@ class ConvNet(linen.Module):
     head_init: Initializer = linen.initializers.xavier_uniform()
     norm_steps: int = 0
     dtype: DTypeLike | None = None
+    convolution: Convolution = conv
 
     @linen.compact
     def __call__(self, x: Array) -> Array:
@@ -112,7 +116,13 @@ class ConvNet(linen.Module):
         if self.norm_steps:
             step = self.param("step", linen.initializers.zeros, (), jnp.float32)
         for _ in range(self.depth):
-            x = Conv(self.features, strides=strides, use_bias=False, dtype=self.dtype)(x)
+            x = Conv(
+                self.features,
+                strides=strides,
+                use_bias=False,
+                dtype=self.dtype,
+                convolution=self.convolution,
+            )(x)
             normalize = BatchNorm(use_scale=self.use_scale, num_steps=self.norm_steps)
             if self.pool == "stride":
                 x = normalize(x, step=step)
@@ -145,6 +155,7 @@ class ResNet(linen.Module):
       slope: of the leaky ReLU below zero.
       use_scale: whether the batch normalization has a gamma beside its beta.
       dtype: the compute type of the convolutions, see `Conv`; statistics and logits are float32.
+      convolution: what computes them, see `Conv`.
 
     Example:
 
@@ -165,11 +176,18 @@ class ResNet(linen.Module):
     slope: float = 0.1
     use_scale: bool = True
     dtype: DTypeLike | None = None
+    convolution: Convolution = conv
 
     @linen.compact
     def __call__(self, x: Array) -> Array:
         def convolution(features: int, size: int, x: Array) -> Array:
-            x = Conv(features, kernel_size=(size, size), use_bias=False, dtype=self.dtype)(x)
+            x = Conv(
+                features,
+                kernel_size=(size, size),
+                use_bias=False,
+                dtype=self.dtype,
+                convolution=self.convolution,
+            )(x)
             return BatchNorm(use_scale=self.use_scale)(x)
 
         for features in self.features:

@@ -46,6 +46,13 @@ def assert_close(found, expected, tolerance):
     )
 
 
+@pytest.mark.parametrize(("image", "window", "strides", "padding"), CASES)
+def test_the_native_convolution_is_the_same(image, window, strides, padding):
+    x, kernel = (a.astype(jnp.float32) for a in operands(image, window))
+    found = nn.native_conv(x, kernel, strides=strides, padding=padding)
+    assert_close(found, nn.conv(x, kernel, strides=strides, padding=padding), 1e-5)
+
+
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("image", "window", "strides", "padding"), CASES)
 def test_value_and_derivatives_of_every_mode_are_those_of_lax(image, window, strides, padding):
@@ -123,14 +130,14 @@ def test_images_of_integers_take_the_type_of_the_kernel():
     ],
 )
 def test_errors_name_what_does_not_fit(image, kernel, options, message):
-    with pytest.raises(ValueError, match=message):
-        nn.conv(jnp.zeros(image), jnp.zeros(kernel), **options)
+    for convolution in (nn.conv, nn.native_conv):
+        with pytest.raises(ValueError, match=message):
+            convolution(jnp.zeros(image), jnp.zeros(kernel), **options)
 
 
-def lowered_meta_gradient(conv, monkeypatch):
+def lowered_meta_gradient(convolution):
     """StableHLO of second-order MAML on the Omniglot network, tasks under `vmap`."""
-    monkeypatch.setattr("metajax.nn.layers.conv", conv)
-    model = nn.ConvNet(5, features=8)
+    model = nn.ConvNet(5, features=8, convolution=convolution)
 
     def loss(params, batch, rng):
         x, labels = batch
@@ -153,12 +160,12 @@ def grouped(module):
     return [line for line in convolutions(module) if not all(count in line for count in one)]
 
 
-def test_the_meta_gradient_is_made_of_matrix_products(monkeypatch):
-    module = lowered_meta_gradient(nn.conv, monkeypatch)
+def test_the_meta_gradient_is_made_of_matrix_products():
+    module = lowered_meta_gradient(nn.conv)
     assert "stablehlo.dot_general" in module
     assert not convolutions(module)
 
 
-def test_the_convolution_of_lax_becomes_a_grouped_one(monkeypatch):
+def test_the_convolution_of_lax_becomes_a_grouped_one():
     # What the test above guards against, and the proof that it can fail.
-    assert grouped(lowered_meta_gradient(reference, monkeypatch))
+    assert grouped(lowered_meta_gradient(nn.native_conv))

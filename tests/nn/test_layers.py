@@ -69,6 +69,38 @@ def test_batch_norm_keeps_its_statistics_in_float32():
     np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=1e-2, atol=1e-2)
 
 
+def test_batch_norm_survives_a_mean_far_from_zero():
+    x = np.random.default_rng(0).normal(1e4, 1.0, (64, 3)).astype(np.float32)
+    layer = nn.BatchNorm()
+    exact = x.astype(np.float64)
+    exact = (exact - exact.mean(0)) / np.sqrt(exact.var(0) + 1e-3)
+    found = layer.apply(layer.init(jax.random.key(0), x), x)
+    # The resolution of float32 at 1e4 is 1e-3.
+    np.testing.assert_allclose(found, exact, atol=5e-3)
+
+
+@pytest.mark.usefixtures("float64")
+def test_batch_norm_has_second_derivatives():
+    rng = np.random.default_rng(0)
+    x, v = jnp.asarray(rng.normal(2, 3, (6, 2))), jnp.asarray(rng.normal(size=(6, 2)))
+    layer = nn.BatchNorm(use_bias=False)
+
+    def ours(x):
+        return layer.apply({}, x)
+
+    def textbook(x):
+        return (x - x.mean(0)[None]) / jnp.sqrt(x.var(0) + 1e-3)[None]
+
+    def product(normalize):
+        return jax.jvp(jax.grad(lambda x: jnp.sum(jnp.sin(normalize(x)))), (x,), (v,))
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9),
+        product(ours),
+        product(textbook),
+    )
+
+
 def windows(x, padding):
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), padding)
 

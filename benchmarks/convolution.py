@@ -1,0 +1,75 @@
+"""Convolution as a matrix product against the native one, for every layer of the papers' networks.
+
+Command: python -m benchmarks.convolution [--rounds=N]
+
+Forward and backward pass of the query images of a task, with kernels of its own for every task of
+a chunk or one kernel for all of it. A layer takes either function as its `convolution`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import timing
+from metajax import nn
+
+# Layer -> image, output channels, strides.
+LAYERS = {
+    "omniglot, first": ((28, 28, 1), 64, (2, 2)),
+    "omniglot, second": ((14, 14, 64), 64, (2, 2)),
+    "omniglot, third": ((7, 7, 64), 64, (2, 2)),
+    "mini-imagenet, first": ((84, 84, 3), 32, (1, 1)),
+    "mini-imagenet, second": ((42, 42, 32), 32, (1, 1)),
+    "mini-imagenet, third": ((21, 21, 32), 32, (1, 1)),
+}
+CONVOLUTIONS = {"conv": nn.conv, "native_conv": nn.native_conv}
+EXAMPLES = 75
+
+
+def gradient(convolution: Any, strides: tuple[int, int], tasks: int) -> Any:
+    """Of the sum of squares, by images and kernel; for `tasks` of them under `vmap`."""
+
+    def value(kernel: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.sum(convolution(x, kernel, strides=strides) ** 2)
+
+    of_one = jax.grad(value, (0, 1))
+    return jax.vmap(of_one) if tasks > 1 else of_one
+
+
+def measure(layer: str, tasks: int, rounds: int) -> list[dict[str, Any]]:
+    image, features, strides = LAYERS[layer]
+    lead = (tasks,) if tasks > 1 else ()
+    keys = jax.random.split(jax.random.key(0))
+    kernel = jax.random.normal(keys[0], (*lead, 3, 3, image[-1], features))
+    x = jax.random.normal(keys[1], (*lead, EXAMPLES, *image))
+    cases = {
+        name: timing.compiled(gradient(convolution, strides, tasks), kernel, x)[0]
+        for name, convolution in CONVOLUTIONS.items()
+    }
+    times = timing.race(cases, rounds)
+    return [
+        {
+            "layer": layer,
+            "tasks": tasks,
+            "convolution": name,
+            **times[name],
+            "of_native": times[name]["median"] / times["native_conv"]["median"],
+        }
+        for name in cases
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    rows = [row for layer in LAYERS for tasks in (1, 2) for row in measure(layer, tasks, rounds)]
+    timing.write("convolution", rows, rounds=rounds, examples=EXAMPLES)
+
+
+if __name__ == "__main__":
+    main()
