@@ -44,13 +44,13 @@ PRESETS: common.Presets = {
     "two_steps": {
         **FINN,
         "algorithm": "fomaml",
-        "num_meta_steps": 280,
+        "num_meta_steps": 300,
         "num_steps": 2,
         "every_step": True,
         "max_kl": 0.02,
         "outer_schedule": "linear",
-        "init_std": 0.42,
-        "min_std": 0.42,
+        "init_std": 0.38,
+        "min_std": 0.38,
     },
     "finn2017": FINN,
 }

@@ -33,9 +33,9 @@ def learned_inside(algorithm):
     return lambda loss, outer, **kwargs: algorithm(loss, rates, outer, **kwargs)
 
 
-def multi_step(loss, outer, **kwargs):
-    adapt = metajax.inner_loop(loss, optax.sgd(0.1), 2)
-    return metajax.meta_learner(adapt, metajax.multi_step_query_loss(loss), outer, **kwargs)
+def plus_plus(loss, outer, **kwargs):
+    rates = metajax.learned_per_step_sizes(0.1, 2)
+    return metajax.maml_plus_plus(loss, rates, outer, num_steps=2, annealed_updates=4, **kwargs)
 
 
 def is_last(path):
@@ -49,7 +49,8 @@ ALGORITHMS = {
         sgd_inside(metajax.maml), num_steps=2, meta_gradient=metajax.second_order(remat=True)
     ),
     "maml_mixed": build(adam_inside(metajax.maml), num_steps=2, meta_gradient=metajax.mixed_mode()),
-    "multi_step": multi_step,
+    "maml_plus_plus": plus_plus,
+    "maml_plus_plus_first": build(plus_plus, first_order_updates=1),
     "fomaml": build(sgd_inside(metajax.fomaml), num_steps=2),
     "reptile": build(adam_inside(metajax.reptile), num_steps=2),
     "reptile_cycle": build(sgd_inside(metajax.reptile), num_steps=3, batches=metajax.cycle(4)),
