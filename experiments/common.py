@@ -522,6 +522,8 @@ def command(config: Config, evaluation: Config) -> str:
     flags_ = {"preset": config["preset"]}
     flags_ |= {name: config[name] for name in config["overrides"] if name in flags.FLAGS}
     flags_ |= evaluation
+    if NUM_DEVICES.value > 1:
+        flags_["num_devices"] = NUM_DEVICES.value
     words = [f"--{name}={value}" for name, value in flags_.items()]
     return " ".join(["python -m", f"experiments.{config['experiment']}", *words])
 
@@ -546,6 +548,7 @@ def write_result(
             "best_step": fitted.best_step,
             "validation": fitted.best_metrics,
             "wall_seconds": fitted.wall_seconds,
+            "num_devices": NUM_DEVICES.value,
             **extra,
             **train.provenance(),
             "evaluation": evaluation,

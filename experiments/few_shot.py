@@ -349,7 +349,6 @@ def run(family: str, default: str) -> None:
         fitted,
         {"accuracy": evaluation},
         evaluation_seconds=time.monotonic() - start,
-        num_devices=common.NUM_DEVICES.value,
         audit=leaks,
     )
     report(settings, fitted, evaluation)
