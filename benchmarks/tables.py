@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.record import RESULTS
 
 Row = dict[str, Any]
-PEERS = ("torch", "higher", "torchopt")
+PEERS = ("torch", "higher", "torchopt", "brax", "gymnasium", "mujoco")
 PAGE = Path(__file__).parent / "README.md"
 
 HEAD = """# Benchmarks
@@ -200,6 +200,31 @@ def precision(rows: Sequence[Row]) -> list[str]:
     return table(heads, map(cells, rows))
 
 
+def throughput(rows: Sequence[Row]) -> list[str]:
+    lines = [
+        "Environment steps per second; rollouts are as long in all rows of a case and, but for",
+        "Gymnasium's, as many. `update` is a whole meta-update; `sampling` is its rollouts alone,",
+        "under the policy; `random` is the environments alone, with random actions. Gymnasium's",
+        "environments are stepped by a PyTorch policy. `in sampling` is the share of the update's",
+        "time that its rollouts take; the rest is learning.",
+        "",
+    ]
+
+    def cells(row: Row) -> list[str]:
+        share = row.get("sampling_share")
+        return [
+            row["case"],
+            row["what"],
+            f"{row['env_steps_per_second']:,.0f}",
+            f"{row['of_random']:.1%}",
+            f"{row['over_gymnasium']:.1f}x",
+            "" if share is None else f"{share:.0%}",
+        ]
+
+    heads = ["case", "what", "steps per second", "of random", "over Gymnasium", "in sampling"]
+    return lines + table(heads, map(cells, rows))
+
+
 def growth(rows: Sequence[Row]) -> list[str]:
     return [
         "![seconds and memory against sizes](growth.png)",
@@ -218,6 +243,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], list[str]]]] = {
     "convolution": ("Convolutions", convolution),
     "compile_time": ("Time to the first result", compile_time),
     "precision": ("bfloat16", precision),
+    "throughput": ("Environment steps", throughput),
     "growth": ("Growth", growth),
 }
 

@@ -63,10 +63,10 @@ def matmul_case(size: int = 4096) -> tuple[Case, float]:
     return case, 2.0 * size**3
 
 
-def peer_versions() -> dict[str, str]:
+def peer_versions(*packages: str) -> dict[str, str]:
     """Versions of the libraries raced against, those that are installed."""
     found = {}
-    for package in ("torch", "higher", "torchopt"):
+    for package in packages or ("torch", "higher", "torchopt"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found

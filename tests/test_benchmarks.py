@@ -1,10 +1,11 @@
 """What the benchmarks count and render."""
 
 import jax
+import numpy as np
 import pytest
 
 import metajax
-from benchmarks import problems, tables
+from benchmarks import problems, rl_runs, tables
 
 
 def test_the_page_is_rendered_from_the_records():
@@ -28,3 +29,121 @@ def test_peers_compute_the_same_meta_gradient():
     expected = float(jax.jit(update)(*arguments)[1]["meta_gradient_norm"])
     found = sum(float((g.detach() ** 2).sum()) for g in torch_peers.loop(problem, 2)()) ** 0.5
     assert found == pytest.approx(expected, rel=1e-3)
+
+
+def run_of(algorithm, returns, *, seed=0, task="cheetah_dir", experiment="locomotion"):
+    """A record as the launchers of meta-RL write it."""
+    config = {"task": task, "simulator": "rllab", "backend": "spring", "horizon": 200}
+    config |= {"surrogate": "dice", "seed": seed, "preset": "reduced", "overrides": ["seed"]}
+    row = {"mean": returns, "ci95": [0.5] * len(returns), "num_tasks": 40}
+    return {
+        "experiment": experiment,
+        "name": f"{algorithm}_{seed}",
+        "algorithm": algorithm,
+        "preset": "reduced",
+        "config": {**config, "algorithm": algorithm},
+        "meta_steps": 0 if algorithm == "random" else 300,
+        "wall_seconds": 100.0,
+        "device": {"platform": "cpu", "cpu_cores": 2},
+        "evaluation": {"return": row, "random": {**row, "mean": [-20.0] * len(returns)}},
+    } | ({} if algorithm == "random" else {"env_steps_per_second": 2e4})
+
+
+def cells(table):
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table if line[:1] == "|"]
+
+
+def test_no_records_no_table():
+    assert rl_runs.navigation_table([]) == rl_runs.locomotion_table([]) == []
+
+
+def test_runs_that_differ_in_the_seed_are_a_row_of_their_mean_and_interval():
+    runs = [
+        run_of("maml", [-40.0, first, -3.0, -3.0], seed=seed, experiment="navigation")
+        for seed, first in enumerate((-10.0, -11.0, -12.0))
+    ]
+    _, _, paper, row = cells(rl_runs.navigation_table(runs))
+    assert paper[3:7] == ["-40.41", "-11.68", "-3.33", "-3.23"]
+    assert row == [
+        "[maml](benchmarks/results/maml_0) (3 seeds)",
+        "dice",
+        "reduced",
+        "-40.00 ± 0.00",
+        "-11.00 ± 1.13",  # 1.96 / sqrt(3)
+        "-3.00 ± 0.00",
+        "-3.00 ± 0.00",
+        "300",
+        "2.0 M",
+        "100 s",
+        "2 cores",
+    ]
+
+
+def test_the_score_is_between_the_untrained_policy_and_the_oracle_of_the_same_size():
+    runs = [
+        run_of("maml", [-5.0, 40.0, 41.0, 42.0]),
+        run_of("oracle", [100.0]),
+        run_of("random", [-20.0, -14.0, -10.0, -8.0]),
+        run_of("maml", [-5.0, 40.0, 41.0, 42.0], task="ant_dir"),
+    ]
+    _, _, ant, maml, oracle, random = cells(rl_runs.locomotion_table(runs))
+    assert maml[7:9] == ["0.50", "0.69"]
+    assert ant[7:9] == ["", "0.95"]
+    assert oracle[3:9] == ["100.0 ± 0.5", "", "", "", "", ""]
+    assert random[7:12] == ["0.05", "", "", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("task", "score"),
+    [("cheetah_dir", 0.69), ("cheetah_vel", 0.88), ("ant_dir", 0.95), ("ant_vel", 0.94)],
+)
+def test_the_papers_scores_follow_from_its_returns(task, score):
+    assert rl_runs.paper_score(task) == pytest.approx(score, abs=0.005)
+
+
+def test_throughput_counts_the_steps_of_what_it_races():
+    throughput = pytest.importorskip("benchmarks.throughput")
+    pytest.importorskip("benchmarks.gymnasium_peers")
+    rows = throughput.measure(
+        "navigation",
+        1,
+        peer_sizes=(3,),
+        algorithm="reptile",  # compiles in a fraction of the trust region's time
+        meta_batch_size=2,
+        trajectories=3,
+        num_steps=1,
+    )
+    update, sampling, random, peer = rows
+    # Few of so few untrained policies find the goal; where one does, its trajectory ends there.
+    assert 900 < update["env_steps"] <= 2 * 2 * 3 * 100
+    assert 450 < sampling["env_steps"] <= 2 * 3 * 100
+    assert 450 < random["env_steps"] <= 2 * 3 * 100
+    assert peer["env_steps"] == 300
+    assert peer["what"] == "gymnasium, 3 environments"
+    for row in rows:
+        assert row["env_steps_per_second"] == pytest.approx(row["env_steps"] / row["median"])
+    assert 0 < update["sampling_share"] < 1
+    assert random["of_random"] == peer["over_gymnasium"] == 1
+
+
+def test_the_peers_navigation_is_ours():
+    peers = pytest.importorskip("benchmarks.gymnasium_peers")
+    from metajax.rl.navigation import navigation
+
+    env, goal = navigation(), np.array([0.05, -0.02], np.float32)
+    theirs = peers.Navigation(goal)
+    theirs.reset()
+    ours = env.reset(jax.random.key(0), {"goal": goal})
+    for action in np.array([[2.0, -0.1], [-0.4, -0.1], [-0.05, 0.0]], np.float32):
+        ours = env.step(ours, action)
+        position, reward, done, _, _ = theirs.step(action)
+        np.testing.assert_allclose(position, ours.observation, atol=1e-6)
+        assert reward == pytest.approx(float(ours.reward), abs=1e-6)
+        assert done == bool(ours.done)
+    assert not done or np.abs(position - goal).max() < 0.01
+
+
+def test_the_peers_cheetah_has_the_papers_time_step():
+    pytest.importorskip("imageio")
+    peers = pytest.importorskip("benchmarks.gymnasium_peers")
+    assert peers.cheetah_dir(0).unwrapped.dt == pytest.approx(0.01)

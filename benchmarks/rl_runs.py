@@ -1,0 +1,174 @@
+"""The README's tables of meta-reinforcement learning, from the records of runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.runs import Result, by_seeds, over_seeds, where
+from experiments import common
+
+# task -> {algorithm: mean return after 0, 1, ... gradient steps}: what the authors of Finn 2017
+# published of their figures 4 and 5.
+PAPER_RETURNS: dict[str, dict[str, list[float]]] = json.loads(
+    (Path(common.__file__).with_name("paper_returns.json")).read_text()
+)
+STEPS = range(4)
+# In what a run may differ from its preset that a reader of the table has to know.
+SHOWN = (
+    "reward",
+    "simulator",
+    "backend",
+    "horizon",
+    "meta_batch_size",
+    "trajectories",
+    "num_steps",
+    "inner_learning_rate",
+    "step_decay",
+    "every_step",
+    "max_kl",
+    "outer_schedule",
+    "outer_learning_rate",
+    "gae_lambda",
+    "init_std",
+    "min_std",
+    "context_size",
+)
+# What the environment is, and how much of it a preset learns from.
+SIZE = ("task", "simulator", "backend", "horizon", "preset")
+
+
+def navigation_table(results: list[Result]) -> list[str]:
+    groups = _groups(results, "navigation")
+    if not groups:
+        return []
+    return [
+        "2D navigation: mean return on unseen goals after 0 to 3 gradient steps. The interval is",
+        "over tasks, or over seeds where there are several; the paper's row is Finn 2017.",
+        "",
+        "| | surrogate | preset | 0 | 1 | 2 | 3 | meta-steps | env steps | training | device |",
+        "|" + "---|" * 11,
+        _line(["the paper", "log_likelihood", "", *_paper("navigation", 2), "500", "", "", ""]),
+        *(
+            _line([_link(runs), _surrogate(runs), _preset(runs), *_returns(runs, 2), *_cost(runs)])
+            for runs in groups
+        ),
+    ]
+
+
+def locomotion_table(results: list[Result]) -> list[str]:
+    groups = _groups(results, "locomotion")
+    if not groups:
+        return []
+    lines = [
+        "Locomotion: mean return on unseen tasks after 0 to 3 gradient steps. Returns of different",
+        "engines do not compare; `score` is where the return after one step lies between that of",
+        "the untrained policy (0) and that of the oracle (1), beside the same from the returns of",
+        "Finn 2017.",
+        "",
+        "| task | | preset | 0 | 1 | 2 | 3 | score | paper | meta-steps | env steps | training "
+        "| device |",
+        "|" + "---|" * 13,
+    ]
+    for runs in groups:
+        task, adapted = runs[0]["config"]["task"], runs[0]["algorithm"] == "maml"
+        oracles = [run for run in results if _is_oracle_of(run, runs[0])]
+        score = _score(runs, oracles) if oracles and not _fixed(runs) else ""
+        paper = paper_score(task) if adapted and task in PAPER_RETURNS else None
+        lines.append(
+            _line(
+                [
+                    task,
+                    _link(runs),
+                    _preset(runs),
+                    *_returns(runs, 1),
+                    score,
+                    "" if paper is None else f"{paper:.2f}",
+                    *_cost(runs),
+                ]
+            )
+        )
+    return lines
+
+
+def paper_score(task: str) -> float:
+    """The score of the paper's MAML after one step."""
+    returns = PAPER_RETURNS[task]
+    return normalized(returns["maml"][1], returns["random"][0], returns["oracle"][0])
+
+
+def normalized(value: float, random: float, oracle: float) -> float:
+    return (value - random) / (oracle - random)
+
+
+def _score(runs: list[Result], oracles: list[Result]) -> str:
+    random, oracle = _mean(runs, "random", 0), _mean(oracles, "return", 0)
+    return f"{normalized(_mean(runs, 'return', 1), random, oracle):.2f}"
+
+
+def _mean(runs: list[Result], row: str, step: int) -> float:
+    return float(np.mean([run["evaluation"][row]["mean"][step] for run in runs]))
+
+
+def _is_oracle_of(run: Result, other: Result) -> bool:
+    if (run["experiment"], run["algorithm"]) != (other["experiment"], "oracle"):
+        return False
+    return all(run["config"][key] == other["config"][key] for key in SIZE)
+
+
+def _fixed(runs: list[Result]) -> bool:
+    """Whether nothing was evaluated after an adaptation step."""
+    return len(runs[0]["evaluation"]["return"]["mean"]) < 2
+
+
+def _groups(results: list[Result], experiment: str) -> list[list[Result]]:
+    """One group a row, those of a task together, in the order of the algorithms."""
+
+    def place(runs: list[Result]) -> tuple[Any, ...]:
+        config = runs[0]["config"]
+        algorithm = common.RL_ALGORITHMS.index(runs[0]["algorithm"])
+        return (config.get("task", ""), algorithm, runs[0]["preset"], config["surrogate"])
+
+    return sorted(by_seeds(r for r in results if r["experiment"] == experiment), key=place)
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _link(runs: list[Result]) -> str:
+    seeds = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
+    return f"[{runs[0]['algorithm']}](benchmarks/results/{runs[0]['name']}){seeds}"
+
+
+def _surrogate(runs: list[Result]) -> str:
+    """Without adaptation there is none."""
+    return "" if _fixed(runs) else runs[0]["config"]["surrogate"]
+
+
+def _preset(runs: list[Result]) -> str:
+    config = runs[0]["config"]
+    changed = [f"{key}={config[key]}" for key in SHOWN if key in config["overrides"]]
+    return " ".join([runs[0]["preset"], ", ".join(changed)]).rstrip()
+
+
+def _returns(runs: list[Result], digits: int) -> list[str]:
+    rows = [run["evaluation"]["return"] for run in runs]
+    return [over_seeds(rows, step, digits) if step < len(rows[0]["mean"]) else "" for step in STEPS]
+
+
+def _paper(task: str, digits: int) -> list[str]:
+    return [f"{value:.{digits}f}" for value in PAPER_RETURNS[task]["maml"]]
+
+
+def _cost(runs: list[Result]) -> list[str]:
+    """What training took; an untrained policy took none."""
+    result = runs[0]
+    if not result["meta_steps"]:
+        return ["", "", "", where(result)]
+    seconds = np.mean([run["wall_seconds"] for run in runs])
+    steps = np.mean([run["env_steps_per_second"] * run["wall_seconds"] for run in runs])
+    return [f"{result['meta_steps']:,}", f"{steps / 1e6:.1f} M", f"{seconds:,.0f} s", where(result)]

@@ -1,0 +1,148 @@
+"""The README's tables of regression and classification, from the records of runs."""
+
+from __future__ import annotations
+
+import collections
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from experiments import few_shot, protocols
+
+Result = dict[str, Any]
+# In what a run may differ from its preset that a reader of the table has to know; meta-steps have a
+# column of their own.
+SHOWN = (
+    "carry",
+    "compute_dtype",
+    "meta_batch_size",
+    "resample",
+    "inner_learning_rate",
+    "num_steps",
+)
+
+
+def sinusoid_table(results: list[Result]) -> list[str]:
+    lines = [
+        "Sinusoid regression: mean squared error on unseen tasks after 1 and 10 adaptation steps,",
+        "with the half-width of its 95% interval.",
+        "",
+        "| | 5 shots, 1 step | 5 shots, 10 | 10 shots, 1 | 10 shots, 10 | meta-steps | training |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        if result["experiment"] != "sinusoid":
+            continue
+        rows = {f"[{result['algorithm']}](benchmarks/results/{result['name']})": ""}
+        if result["algorithm"] == "maml":
+            rows |= {"pretrained": "pretrained ", "randomly initialized": "random "}
+        for label, prefix in rows.items():
+            cells = [
+                interval(result["evaluation"]["mse"][f"{prefix}K={shots}"], step, 3, 1.0)
+                for shots in (5, 10)
+                for step in (1, 10)
+            ]
+            seconds = f"{result['wall_seconds']:.0f} s, {where(result)}"
+            run = ["", ""] if prefix else [f"{result['meta_steps']:,}", seconds]
+            lines.append("| " + " | ".join([label, *cells, *run]) + " |")
+    return lines
+
+
+def few_shot_table(results: list[Result]) -> list[str]:
+    lines = [
+        "Few-shot classification: accuracy in percent on test tasks of unseen classes, after as",
+        "many adaptation steps as the paper takes. The interval is over test tasks, or over seeds",
+        "where there are several. Shortened runs are shown as such.",
+        "",
+        "| | queries | steps | paper | ours | meta-steps | training | device |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    order = list(protocols.PAPER_RESULTS)
+
+    def place(runs: list[Result]) -> tuple[int, str]:
+        name = preset_of(runs[0])
+        return (order.index(name) if name in order else len(order), name)
+
+    mine = (result for result in results if result["experiment"] in protocols.PRESETS)
+    for runs in sorted(by_seeds(mine), key=place):
+        rows = [_row(runs, question) for question in few_shot.QUESTIONS]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return lines
+
+
+def preset_of(result: Result) -> str:
+    """The preset, also where a run has come to it by `--algorithm`."""
+    name, algorithm = result["preset"], result["algorithm"]
+    if algorithm == "reptile":
+        return name.replace("finn2017/", "nichol2018/")
+    if (
+        algorithm == "fomaml"
+        and protocols.PRESETS[result["experiment"]][name]["algorithm"] == "maml"
+    ):
+        return f"{name}_first_order"
+    return name
+
+
+def _row(runs: list[Result], question: str) -> list[str]:
+    result, config = runs[0], runs[0]["config"]
+    name = preset_of(result)
+    rows = [run["evaluation"]["accuracy"][question] for run in runs]
+    steps = rows[0].get("steps", list(range(len(rows[0]["mean"]))))
+    step = min(config["validation_steps"], steps[-1])
+    at = steps.index(step)
+    seeds = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
+    cell = protocols.PRESETS[result["experiment"]].get(name, config)
+    changed = [f"{k}={config[k]}" for k in SHOWN if config.get(k, cell[k]) != cell[k]]
+    links = [f"benchmarks/results/{run['name']}" for run in runs]
+    return [
+        f"[{name}]({links[0]})" + (f" {', '.join(changed)}" if changed else ""),
+        question.replace("_", "-"),
+        str(step),
+        few_shot.interval(protocols.PAPER_RESULTS.get(name, {}).get(question)).replace("+-", "±"),
+        over_seeds(rows, at, 2, 100.0) + seeds,
+        f"{result['meta_steps']:,} of {prescribed(result):,}",
+        f"{np.mean([run['wall_seconds'] for run in runs]):,.0f} s",
+        where(result),
+    ]
+
+
+def prescribed(result: Result) -> int:
+    """The meta-steps of the preset, without the command's own flags."""
+    presets = protocols.PRESETS[result["experiment"]]
+    return presets.get(preset_of(result), presets[result["preset"]])["num_meta_steps"]
+
+
+def by_seeds(results: Iterable[Result]) -> list[list[Result]]:
+    """Puts runs that differ in nothing but the seed together."""
+    cells = collections.defaultdict(list)
+    for result in results:
+        config = {k: v for k, v in result["config"].items() if k not in ("seed", "overrides")}
+        cells[json.dumps([config, result["meta_steps"]], sort_keys=True)].append(result)
+    return list(cells.values())
+
+
+def over_seeds(rows: list[dict[str, Any]], step: int, digits: int, scale: float = 1.0) -> str:
+    """Mean and interval of a run over its tasks, of several runs over their seeds."""
+    if len(rows) == 1:
+        return interval(rows[0], step, digits, scale)
+    means = [scale * row["mean"][step] for row in rows]
+    half_width = 1.96 * np.std(means, ddof=1) / len(means) ** 0.5
+    return f"{np.mean(means):.{digits}f} ± {half_width:.{digits}f}"
+
+
+def interval(row: dict[str, Any], step: int, digits: int, scale: float) -> str:
+    return f"{scale * row['mean'][step]:.{digits}f} ± {scale * row['ci95'][step]:.{digits}f}"
+
+
+def _seconds(result: Result) -> str:
+    return f"{result['wall_seconds']:.0f} s, {where(result)}"
+
+
+def where(result: Result) -> str:
+    device = result["device"]
+    if device["platform"] == "cpu":
+        return f"{device['cpu_cores']} cores"
+    count = result.get("num_devices", 1)
+    return device["kind"] if count == 1 else f"{count} x {device['kind']}"
