@@ -121,7 +121,7 @@ def trust_region(
         )
     of_task = functools.partial(loss_and_kl, adaptation, every_step=every_step)
     measure = mean_over_tasks(of_task, task_chunk, mesh)
-    gradient = mean_over_tasks(jax.grad(of_task, has_aux=True), task_chunk, mesh)
+    gradient = mean_over_tasks(jax.value_and_grad(of_task, has_aux=True), task_chunk, mesh)
     curvature = mean_over_tasks(
         lambda at, batch: kl_hessian_product(
             adaptation, at[0], batch, at[1], every_step=every_step
@@ -133,8 +133,7 @@ def trust_region(
     def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
         old = state.meta_params
         batch, metrics = collect_all(adaptation, state, episodes, rng, task_chunk, mesh)
-        loss, _ = measure(old, batch)
-        g, _ = gradient(old, batch)
+        (loss, _), g = gradient(old, batch)
         sparse = _every(batch, curvature_stride)
 
         def damped(v: MetaParams) -> MetaParams:
@@ -246,7 +245,7 @@ def clipped(
             "clipped": mean_over_steps(outside, judged),
         }
 
-    gradient = mean_over_tasks(jax.grad(of_task, has_aux=True), task_chunk, mesh)
+    gradient = mean_over_tasks(jax.value_and_grad(of_task, has_aux=True), task_chunk, mesh)
     value = mean_over_tasks(of_task, task_chunk, mesh)
 
     def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
@@ -254,19 +253,19 @@ def clipped(
 
         def epoch(carried, _):
             meta_params, opt_state = carried
-            g, _ = gradient(meta_params, batch)
+            (loss, _), g = gradient(meta_params, batch)
             updates, opt_state = outer_optimizer.update(g, opt_state, meta_params)
-            return (optax.apply_updates(meta_params, updates), opt_state), optax.tree.norm(g)
+            meta_params = optax.apply_updates(meta_params, updates)
+            return (meta_params, opt_state), (loss, optax.tree.norm(g))
 
-        loss, _ = value(state.meta_params, batch)
-        (meta_params, opt_state), norms = jax.lax.scan(
+        (meta_params, opt_state), (losses, norms) = jax.lax.scan(
             epoch, (state.meta_params, state.opt_state), length=num_epochs
         )
         last, measured = value(meta_params, batch)
         metrics |= measured | {
-            "objective": loss,
+            "objective": losses[0],
             "meta_gradient_norm": norms[0],
-            "improvement": loss - last,
+            "improvement": losses[0] - last,
         }
         return MetaState(meta_params, opt_state, (), state.step + 1), metrics
 

@@ -34,10 +34,16 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
 
     Raises:
       WorkdirError: if it holds a run of another configuration; the message shows the difference.
+        Also if it holds checkpoints of an unknown one.
     """
     path = workdir / "config.json"
     wanted = json.loads(json.dumps(dict(config)))
     if not path.exists():
+        if any((workdir / "checkpoints").glob("*")):
+            raise WorkdirError(
+                f"{workdir} holds checkpoints, but no {path.name} that says of what: choose "
+                "another workdir, or remove its checkpoints to start anew."
+            )
         write_json(path, wanted)
         return
     try:

@@ -179,6 +179,13 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == {"rate": 0.1, "seed": 0}
 
 
+def test_checkpoints_of_an_unknown_configuration_are_refused(tmp_path):
+    fit(workdir=tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(train.WorkdirError, match=r"no config\.json that says of what"):
+        fit(workdir=tmp_path)
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     fit(workdir=tmp_path)
     other = {**initial(), "v": jnp.ones((8, 2))}
