@@ -31,6 +31,11 @@ flags.DEFINE_enum(
     ["spring", "positional", "generalized", "mjx"],
     "Brax's physics" + common.BY_PRESET,
 )
+flags.DEFINE_bool(
+    "standardize",
+    None,
+    "Whether observations have mean 0 and variance 1 under random actions" + common.BY_PRESET,
+)
 flags.DEFINE_integer("horizon", None, "Steps of a trajectory" + common.BY_PRESET, lower_bound=1)
 
 FINN: common.Config = {
@@ -39,6 +44,7 @@ FINN: common.Config = {
     "simulator": "rllab",
     "backend": "spring",
     "horizon": 200,
+    "standardize": False,
     "meta_batch_size": 40,
     "num_eval_steps": 3,
     "eval_trajectories": 20,
@@ -48,7 +54,17 @@ FINN: common.Config = {
 }
 PRESETS: common.Presets = {
     "finn2017": FINN,
-    "reduced": {**FINN, "meta_batch_size": 20, "num_meta_steps": 300, "validation_tasks": 20},
+    "reduced": {
+        **FINN,
+        "meta_batch_size": 8,
+        "num_meta_steps": 400,
+        "validation_tasks": 8,
+        "validate_every": 25,
+        "checkpoint_every": 25,
+        "standardize": True,
+        "curvature_stride": 10,
+        "init_std": 0.6,
+    },
 }
 
 
@@ -56,7 +72,9 @@ def environment(config: common.Config) -> rl.Env:
     from metajax.rl.locomotion import locomotion
 
     env = locomotion(config["task"], mode=config["simulator"], backend=config["backend"])
-    return env._replace(horizon=config["horizon"])
+    env = env._replace(horizon=config["horizon"])
+    # Not of the seed: runs over several see the same environment.
+    return rl.standardized(env, jax.random.key(0)) if config["standardize"] else env
 
 
 def draw(settings: common.Settings, agent: meta_rl.Agent, state: metajax.MetaState) -> None:

@@ -37,3 +37,4 @@ from metajax.rl.surrogates import dice as dice
 from metajax.rl.surrogates import likelihood_ratio as likelihood_ratio
 from metajax.rl.surrogates import log_likelihood as log_likelihood
 from metajax.rl.wrappers import oracle as oracle
+from metajax.rl.wrappers import standardized as standardized

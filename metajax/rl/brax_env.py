@@ -85,7 +85,7 @@ def from_brax(
 
 
 def brax_state(step: EnvStep) -> Any:
-    """Brax's own state of a step of `from_brax`, also below `oracle`: what can be rendered."""
+    """Brax's own state of a step of `from_brax`, also below wrappers: what can be rendered."""
     state = step.state
     while not isinstance(state, BraxState):
         state = state[0].state

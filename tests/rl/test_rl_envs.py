@@ -103,6 +103,27 @@ def test_the_oracle_sees_the_task():
     np.testing.assert_allclose(shown.observation[0], [0.1, 0, 0.2, 0.3], rtol=1e-6)
 
 
+def test_standardized_observations_have_mean_0_and_variance_1():
+    plain = navigation()
+    env = rl.standardized(plain, jax.random.key(0), num_trajectories=30)
+    task, actions = {"goal": jnp.ones(2)}, np.random.default_rng(0).normal(size=(100, 2))
+    (_, before), (first, after) = act(plain, task, actions), act(env, task, actions)
+    np.testing.assert_array_equal(after.reward, before.reward)
+    # One affine map for every step of every rollout.
+    start, shown, places = (np.asarray(x) for x in (first[1], after[1], before[1]))
+    slope = (shown[0] - start) / places[0]
+    np.testing.assert_allclose(shown, start + slope * places, rtol=1e-3, atol=1e-4)
+
+    def noise(params, observation):
+        zeros = jnp.zeros((*observation.shape[:-1], 2))
+        return rl.Normal(zeros, zeros)
+
+    seen = rl.rollout(env, noise, (), task, jax.random.key(1), 50)
+    counted = np.asarray(seen.observations)[np.asarray(seen.mask) > 0]
+    np.testing.assert_allclose(counted.mean(0), 0, atol=0.5)
+    np.testing.assert_allclose(counted.std(0), 1, atol=0.4)
+
+
 def test_the_context_alone_adapts():
     import optax
 
