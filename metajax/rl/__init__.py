@@ -18,7 +18,7 @@ from metajax.rl.base import EnvStep as EnvStep
 from metajax.rl.base import Policy as Policy
 from metajax.rl.base import Tasks as Tasks
 from metajax.rl.base import Trajectories as Trajectories
-from metajax.rl.objective import kl_hessian_product as kl_hessian_product
+from metajax.rl.objective import kl_curvature as kl_curvature
 from metajax.rl.objective import loss_and_kl as loss_and_kl
 from metajax.rl.outer import clipped as clipped
 from metajax.rl.outer import displaced as displaced

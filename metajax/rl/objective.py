@@ -17,27 +17,40 @@ from metajax.rl.base import Trajectories, masked_mean
 from metajax.rl.rollout import mean_return
 
 
-def kl_hessian_product(
+def kl_curvature(
     adaptation: Adaptation,
     meta_params: MetaParams,
-    collected: Collected,
-    v: MetaParams,
+    batch: Collected,
     *,
     every_step: bool = False,
-) -> MetaParams:
-    """The Hessian of one task's KL through adaptation, at the collecting parameters, times `v`.
+    task_chunk: int | None = None,
+    mesh: Mesh | None = None,
+) -> Callable[[MetaParams], MetaParams]:
+    """The Hessian of the mean KL through adaptation, at the collecting parameters: `v -> H v`.
 
-    It linearizes adaptation: forward mode has to work there (`Adapt.forward`).
+    Adaptation is linearized once for all products, so forward mode has to work there
+    (`Adapt.forward`), and what it leaves for them is kept for all tasks of `batch`.
     """
-    judged = judged_trajectories(collected, every_step)
 
-    def distributions(meta_params: MetaParams) -> Any:
-        return outcome(adaptation, meta_params, collected, every_step)
+    def of_chunk(meta_params, collected, thread):
+        def of_task(collected):
+            return outcome(adaptation, meta_params, collected, every_step)
 
-    at, push = jax.linearize(distributions, meta_params)
-    hessian = jax.jvp(jax.grad(lambda new: mean_kl(judged, new)), (at,), (push(v),))[1]
-    (pulled,) = jax.linear_transpose(push, meta_params)(hessian)
-    return pulled
+        return jax.vmap(of_task)(collected), thread
+
+    mapped = over_tasks(of_chunk, task_chunk=task_chunk, mesh=mesh, stack=True)
+    at, push = jax.linearize(lambda meta_params: mapped(meta_params, batch)[0], meta_params)
+    pull = jax.linear_transpose(push, meta_params)
+    judged = jax.vmap(lambda collected: judged_trajectories(collected, every_step))(batch)
+
+    def kl(new: Any) -> Array:
+        return jnp.mean(jax.vmap(mean_kl)(judged, new))
+
+    def product(v: MetaParams) -> MetaParams:
+        (pulled,) = pull(jax.jvp(jax.grad(kl), (at,), (push(v),))[1])
+        return pulled
+
+    return product
 
 
 def loss_and_kl(

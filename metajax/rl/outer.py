@@ -28,7 +28,7 @@ from metajax.rl.adaptation import Adaptation, Collected, replay
 from metajax.rl.objective import (
     collect_all,
     judged_trajectories,
-    kl_hessian_product,
+    kl_curvature,
     kl_on_the_way,
     loss_and_kl,
     mean_kl,
@@ -70,7 +70,7 @@ def trust_region(
 
     The direction solves :math:`(F + \lambda I) x = g` by conjugate gradients. F is the exact
     Hessian of the constraint, :math:`J^\top H J`: J, the derivative of the adapted policy's
-    distributions by the initialization, is linearized, H is the Hessian of the KL by the
+    distributions by the initialization, is linearized once, H is the Hessian of the KL by the
     distributions. What this leaves out of the full derivative is multiplied by the gradient of the
     KL, which is zero there.
     A backtracking line search accepts the first step that lowers the loss within the constraint;
@@ -84,7 +84,8 @@ def trust_region(
       damping: :math:`\lambda`.
       backtrack: factor between two tries of the line search.
       max_backtracks: tries at most.
-      curvature_stride: F is estimated from every so many-th trajectory; 1 takes all of them.
+      curvature_stride: F is estimated from every so many-th trajectory; 1 takes all of them. What
+        the linearization leaves of these is held for all tasks at once.
       every_step: judge the policies after every adaptation step, not after the last one only.
       task_chunk: tasks per `vmap`, see `metajax.meta_learner`.
       mesh: devices that share the tasks, such as `metajax.task_mesh()`.
@@ -122,22 +123,22 @@ def trust_region(
     of_task = functools.partial(loss_and_kl, adaptation, every_step=every_step)
     measure = mean_over_tasks(of_task, task_chunk, mesh)
     gradient = mean_over_tasks(jax.value_and_grad(of_task, has_aux=True), task_chunk, mesh)
-    curvature = mean_over_tasks(
-        lambda at, batch: kl_hessian_product(
-            adaptation, at[0], batch, at[1], every_step=every_step
-        ),
-        task_chunk,
-        mesh,
-    )
 
     def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
         old = state.meta_params
         batch, metrics = collect_all(adaptation, state, episodes, rng, task_chunk, mesh)
         (loss, _), g = gradient(old, batch)
-        sparse = _every(batch, curvature_stride)
+        curvature = kl_curvature(
+            adaptation,
+            old,
+            _every(batch, curvature_stride),
+            every_step=every_step,
+            task_chunk=task_chunk,
+            mesh=mesh,
+        )
 
         def damped(v: MetaParams) -> MetaParams:
-            return optax.tree.add_scale(curvature((old, v), sparse), damping, v)
+            return optax.tree.add_scale(curvature(v), damping, v)
 
         direction, _ = cg(damped, g, tol=1e-6, maxiter=cg_steps)
         product = damped(direction)

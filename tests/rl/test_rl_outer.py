@@ -41,10 +41,9 @@ def flat_problem(num_steps, every_step):
         return rl.loss_and_kl(adaptation, unravel(x), collected, every_step=every_step)[1]
 
     def product(x, v):
-        result = rl.kl_hessian_product(
-            adaptation, unravel(x), collected, unravel(v), every_step=every_step
-        )
-        return jax.flatten_util.ravel_pytree(result)[0]
+        batch = jax.tree.map(lambda x: x[None], collected)
+        curvature = rl.kl_curvature(adaptation, unravel(x), batch, every_step=every_step)
+        return jax.flatten_util.ravel_pytree(curvature(unravel(v)))[0]
 
     return vector, jax.jit(kl), jax.jit(product)
 
