@@ -56,6 +56,7 @@ PRESETS: common.Presets = {
     "finn2017": FINN,
     "reduced": {
         **FINN,
+        "algorithm": "fomaml",
         "meta_batch_size": 8,
         "num_meta_steps": 400,
         "validation_tasks": 8,
@@ -63,6 +64,7 @@ PRESETS: common.Presets = {
         "checkpoint_every": 25,
         "standardize": True,
         "curvature_stride": 10,
+        "max_kl": 0.03,
         "init_std": 0.6,
     },
 }
