@@ -24,7 +24,8 @@ def record(workdir: Path, name: str | None = None) -> Path:
     result = json.loads((workdir / "result.json").read_text())
     target = RESULTS / (name or f"{result['experiment']}_{result['algorithm']}")
     target.mkdir(parents=True, exist_ok=True)
-    for source in (workdir / "result.json", workdir / "metrics.jsonl", *workdir.glob("*.png")):
+    figures = (*workdir.glob("*.png"), *workdir.glob("*.gif"))
+    for source in (workdir / "result.json", workdir / "metrics.jsonl", *figures):
         shutil.copy(source, target)
     return target
 

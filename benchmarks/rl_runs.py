@@ -29,6 +29,7 @@ SHOWN = (
     "inner_learning_rate",
     "step_decay",
     "every_step",
+    "standardize",
     "max_kl",
     "outer_schedule",
     "outer_learning_rate",
@@ -74,7 +75,8 @@ def locomotion_table(results: list[Result]) -> list[str]:
         "|" + "---|" * 13,
     ]
     for runs in groups:
-        task, adapted = runs[0]["config"]["task"], runs[0]["algorithm"] == "maml"
+        task = runs[0]["config"]["task"]
+        adapted = runs[0]["algorithm"] in ("maml", "fomaml")
         oracles = [run for run in results if _is_oracle_of(run, runs[0])]
         score = _score(runs, oracles) if oracles and not _fixed(runs) else ""
         paper = paper_score(task) if adapted and task in PAPER_RETURNS else None

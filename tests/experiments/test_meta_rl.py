@@ -74,7 +74,14 @@ def test_an_algorithm_of_other_experiments_is_refused(tmp_path):
 @pytest.mark.slow
 def test_a_cheetah_is_trained_and_filmed(tmp_path):
     with jax.numpy_rank_promotion("allow"):  # Brax's own code
-        launch(locomotion, *SMALL, "--horizon=6", "--num_eval_steps=1", f"--workdir={tmp_path}")
+        launch(
+            locomotion,
+            *SMALL,
+            "--preset=reduced",
+            "--horizon=12",
+            "--num_eval_steps=1",
+            f"--workdir={tmp_path}",
+        )
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["config"]["task"] == "cheetah_dir"
     assert np.isfinite(result["evaluation"]["return"]["mean"]).all()
