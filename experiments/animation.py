@@ -15,7 +15,7 @@ import mujoco
 import numpy as np
 from matplotlib.animation import FuncAnimation, PillowWriter
 
-CAPSULE, SPHERE = mujoco.mjtGeom.mjGEOM_CAPSULE, mujoco.mjtGeom.mjGEOM_SPHERE
+ROUND = {int(mujoco.mjtGeom.mjGEOM_CAPSULE), int(mujoco.mjtGeom.mjGEOM_SPHERE)}
 
 
 def rotated(quaternions: np.ndarray, vector: np.ndarray) -> np.ndarray:
@@ -39,7 +39,7 @@ def capsules(model: Any, positions: np.ndarray, rotations: np.ndarray) -> list[t
     found = []
     for geom in range(model.ngeom):
         link = model.geom_bodyid[geom] - 1  # body 0 is the world
-        if link < 0 or model.geom_type[geom] not in (CAPSULE, SPHERE):
+        if link < 0 or int(model.geom_type[geom]) not in ROUND:
             continue
         radius, half = model.geom_size[geom][:2]
         axis = rotated(model.geom_quat[geom], np.array([0.0, 0.0, half]))

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import mujoco
 import numpy as np
 import pytest
 from PIL import Image
@@ -69,6 +70,25 @@ def test_navigation_runs_every_algorithm(tmp_path, algorithm):
 def test_an_algorithm_of_other_experiments_is_refused(tmp_path):
     with pytest.raises(common.UsageError, match="--algorithm=anil: navigation has maml"):
         launch(navigation, "--algorithm=anil", f"--workdir={tmp_path}")
+
+
+def test_round_bodies_are_drawn_where_they_are():
+    from experiments import animation
+
+    model = mujoco.MjModel.from_xml_string("""
+      <mujoco><worldbody><geom type="plane" size="1 1 1"/>
+        <body><geom type="capsule" size="0.1 0.5"/>
+          <body><geom type="sphere" size="0.2" pos="1 0 0"/></body>
+        </body>
+      </worldbody></mujoco>""")
+    # The capsule's axis, z, is turned to -y; the sphere is moved up.
+    turned = np.array([[0.5**0.5, 0.5**0.5, 0, 0], [1, 0, 0, 0]])[None]
+    (capsule, thin), (sphere, thick) = animation.capsules(
+        model, np.array([[[0, 0, 0], [0, 0, 2.0]]]), turned
+    )
+    np.testing.assert_allclose(capsule[0], [[0, 0.5, 0], [0, -0.5, 0]], atol=1e-12)
+    np.testing.assert_allclose(sphere[0], [[1, 0, 2], [1, 0, 2]], atol=1e-12)
+    assert (thin, thick) == (0.1, 0.2)
 
 
 @pytest.mark.slow
