@@ -1,6 +1,6 @@
 """Keeps a finished run: copies its result and figures into `benchmarks/results/`.
 
-Command: python -m benchmarks.record WORKDIR [NAME]
+Command: python -m benchmarks.record WORKDIR [NAME] [--no-figures]
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 
 
-def record(workdir: Path, name: str | None = None) -> Path:
-    """Copies `result.json`, `metrics.jsonl` and the figures of a run.
+def record(workdir: Path, name: str | None = None, *, figures: bool = True) -> Path:
+    """Copies `result.json`, `metrics.jsonl` and, where wanted, the figures of a run.
 
     Raises:
       FileNotFoundError: if the run has no result yet.
@@ -24,8 +24,8 @@ def record(workdir: Path, name: str | None = None) -> Path:
     result = json.loads((workdir / "result.json").read_text())
     target = RESULTS / (name or f"{result['experiment']}_{result['algorithm']}")
     target.mkdir(parents=True, exist_ok=True)
-    figures = (*workdir.glob("*.png"), *workdir.glob("*.gif"))
-    for source in (workdir / "result.json", workdir / "metrics.jsonl", *figures):
+    drawn = [*workdir.glob("*.png"), *workdir.glob("*.gif")] if figures else []
+    for source in (workdir / "result.json", workdir / "metrics.jsonl", *drawn):
         shutil.copy(source, target)
     return target
 
@@ -34,8 +34,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workdir", type=Path)
     parser.add_argument("name", nargs="?")
+    parser.add_argument("--figures", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
     try:
-        print(record(arguments.workdir, arguments.name))
+        print(record(arguments.workdir, arguments.name, figures=arguments.figures))
     except FileNotFoundError as error:
         parser.error(str(error))
