@@ -4,8 +4,8 @@ Command: python -m benchmarks.throughput [--cases NAME ...] [--devices=N] [--rou
 
 Needs `pip install "metajax[bench]"`. Of each case these take turns in one process:
 
-- `update`: a whole meta-update of the launcher's default for it, 20 tasks of 20 trajectories: tasks
-  are sampled, policies roll out and adapt, and the trust region's step is taken;
+- `update`: a whole meta-update of the launcher's preset: tasks are sampled, policies roll out and
+  adapt, and the trust region's step is taken;
 - `sampling`: the rollouts of one adaptation step alone, under the same policy;
 - `random`: the same environments stepped with random actions in one scan, without anything else;
 - `gymnasium`: PyTorch's policy in Gymnasium's `SyncVectorEnv` on the same task. How many
