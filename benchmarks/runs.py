@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from scipy.stats import t
 
 from experiments import few_shot, protocols
 
@@ -128,7 +129,8 @@ def over_seeds(rows: list[dict[str, Any]], step: int, digits: int, scale: float 
     if len(rows) == 1:
         return interval(rows[0], step, digits, scale)
     means = [scale * row["mean"][step] for row in rows]
-    half_width = 1.96 * np.std(means, ddof=1) / len(means) ** 0.5
+    # Of few seeds the standard deviation is uncertain as well: Student's distribution.
+    half_width = t.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / len(means) ** 0.5
     return f"{np.mean(means):.{digits}f} ± {half_width:.{digits}f}"
 
 
@@ -143,6 +145,7 @@ def _seconds(result: Result) -> str:
 def where(result: Result) -> str:
     device = result["device"]
     if device["platform"] == "cpu":
-        return f"{device['cpu_cores']} cores"
+        count = device["cpu_cores"]
+        return f"{count} core{'s' if count > 1 else ''}"
     count = result.get("num_devices", 1)
     return device["kind"] if count == 1 else f"{count} x {device['kind']}"

@@ -69,7 +69,7 @@ def test_runs_that_differ_in_the_seed_are_a_row_of_their_mean_and_interval():
         "dice",
         "reduced",
         "-40.00 ± 0.00",
-        "-11.00 ± 1.13",  # 1.96 / sqrt(3)
+        "-11.00 ± 2.48",  # 4.303 / sqrt(3)
         "-3.00 ± 0.00",
         "-3.00 ± 0.00",
         "300",
