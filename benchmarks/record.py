@@ -24,8 +24,9 @@ def record(workdir: Path, name: str | None = None, *, figures: bool = True) -> P
     result = json.loads((workdir / "result.json").read_text())
     target = RESULTS / (name or f"{result['experiment']}_{result['algorithm']}")
     target.mkdir(parents=True, exist_ok=True)
-    drawn = [*workdir.glob("*.png"), *workdir.glob("*.gif")] if figures else []
-    for source in (workdir / "result.json", workdir / "metrics.jsonl", *drawn):
+    # A policy that is not trained has no metrics.
+    patterns = ["result.json", "metrics.jsonl", *(["*.png", "*.gif"] if figures else [])]
+    for source in (path for pattern in patterns for path in workdir.glob(pattern)):
         shutil.copy(source, target)
     return target
 
