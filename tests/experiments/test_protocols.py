@@ -134,7 +134,12 @@ def test_pooling_equals_all_at_once():
         (miniimagenet, "finn2017/miniimagenet_5w1s_fine_tuning", []),
         (miniimagenet, "finn2017/miniimagenet_5w1s_nearest_neighbour", NO_STEPS),
         (omniglot, "nichol2018/omniglot_5w1s_fomaml_separate_tail", ["--carry=serial"]),
-        (omniglot, "beyond/maml_plus_plus_omniglot_5w1s", ["--first_order_updates=1"]),
+        pytest.param(
+            omniglot,
+            "beyond/maml_plus_plus_omniglot_5w1s",
+            ["--first_order_updates=1"],
+            marks=pytest.mark.slow,
+        ),
         (omniglot, "nichol2018/omniglot_5w1s_fomaml", ["--batches=replacement"]),
     ],
 )

@@ -31,6 +31,7 @@ def test_the_combinations_of_figure_3():
     assert weights["(g1+g2+g3+g4) div 4"] == (0.25,) * 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("random_images")
 def test_inner_gradients_are_drawn_and_a_finished_run_is_not_repeated(
     tmp_path, monkeypatch, capsys
@@ -64,6 +65,7 @@ def test_the_runs_of_figure_4_keep_to_table_6(panel):
             assert config["tail"] == method.split()[0] if "tail" in method else "none"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("random_images")
 def test_mini_batches_are_drawn(tmp_path, monkeypatch):
     panel = reptile_batches.TABLE_6["inner_steps"]._replace(values=(2,))
