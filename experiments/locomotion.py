@@ -13,8 +13,8 @@ import numpy as np
 from absl import flags
 
 import metajax
-from experiments import common, meta_rl, plots
-from metajax import rl, train
+from experiments import common, meta_rl
+from metajax import rl
 
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(meta_rl)
@@ -79,21 +79,8 @@ def environment(config: common.Config) -> rl.Env:
     return rl.standardized(env, jax.random.key(0)) if config["standardize"] else env
 
 
-def draw(settings: common.Settings, agent: meta_rl.Agent, state: metajax.MetaState) -> None:
-    """The training curve, and the body before and after a gradient step on two tasks."""
-    config, _, workdir = settings
-    if config["algorithm"] != "random":
-        plots.training_curve(
-            workdir / "training.png",
-            train.read_metrics(workdir),
-            {"validation/return": "meta-validation, mean over gradient steps"},
-            ylabel=meta_rl.REWARD_UNIT,
-        )
-    film(settings, agent, state)
-
-
 def film(settings: common.Settings, agent: meta_rl.Agent, state: metajax.MetaState) -> None:
-    """Writes `before_after.gif`."""
+    """Writes `before_after.gif`: the body before and after a gradient step on two tasks."""
     from experiments import animation
     from metajax.rl.brax_env import brax_state
     from metajax.rl.locomotion import physics
@@ -142,7 +129,7 @@ def extremes(tasks: dict) -> dict:
 
 
 def main() -> None:
-    meta_rl.main("locomotion", PRESETS, "finn2017", environment, draw)
+    meta_rl.main("locomotion", PRESETS, "finn2017", environment, film)
 
 
 if __name__ == "__main__":

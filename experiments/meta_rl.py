@@ -234,6 +234,12 @@ def main(
     speed = {}
     if config["algorithm"] != "random":
         speed = {"env_steps_per_second": env_steps_per_second(config, fitted, workdir)}
+        plots.training_curve(
+            workdir / "training.png",
+            train.read_metrics(workdir),
+            {"validation/return": "meta-validation, mean over gradient steps"},
+            ylabel=REWARD_UNIT,
+        )
     common.write_result(settings, fitted, rows, **speed)
     plots.adaptation_curves(
         workdir / "learning_curve.png",

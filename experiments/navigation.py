@@ -13,7 +13,7 @@ from absl import flags
 
 import metajax
 from experiments import common, meta_rl, plots
-from metajax import rl, train
+from metajax import rl
 
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(meta_rl)
@@ -65,7 +65,7 @@ def environment(config: common.Config) -> rl.Env:
 
 
 def draw(settings: common.Settings, agent: meta_rl.Agent, state: metajax.MetaState) -> None:
-    """Figure 4's trajectories, and the training curve."""
+    """Figure 4's trajectories."""
     config, evaluated, workdir = settings
     num_steps = min(SHOWN_STEPS, evaluated["num_eval_steps"])
     tasks, shown = jax.device_get(
@@ -74,13 +74,6 @@ def draw(settings: common.Settings, agent: meta_rl.Agent, state: metajax.MetaSta
     # The oracle sees the goal behind the position.
     paths = np.where(shown.mask[..., None] > 0, shown.observations[..., :2], np.nan)
     plots.paths(workdir / "trajectories.png", tasks["goal"], paths[:, :, 0])
-    if config["algorithm"] != "random":
-        plots.training_curve(
-            workdir / "training.png",
-            train.read_metrics(workdir),
-            {"validation/return": "meta-validation, mean over gradient steps"},
-            ylabel=meta_rl.REWARD_UNIT,
-        )
 
 
 def main() -> None:

@@ -24,7 +24,9 @@ def conv(
     matrix product; `lax.conv_general_dilated` would become a grouped convolution, which XLA runs
     two orders of magnitude slower on a CPU. It is made of linear operations that JAX can
     differentiate to any order, forward and backward. Products of low-precision arrays accumulate
-    in float32.
+    in float32. On a CPU it is the faster one for kernels per task at every size of the papers'
+    networks, and for a single kernel at most (`python -m benchmarks.convolution`), so that layers
+    take it everywhere; `native_conv` is what they can take instead.
 
     Args:
       x: `[examples, height, width, in_channels]`.
