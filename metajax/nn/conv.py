@@ -25,8 +25,8 @@ def conv(
     two orders of magnitude slower on a CPU. It is made of linear operations that JAX can
     differentiate to any order, forward and backward. Products of low-precision arrays accumulate
     in float32. On a CPU it is the faster one for kernels per task at every size of the papers'
-    networks, and for a single kernel at most (`python -m benchmarks.convolution`), so that layers
-    take it everywhere; `native_conv` is what they can take instead.
+    networks. For a single kernel it is at most of them, not at inner layers of Mini-ImageNet (see
+    `python -m benchmarks.convolution`). Layers take it everywhere, or else `native_conv`.
 
     Args:
       x: `[examples, height, width, in_channels]`.
