@@ -46,7 +46,7 @@ PRESETS: common.Presets = {
     "two_steps": {
         **FINN,
         "algorithm": "fomaml",
-        "num_meta_steps": 250,
+        "num_meta_steps": 300,
         "num_steps": 2,
         "every_step": True,
         "gae_lambda": 0.95,

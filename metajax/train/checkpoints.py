@@ -87,8 +87,16 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
-        # Without a target orbax returns dicts; the names on the way to an array are the same.
-        best = self._restore(step, best=ocp.args.StandardRestore())["best"]
+        # Dicts, as orbax describes what it holds; the names on the way to an array are the same.
+        # The devices are those of here: the ones that it was saved from may be others.
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        held = ocp.StandardCheckpointHandler().metadata(
+            self._manager.directory / str(step) / "best"
+        )
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), _tree_of(held)
+        )
+        best = self._restore(step, best=ocp.args.StandardRestore(target))["best"]
         found = _named(best["meta_params"])
         self._check(step, _types(best["meta_params"]), _types(like))
         return jax.tree_util.tree_map_with_path(
@@ -182,6 +190,11 @@ def _read(workdir: str | Path, restore: Callable[[Checkpoints], T | None]) -> T:
     if found is None:
         raise FileNotFoundError(f"{directory} holds no complete checkpoint: train further first.")
     return found
+
+
+def _tree_of(metadata: Any) -> PyTree:
+    """Older versions of orbax return the tree itself."""
+    return getattr(metadata, "tree", metadata)
 
 
 def _name(path: tuple[Any, ...]) -> str:
