@@ -41,15 +41,16 @@ PRESETS: common.Presets = {
     # advantages of a distance say where the goal is, and how far only within the reach of the
     # noise: with less of it, later gradient steps overshoot. Here the noise has a floor, the
     # policies are judged after both of two gradient steps, and the trust region shrinks to nothing.
-    # What an action does to a distance shows soon: a shorter memory of the advantages takes noise
-    # out of the gradient, which late steps, close to the goal, consist of.
+    # First order does not see how far a gradient step goes: near goals are overshot with it. The
+    # likelihood ratio has the second derivative of less noise, and what an action does to a
+    # distance shows soon, so that advantages need no long memory.
     "two_steps": {
         **FINN,
-        "algorithm": "fomaml",
-        "num_meta_steps": 300,
+        "surrogate": "likelihood_ratio",
+        "num_meta_steps": 220,
         "num_steps": 2,
         "every_step": True,
-        "gae_lambda": 0.95,
+        "gae_lambda": 0.97,
         "curvature_stride": 10,
         "max_kl": 0.02,
         "outer_schedule": "linear",

@@ -205,6 +205,38 @@ def test_the_best_meta_parameters_are_read_without_the_outer_loop(tmp_path):
     assert_equal(train.load_meta_params(tmp_path, adapt, initial()), best.meta_params)
 
 
+LOAD = """
+import sys
+sys.path.insert(0, {tests!r})
+import jax, metajax, numpy as np, optax
+from metajax import train
+from test_fit import initial, learner, loss
+assert jax.device_count() == 1
+adapt = metajax.inner_loop(loss, optax.sgd(0.1), num_steps=2)
+found = train.load_meta_params({workdir!r}, adapt, initial())
+jax.tree.map(np.testing.assert_array_equal, found,
+             train.load({workdir!r}, learner(), initial()).best.meta_params)
+print(*np.asarray(found.params["v"]).ravel().tolist())
+"""
+
+
+def test_a_single_device_reads_what_several_saved(tmp_path):
+    spread = metajax.maml(
+        loss, optax.sgd(0.01), optax.adam(1e-3), num_steps=2, mesh=metajax.task_mesh(3)
+    )
+    best = fit(spread, workdir=tmp_path, num_meta_steps=20).best
+    script = LOAD.format(tests=str(Path(__file__).parent), workdir=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = [float(number) for number in done.stdout.split()]
+    np.testing.assert_array_equal(found, np.ravel(best.meta_params.params["v"]))
+
+
 def test_a_finished_run_is_returned_as_it_is(tmp_path):
     first = fit(workdir=tmp_path, validation=validation())
     second = fit(workdir=tmp_path, validation=validation())
