@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,21 @@ def navigation_table(results: list[Result]) -> list[str]:
         "2D navigation: mean return on unseen goals after 0 to 3 gradient steps. The interval is",
         "over tasks, or over seeds where there are several; the paper's row is Finn 2017.",
         "",
-        "| | surrogate | preset | 0 | 1 | 2 | 3 | meta-steps | env steps | training | device |",
-        "|" + "---|" * 11,
-        _line(["the paper", "log_likelihood", "", *_paper("navigation", 2), "500", "", "", ""]),
+        "| | surrogate | preset | goals | 0 | 1 | 2 | 3 | meta-steps | env steps | training "
+        "| device |",
+        "|" + "---|" * 12,
+        _line(["the paper", "log_likelihood", "", "40", *_paper("navigation", 2), "500", *[""] * 3]),
         *(
-            _line([_link(runs), _surrogate(runs), _preset(runs), *_returns(runs, 2), *_cost(runs)])
+            _line(
+                [
+                    _link(runs),
+                    _surrogate(runs),
+                    _preset(runs),
+                    f"{_num_tasks(runs[0])}",
+                    *_returns(runs, 2),
+                    *_cost(runs),
+                ]
+            )
             for runs in groups
         ),
     ]
@@ -132,9 +143,18 @@ def _groups(results: list[Result], experiment: str) -> list[list[Result]]:
     def place(runs: list[Result]) -> tuple[Any, ...]:
         config = runs[0]["config"]
         algorithm = common.RL_ALGORITHMS.index(runs[0]["algorithm"])
-        return (config.get("task", ""), algorithm, runs[0]["preset"], config["surrogate"])
+        named = runs[0]["preset"], config["surrogate"], runs[0]["meta_steps"]
+        return (config.get("task", ""), algorithm, *named, _num_tasks(runs[0]))
 
-    return sorted(by_seeds(r for r in results if r["experiment"] == experiment), key=place)
+    results = [r for r in results if r["experiment"] == experiment]
+    sizes = {_num_tasks(r) for r in results}
+    # Runs that were evaluated on other numbers of tasks do not average.
+    groups = [by_seeds(r for r in results if _num_tasks(r) == size) for size in sizes]
+    return sorted(itertools.chain(*groups), key=place)
+
+
+def _num_tasks(result: Result) -> int:
+    return result["evaluation"]["return"]["num_tasks"]
 
 
 def _line(cells: list[str]) -> str:

@@ -63,11 +63,12 @@ def test_runs_that_differ_in_the_seed_are_a_row_of_their_mean_and_interval():
         for seed, first in enumerate((-10.0, -11.0, -12.0))
     ]
     _, _, paper, row = cells(rl_runs.navigation_table(runs))
-    assert paper[3:7] == ["-40.41", "-11.68", "-3.33", "-3.23"]
+    assert paper[3:8] == ["40", "-40.41", "-11.68", "-3.33", "-3.23"]
     assert row == [
         "[maml](benchmarks/results/maml_0) (3 seeds)",
         "dice",
         "reduced",
+        "40",
         "-40.00 ± 0.00",
         "-11.00 ± 2.48",  # 4.303 / sqrt(3)
         "-3.00 ± 0.00",
@@ -77,6 +78,12 @@ def test_runs_that_differ_in_the_seed_are_a_row_of_their_mean_and_interval():
         "100 s",
         "2 cores",
     ]
+
+
+def test_runs_that_were_evaluated_on_other_numbers_of_tasks_are_rows_apart():
+    runs = [run_of("maml", [-40.0, -10.0], seed=seed, experiment="navigation") for seed in (0, 1)]
+    runs[1]["evaluation"]["return"]["num_tasks"] = 400
+    assert [row[3] for row in cells(rl_runs.navigation_table(runs))[3:]] == ["40", "400"]
 
 
 def test_the_score_is_between_the_untrained_policy_and_the_oracle_of_the_same_size():
