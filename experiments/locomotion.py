@@ -58,7 +58,6 @@ PRESETS: common.Presets = {
         **FINN,
         "algorithm": "fomaml",
         "meta_batch_size": 8,
-        "task_chunk": 4,
         "num_meta_steps": 400,
         "validation_tasks": 8,
         "validate_every": 25,
