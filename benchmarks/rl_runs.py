@@ -54,7 +54,9 @@ def navigation_table(results: list[Result]) -> list[str]:
         "| | surrogate | preset | goals | 0 | 1 | 2 | 3 | meta-steps | env steps | training "
         "| device |",
         "|" + "---|" * 12,
-        _line(["the paper", "log_likelihood", "", "40", *_paper("navigation", 2), "500", *[""] * 3]),
+        _line(
+            ["the paper", "log_likelihood", "", "40", *_paper("navigation", 2), "500", "", "", ""]
+        ),
         *(
             _line(
                 [

@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 
 def adaptation_curves(path: Path, rows: Mapping[str, Any], *, ylabel: str, title: str) -> None:
@@ -23,7 +24,7 @@ def adaptation_curves(path: Path, rows: Mapping[str, Any], *, ylabel: str, title
         (line,) = axes.plot(steps, mean, marker="o", markersize=3, label=name)
         axes.fill_between(steps, mean - ci95, mean + ci95, color=line.get_color(), alpha=0.2)
     axes.set(xlabel="adaptation steps", ylabel=ylabel, title=title)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -93,7 +93,11 @@ def test_omniglot_trains_and_is_evaluated_again(tmp_path, omniglot_data_dir, cap
     assert "after each adaptation step" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("algorithm", ["reptile", "imaml", "boil"])
+# The others are launched on sinusoids as well.
+@pytest.mark.parametrize(
+    "algorithm",
+    ["reptile", *(pytest.param(name, marks=pytest.mark.slow) for name in ("imaml", "boil"))],
+)
 def test_omniglot_runs_other_algorithms(tmp_path, omniglot_data_dir, algorithm):
     launch(
         omniglot,
