@@ -143,9 +143,10 @@ def _seconds(result: Result) -> str:
 
 
 def where(result: Result) -> str:
-    device = result["device"]
+    trained = result.get("trained_on", result)
+    device = trained["device"]
     if device["platform"] == "cpu":
         count = device["cpu_cores"]
         return f"{count} core{'s' if count > 1 else ''}"
-    count = result.get("num_devices", 1)
+    count = trained.get("num_devices", 1)
     return device["kind"] if count == 1 else f"{count} x {device['kind']}"

@@ -549,11 +549,22 @@ def write_result(
             "validation": fitted.best_metrics,
             "wall_seconds": fitted.wall_seconds,
             "num_devices": NUM_DEVICES.value,
+            "trained_on": _trained_on(workdir),
             **extra,
             **train.provenance(),
             "evaluation": evaluation,
         },
     )
+
+
+def _trained_on(workdir: Path) -> dict[str, Any]:
+    """The devices that the wall time is of; an evaluation elsewhere does not change them."""
+    here = {"num_devices": NUM_DEVICES.value, "device": train.provenance()["device"]}
+    path = workdir / "result.json"
+    if MODE.value == "train" or not path.exists():
+        return here
+    earlier = json.loads(path.read_text())
+    return earlier.get("trained_on", {key: earlier.get(key, here[key]) for key in here})
 
 
 def print_table(title: str, rows: Mapping[str, Mapping[str, Any]], *, scale: float = 1.0) -> None:

@@ -85,8 +85,12 @@ def test_omniglot_trains_and_is_evaluated_again(tmp_path, omniglot_data_dir, cap
         ]
     )
     assert_figures(tmp_path, "learning_curve.png", "training.png")
+    elsewhere = {"num_devices": 4, "device": {"platform": "tpu"}}
+    (tmp_path / "result.json").write_text(json.dumps({**first, "trained_on": elsewhere}))
     launch(omniglot, "--mode=eval", "--num_eval_steps=3", "--eval_tasks=5", *where)
     again = read(tmp_path)
+    assert again["trained_on"] == elsewhere
+    assert again["device"] == first["device"] == first["trained_on"]["device"]
     assert again["meta_steps"] == 4
     assert len(again["evaluation"]["accuracy"]["transductive"]["mean"]) == 4
     assert again["evaluation"]["accuracy"]["transductive"]["num_tasks"] == 5
