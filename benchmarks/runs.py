@@ -23,6 +23,8 @@ SHOWN = (
     "inner_learning_rate",
     "num_steps",
 )
+# Runs without these were made before rotation and normalization were the authors' own.
+PROTOCOL = {"rotation", "adapt_norm"}
 
 
 def sinusoid_table(results: list[Result]) -> list[str]:
@@ -55,7 +57,8 @@ def few_shot_table(results: list[Result]) -> list[str]:
     lines = [
         "Few-shot classification: accuracy in percent on test tasks of unseen classes, after as",
         "many adaptation steps as the paper takes. The interval is over test tasks, or over seeds",
-        "where there are several. Shortened runs are shown as such.",
+        "where there are several. Shortened runs are shown as such. Those of an earlier protocol",
+        "rotated and normalized otherwise than the authors.",
         "",
         "| | queries | steps | paper | ours | meta-steps | training | device |",
         "|---|---|---|---|---|---|---|---|",
@@ -96,6 +99,7 @@ def _row(runs: list[Result], question: str) -> list[str]:
     seeds = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
     cell = protocols.PRESETS[result["experiment"]].get(name, config)
     changed = [f"{k}={config[k]}" for k in SHOWN if config.get(k, cell[k]) != cell[k]]
+    changed += [] if set(config) >= PROTOCOL else ["earlier protocol"]
     links = [f"benchmarks/results/{run['name']}" for run in runs]
     return [
         f"[{name}]({links[0]})" + (f" {', '.join(changed)}" if changed else ""),

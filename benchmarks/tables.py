@@ -206,7 +206,8 @@ def throughput(rows: Sequence[Row]) -> list[str]:
         "Gymnasium's, as many. `update` is a whole meta-update; `sampling` is its rollouts alone,",
         "under the policy; `random` is the environments alone, with random actions. Gymnasium's",
         "environments are stepped by a PyTorch policy. `in sampling` is the share of the update's",
-        "time that its rollouts take; the rest is learning.",
+        "time that its rollouts take; the rest is learning. On a CPU a device takes one task at a",
+        "time, but four with Brax's physics other than `spring`.",
         "",
     ]
 

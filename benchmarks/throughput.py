@@ -178,6 +178,7 @@ def measure(
         "tasks": config["meta_batch_size"],
         "trajectories": config["trajectories"],
         "num_steps": config["num_steps"],
+        "task_chunk": config["task_chunk"],
         "horizon": env.horizon,
         "algorithm": config["algorithm"],
     }

@@ -82,7 +82,7 @@ def test_runs_that_differ_in_the_seed_are_a_row_of_their_mean_and_interval():
 
 def test_runs_that_were_evaluated_on_other_numbers_of_tasks_are_rows_apart():
     runs = [run_of("maml", [-40.0, -10.0], seed=seed, experiment="navigation") for seed in (0, 1)]
-    runs[1]["evaluation"]["return"]["num_tasks"] = 400
+    runs[1]["config"]["eval_tasks"] = runs[1]["evaluation"]["return"]["num_tasks"] = 400
     assert [row[3] for row in cells(rl_runs.navigation_table(runs))[3:]] == ["40", "400"]
 
 
