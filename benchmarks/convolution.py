@@ -3,12 +3,15 @@
 Command: python -m benchmarks.convolution [--rounds=N]
 
 Forward and backward pass of the query images of a task, with kernels of its own for every task of
-a chunk or one kernel for all of it. A layer takes either function as its `convolution`.
+a chunk or one kernel for all of it. A layer takes any of these functions as its `convolution`.
+`conv` chooses by itself the examples whose patches are in memory at a time; the rows that name
+their number show what the choice is read off.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 from typing import Any
 
 import jax
@@ -26,8 +29,15 @@ LAYERS = {
     "mini-imagenet, second": ((42, 42, 32), 32, (1, 1)),
     "mini-imagenet, third": ((21, 21, 32), 32, (1, 1)),
 }
-CONVOLUTIONS = {"conv": nn.conv, "native_conv": nn.native_conv}
 EXAMPLES = 75
+CONVOLUTIONS = {
+    "conv": nn.conv,
+    **{
+        f"conv, {chunk} at a time": functools.partial(nn.conv, example_chunk=chunk)
+        for chunk in (1, 5, 15, 25, EXAMPLES)
+    },
+    "native_conv": nn.native_conv,
+}
 
 
 def gradient(convolution: Any, strides: tuple[int, int], tasks: int) -> Any:

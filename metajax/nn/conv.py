@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
-from metajax.base import Array
+from metajax.base import Array, check_integer
 
 Padding = str | Sequence[tuple[int, int]]
 
+# Patches of so many bytes are multiplied at a time on a CPU, whose caches hold them: read off the
+# rows of `python -m benchmarks.convolution`.
+CPU_PATCH_BYTES = 2 * 1024 * 1024
+
 
 def conv(
-    x: Array, kernel: Array, *, strides: tuple[int, int] = (1, 1), padding: Padding = "SAME"
+    x: Array,
+    kernel: Array,
+    *,
+    strides: tuple[int, int] = (1, 1),
+    padding: Padding = "SAME",
+    example_chunk: int | None = None,
 ) -> Array:
     r"""Two-dimensional convolution, channels last, equal to `jax.lax.conv_general_dilated`.
 
@@ -33,13 +43,16 @@ def conv(
       kernel: `[kernel_height, kernel_width, in_channels, out_channels]`.
       strides: step of the window, `(height, width)`.
       padding: `"SAME"`, `"VALID"` or `((top, bottom), (left, right))`.
+      example_chunk: examples whose patches are in memory at a time; those of the backward pass are
+        then cut out again instead of kept. By default a GPU or TPU takes all at once, and a CPU
+        as many as make `CPU_PATCH_BYTES`. It changes no number beyond rounding.
 
     Returns:
       `[examples, out_height, out_width, out_channels]`, in the type `x` and `kernel` promote to.
 
     Raises:
-      ValueError: if ranks or channels do not match, a stride is not positive, the padding is
-        unknown, or the padded image is smaller than the kernel.
+      ValueError: if ranks or channels do not match, a stride or `example_chunk` is not positive,
+        the padding is unknown, or the padded image is smaller than the kernel.
 
     Example:
 
@@ -50,33 +63,32 @@ def conv(
     """
     _check(x, kernel, strides)
     examples, *size, channels = x.shape
-    window = kernel.shape[:2]
+    window, features = kernel.shape[:2], kernel.shape[-1]
     pads = _pads(size, window, strides, padding)
     out = _out_size(size, window, strides, pads, padding)
-    margins = [(0, 0, 0), *((before, after, 0) for before, after in pads), (0, 0, 0)]
-    padded = lax.pad(x, jnp.zeros((), x.dtype), margins)
-    (sh, sw), (oh, ow) = strides, out
-    patches = jnp.concatenate(
-        [
-            lax.slice(
-                padded,
-                (0, i, j, 0),
-                (examples, i + (oh - 1) * sh + 1, j + (ow - 1) * sw + 1, channels),
-                (1, sh, sw, 1),
-            )
-            for i in range(window[0])
-            for j in range(window[1])
-        ],
-        axis=-1,
-    )
     dtype = jnp.result_type(x, kernel)
-    # Two plain matrices: contracting several axes at once, the weight gradient would copy more.
-    y = jnp.matmul(
-        lax.collapse(patches, 0, 3),
-        lax.collapse(kernel, 0, 3),
-        preferred_element_type=jnp.promote_types(dtype, jnp.float32),
-    )
-    return y.reshape(examples, oh, ow, kernel.shape[-1]).astype(dtype)
+    patch = window[0] * window[1] * channels
+    # What is wider of patch and output comes last in the gradient of the kernel: twice as fast on a
+    # CPU. One transposition of all four axes at once, or XLA would undo it.
+    patch_last = patch > features
+    matrix = kernel.transpose(3, 0, 1, 2) if patch_last else kernel
+    matrix = matrix.reshape((features, patch) if patch_last else (patch, features))
+
+    def product(x: Array) -> Array:
+        patches = _patches(x, window, strides, pads, out)
+        # Two plain matrices: contracting several axes at once would copy more in the gradient.
+        y = lax.dot_general(
+            lax.collapse(patches, 0, 3).astype(dtype),
+            matrix.astype(dtype),
+            (((1,), (1 if patch_last else 0,)), ((), ())),
+            preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+        )
+        return y.reshape(x.shape[0], *out, features).astype(dtype)
+
+    if example_chunk is None:
+        bytes_per_example = out[0] * out[1] * patch * dtype.itemsize
+        example_chunk = default_example_chunk(examples, bytes_per_example)
+    return _in_chunks(product, x, check_integer("example_chunk", example_chunk))
 
 
 def native_conv(
@@ -106,6 +118,57 @@ def native_conv(
         strides,
         pads,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def default_example_chunk(examples: int, bytes_per_example: int) -> int:
+    """The examples whose patches are multiplied at a time where `conv` is not told.
+
+    All of them on an accelerator. On a CPU, equal shares of about `CPU_PATCH_BYTES`: larger
+    patches than a cache holds cost more to write and read than to multiply.
+    """
+    if jax.default_backend() != "cpu":
+        return max(examples, 1)
+    shares = -(-examples * bytes_per_example // CPU_PATCH_BYTES)
+    return max(-(-examples // max(shares, 1)), 1)
+
+
+def _in_chunks(fn: Callable[[Array], Array], x: Array, chunk: int) -> Array:
+    """`fn(x)`, of so many examples at a time, which keeps nothing for the backward pass but `x`."""
+    examples = x.shape[0]
+    if chunk >= examples:
+        return fn(x)
+    fn = jax.checkpoint(fn, prevent_cse=False)
+    split = examples // chunk * chunk
+    y = lax.map(fn, x[:split].reshape(-1, chunk, *x.shape[1:]))
+    y = y.reshape(split, *y.shape[2:])
+    return y if split == examples else jnp.concatenate([y, fn(x[split:])])
+
+
+def _patches(
+    x: Array,
+    window: Sequence[int],
+    strides: tuple[int, int],
+    pads: Sequence[tuple[int, int]],
+    out: Sequence[int],
+) -> Array:
+    """What the window sees at every output: `[examples, out_height, out_width, patch]`."""
+    examples, *_, channels = x.shape
+    margins = [(0, 0, 0), *((before, after, 0) for before, after in pads), (0, 0, 0)]
+    padded = lax.pad(x, jnp.zeros((), x.dtype), margins)
+    (sh, sw), (oh, ow) = strides, out
+    return jnp.concatenate(
+        [
+            lax.slice(
+                padded,
+                (0, i, j, 0),
+                (examples, i + (oh - 1) * sh + 1, j + (ow - 1) * sw + 1, channels),
+                (1, sh, sw, 1),
+            )
+            for i in range(window[0])
+            for j in range(window[1])
+        ],
+        axis=-1,
     )
 
 

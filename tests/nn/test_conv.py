@@ -1,6 +1,7 @@
 """The convolution against `lax.conv_general_dilated`, and what it compiles to."""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from jax import lax
 
 import metajax
 from metajax import nn
+
+conv_module = sys.modules["metajax.nn.conv"]  # `metajax.nn.conv` is the function.
 
 CASES = [
     # image, kernel, strides, padding
@@ -34,7 +37,7 @@ def reference(x, kernel, *, strides=(1, 1), padding="SAME"):
 
 def operands(image, window, *, seed=0, tasks=(), channels=3):
     rng = np.random.default_rng(seed)
-    x = jnp.asarray(rng.normal(size=(*tasks, 2, *image, channels)))
+    x = jnp.asarray(rng.normal(size=(*tasks, 3, *image, channels)))
     return x, jnp.asarray(rng.normal(size=(*tasks, *window, channels, 4)))
 
 
@@ -53,9 +56,15 @@ def test_the_native_convolution_is_the_same(image, window, strides, padding):
     assert_close(found, nn.conv(x, kernel, strides=strides, padding=padding), 1e-5)
 
 
+# Three examples one at a time, or two and the one left over, as well as all at once.
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("image", "window", "strides", "padding"), CASES)
-def test_value_and_derivatives_of_every_mode_are_those_of_lax(image, window, strides, padding):
+@pytest.mark.parametrize(
+    ("image", "window", "strides", "padding", "example_chunk"),
+    [(*case, None) for case in CASES] + [(*CASES[0], 1), (*CASES[1], 2), (*CASES[5], 2)],
+)
+def test_value_and_derivatives_of_every_mode_are_those_of_lax(
+    image, window, strides, padding, example_chunk
+):
     at = operands(image, window)
     along = operands(image, window, seed=1)
 
@@ -77,26 +86,49 @@ def test_value_and_derivatives_of_every_mode_are_those_of_lax(image, window, str
             "reverse over reverse": jax.grad(slope, (0, 1))(*at),
         }
 
-    found, expected = (jax.jit(derivatives, static_argnums=0)(c) for c in (nn.conv, reference))
+    ours = functools.partial(nn.conv, example_chunk=example_chunk)
+    found, expected = (jax.jit(derivatives, static_argnums=0)(c) for c in (ours, reference))
     assert found["value"].dtype == jnp.float64
     assert_close(found, expected, 1e-10)
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("shared_images", [False, True])
-def test_vmap_over_kernels_is_a_loop_over_tasks(shared_images):
+@pytest.mark.parametrize(("shared_images", "chunk"), [(False, None), (True, None), (False, 2)])
+def test_vmap_over_kernels_is_a_loop_over_tasks(shared_images, chunk):
     x, kernels = operands((7, 8), (3, 3), tasks=(3,))
 
     def hessian_vector(conv, x, kernel):
         gradient = jax.grad(lambda k: jnp.sum(conv(x, k, strides=(2, 2)) ** 3))
         return gradient(kernel), jax.jvp(gradient, (kernel,), (jnp.cos(kernel),))[1]
 
-    mapped = jax.vmap(functools.partial(hessian_vector, nn.conv), (None if shared_images else 0, 0))
+    ours = functools.partial(nn.conv, example_chunk=chunk)
+    mapped = jax.vmap(functools.partial(hessian_vector, ours), (None if shared_images else 0, 0))
     found = jax.jit(mapped)(x[0] if shared_images else x, kernels)
     looped = [
         hessian_vector(reference, x[0] if shared_images else x[t], kernels[t]) for t in range(3)
     ]
     assert_close(found, jax.tree.map(lambda *leaves: jnp.stack(leaves), *looped), 1e-10)
+
+
+def test_a_cpu_takes_as_many_examples_as_make_two_megabytes(monkeypatch):
+    assert conv_module.default_example_chunk(75, 49 * 576 * 4) == 15
+    assert conv_module.default_example_chunk(75, 100) == 75
+    assert conv_module.default_example_chunk(3, 2**30) == 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert conv_module.default_example_chunk(75, 2**30) == 75
+
+
+def test_of_many_examples_only_a_chunk_of_patches_is_in_memory():
+    x, kernel = jnp.ones((64, 32, 32, 8)), jnp.ones((3, 3, 8, 8))
+
+    def temporary_bytes(chunk):
+        conv = functools.partial(nn.conv, example_chunk=chunk)
+        gradient = jax.jit(jax.grad(lambda x, k: jnp.sum(conv(x, k) ** 2), (0, 1)))
+        return gradient.lower(x, kernel).compile().memory_analysis().temp_size_in_bytes
+
+    patches = 64 * 32 * 32 * 72 * 4
+    assert temporary_bytes(64) > patches
+    assert temporary_bytes(4) < temporary_bytes(64) - patches / 2
 
 
 def test_bfloat16_accumulates_in_float32():
@@ -133,6 +165,11 @@ def test_errors_name_what_does_not_fit(image, kernel, options, message):
     for convolution in (nn.conv, nn.native_conv):
         with pytest.raises(ValueError, match=message):
             convolution(jnp.zeros(image), jnp.zeros(kernel), **options)
+
+
+def test_a_chunk_of_no_examples_is_refused():
+    with pytest.raises(ValueError, match="example_chunk must be a positive integer, got 0"):
+        nn.conv(jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 4)), example_chunk=0)
 
 
 def lowered_meta_gradient(convolution):
