@@ -178,7 +178,7 @@ def convolution(rows: Sequence[Row]) -> list[str]:
     ]
     return [
         "Forward and backward pass of 75 images of a task; of two tasks under `vmap`, each with a",
-        "kernel of its own.",
+        "kernel of its own. `conv` itself chooses how many images' patches are in memory at a time.",
         "",
         *table(["layer", "tasks", *(f"`{name}`" for name in names)], cells),
     ]
@@ -206,8 +206,8 @@ def throughput(rows: Sequence[Row]) -> list[str]:
         "Gymnasium's, as many. `update` is a whole meta-update; `sampling` is its rollouts alone,",
         "under the policy; `random` is the environments alone, with random actions. Gymnasium's",
         "environments are stepped by a PyTorch policy. `in sampling` is the share of the update's",
-        "time that its rollouts take; the rest is learning. On a CPU a device takes one task at a",
-        "time, but four with Brax's physics other than `spring`.",
+        "time that its rollouts take; the rest is learning. `random` steps all tasks at once; the",
+        "others as many at a time as `metajax.parallel.default_chunk` says.",
         "",
     ]
 

@@ -63,7 +63,7 @@ DEFAULTS: common.Config = {
     "init_std": 1.0,
     "min_std": 1e-6,
     "context_size": 5,
-    "task_chunk": 1,
+    "task_chunk": 0,
     "validation_tasks": 40,
     "validation_steps": 3,
     "eval_tasks": 40,

@@ -159,7 +159,9 @@ def default_chunk(shared: PyTree, tasks: PyTree, mesh: Mesh | None = None) -> in
     if platform != "cpu":
         return num_tasks
     bytes_per_task = _num_bytes(shared) + _num_bytes(tasks) / num_tasks
-    return int(np.clip(CPU_CHUNK_BYTES // max(bytes_per_task, 1), 1, num_tasks))
+    limit = int(np.clip(CPU_CHUNK_BYTES // max(bytes_per_task, 1), 1, num_tasks))
+    # Equal chunks where that is possible: another one for the rest would be compiled, too.
+    return -(-num_tasks // -(-num_tasks // limit))
 
 
 def map_tasks(fn: Callable[..., PyTree], *tasks: PyTree) -> PyTree:

@@ -22,7 +22,6 @@ SMALL = [
     "--validation_steps=1",
     "--eval_tasks=4",
     "--eval_trajectories=4",
-    "--task_chunk=0",
 ]
 
 
