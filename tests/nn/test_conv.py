@@ -110,8 +110,8 @@ def test_vmap_over_kernels_is_a_loop_over_tasks(shared_images, chunk):
     assert_close(found, jax.tree.map(lambda *leaves: jnp.stack(leaves), *looped), 1e-10)
 
 
-def test_a_cpu_takes_as_many_examples_as_make_two_megabytes(monkeypatch):
-    assert conv_module.default_example_chunk(75, 49 * 576 * 4) == 15
+def test_a_cpu_takes_as_many_examples_as_make_four_megabytes(monkeypatch):
+    assert conv_module.default_example_chunk(75, 49 * 576 * 4) == 25
     assert conv_module.default_example_chunk(75, 100) == 75
     assert conv_module.default_example_chunk(3, 2**30) == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
