@@ -9,6 +9,7 @@ timed, so that all race for the same number. Cases that are not named keep their
 from __future__ import annotations
 
 import argparse
+import itertools
 from typing import Any
 
 import jax
@@ -18,14 +19,18 @@ import metajax
 from benchmarks import problems, timing, torch_peers
 from metajax import nn
 
-ENGINES = {2: metajax.second_order, 1: metajax.first_order}
+ENGINES = {
+    2: {"metajax": metajax.second_order, "metajax, mixed_mode": metajax.mixed_mode},
+    1: {"metajax": metajax.first_order},
+}
 
 
 def plain_jax(problem: problems.Problem, order: int) -> tuple[timing.Case, float]:
     """What one writes first: `vmap` over tasks of a network with native convolutions."""
     model = problem.model.clone(convolution=nn.native_conv)
+    engine = ENGINES[order]["metajax"]()
     update, arguments = problems.update(
-        problem, model.apply, meta_gradient=ENGINES[order](), task_chunk=problem.tasks
+        problem, model.apply, meta_gradient=engine, task_chunk=problem.tasks
     )
     case, _, seconds = timing.compiled(update, *arguments)
     return case, seconds
@@ -39,11 +44,14 @@ def measure(name: str, order: int, rounds: int, slow: bool) -> list[dict[str, An
     problem = problems.CASES[name]
     cases: dict[str, timing.Case] = {}
     details: dict[str, dict[str, Any]] = {}
-    meshes: dict[str, Any] = {"metajax": None}
+    meshes: dict[str, Any] = {"": None}
     if jax.device_count() > 1:
-        meshes[f"metajax, {jax.device_count()} devices"] = metajax.task_mesh()
-    for label, mesh in meshes.items():
-        update, arguments = problems.update(problem, meta_gradient=ENGINES[order](), mesh=mesh)
+        meshes[f", {jax.device_count()} devices"] = metajax.task_mesh()
+    for (name_of, engine), (devices, mesh) in itertools.product(
+        ENGINES[order].items(), meshes.items()
+    ):
+        label = name_of + devices
+        update, arguments = problems.update(problem, meta_gradient=engine(), mesh=mesh)
         cases[label], program, seconds = timing.compiled(update, *arguments)
         _, metrics = cases[label]()
         expected = float(metrics["meta_gradient_norm"])

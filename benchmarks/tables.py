@@ -21,7 +21,7 @@ HEAD = """# Benchmarks
 Rendered by `python -m benchmarks.report` from the records in `results/`, one JSON line a case with
 device, versions and commit. Every table is one run of `python -m benchmarks.NAME`: cases take turns
 in one process, medians are shown, and ratios are within the run. Memory that is freed stays with the
-process, for all libraries alike, in the runs since commit 1e182b7: others also time how the
+process, for all libraries alike, in the runs since commit 1e182b7; others also time how the
 system maps it anew at every call.
 """
 
