@@ -124,13 +124,15 @@ def native_conv(
 def default_example_chunk(examples: int, bytes_per_example: int) -> int:
     """The examples whose patches are multiplied at a time where `conv` is not told.
 
-    All of them on an accelerator. On a CPU, equal shares of about `CPU_PATCH_BYTES`: larger
-    patches than a cache holds cost more to write and read than to multiply.
+    All of them on an accelerator. On a CPU as many as make `CPU_PATCH_BYTES`, because larger
+    patches than a cache holds cost more to write and read than to multiply; somewhat fewer where
+    that makes equal chunks, because a rest is computed apart and all results are copied together.
     """
     if jax.default_backend() != "cpu":
         return max(examples, 1)
-    shares = -(-examples * bytes_per_example // CPU_PATCH_BYTES)
-    return max(-(-examples // max(shares, 1)), 1)
+    limit = max(min(examples, CPU_PATCH_BYTES // max(bytes_per_example, 1)), 1)
+    equal = next(chunk for chunk in range(limit, 0, -1) if examples % chunk == 0)
+    return equal if 2 * equal >= limit else limit
 
 
 def _in_chunks(fn: Callable[[Array], Array], x: Array, chunk: int) -> Array:

@@ -113,6 +113,7 @@ def test_vmap_over_kernels_is_a_loop_over_tasks(shared_images, chunk):
 def test_a_cpu_takes_as_many_examples_as_make_four_megabytes(monkeypatch):
     assert conv_module.default_example_chunk(75, 49 * 576 * 4) == 25
     assert conv_module.default_example_chunk(75, 100) == 75
+    assert conv_module.default_example_chunk(101, 2**20) == 4
     assert conv_module.default_example_chunk(3, 2**30) == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert conv_module.default_example_chunk(75, 2**30) == 75
