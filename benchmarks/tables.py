@@ -20,9 +20,9 @@ HEAD = """# Benchmarks
 
 Rendered by `python -m benchmarks.report` from the records in `results/`, one JSON line a case with
 device, versions and commit. Every table is one run of `python -m benchmarks.NAME`: cases take turns
-in one process, medians are shown, and ratios are within the run. Memory that is freed stays with the
-process, for all libraries alike, in the runs since commit 1e182b7; others also time how the
-system maps it anew at every call.
+in one process, medians are shown, and ratios are within the run. Memory that is freed stays with
+the process, for all libraries alike, in the runs since commit 1e182b7; the others also time how
+the system maps it anew at every call.
 """
 
 
@@ -180,7 +180,7 @@ def convolution(rows: Sequence[Row]) -> list[str]:
     ]
     return [
         "Forward and backward pass of 75 images of a task; of two tasks under `vmap`, each with a",
-        "kernel of its own. `conv` itself chooses how many images' patches are in memory at a time.",
+        "kernel of its own. `conv` chooses how many images' patches are in memory at a time.",
         "",
         *table(["layer", "tasks", *(f"`{name}`" for name in names)], cells),
     ]
