@@ -30,14 +30,13 @@ def conv(
     .. math:: y_{nhwo} = \sum_{ijc} x_{n,\, hs+i,\, ws+j,\, c} \; k_{ijco}
 
     The patches of `x` are cut out by slices, of as many examples as `example_chunk` says at a time,
-    and multiplied with the kernel as one matrix. Where
-    `jax.vmap` runs over kernels, as over tasks whose weights have adapted, that stays a batched
-    matrix product; `lax.conv_general_dilated` would become a grouped convolution, which XLA runs
-    two orders of magnitude slower on a CPU. It is made of linear operations that JAX can
-    differentiate to any order, forward and backward. Products of low-precision arrays accumulate
-    in float32. On a CPU it is the faster one at every size of the papers' networks, for kernels per
-    task and for a single one (see `python -m benchmarks.convolution`). Layers take it everywhere,
-    or else `native_conv`.
+    and multiplied with the kernel as one matrix. Where `jax.vmap` runs over kernels, as over tasks
+    whose weights have adapted, that stays a batched matrix product; `lax.conv_general_dilated`
+    would become a grouped convolution, which XLA runs two orders of magnitude slower on a CPU. It
+    is made of linear operations that JAX can differentiate to any order, forward and backward.
+    Products of low-precision arrays accumulate in float32. On a CPU it is the faster one at every
+    size of the papers' networks, for kernels per task and for a single one (see
+    `python -m benchmarks.convolution`). Layers take it everywhere, or else `native_conv`.
 
     Args:
       x: `[examples, height, width, in_channels]`.
@@ -69,8 +68,8 @@ def conv(
     out = _out_size(size, window, strides, pads, padding)
     dtype = jnp.result_type(x, kernel)
     patch = window[0] * window[1] * channels
-    # The longer of patch and output comes last, where the product that is the gradient of the kernel
-    # runs faster on a CPU. One transposition of all four axes at once, or XLA would undo it.
+    # The longer of patch and output comes last: the product that is the gradient of the kernel runs
+    # faster so on a CPU. One transposition of all four axes at once, or XLA would undo it.
     patch_last = patch > features
     matrix = kernel.transpose(3, 0, 1, 2) if patch_last else kernel
     matrix = matrix.reshape((features, patch) if patch_last else (patch, features))
