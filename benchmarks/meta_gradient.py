@@ -64,7 +64,7 @@ def measure(name: str, order: int, rounds: int, slow: bool) -> list[dict[str, An
             case = make(problem)
             found = norm(case())
         except Exception as error:  # of PyTorch's compiler or a library, whatever it is
-            details[label] = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+            details[label] = {"failed": type(error).__name__}  # its message names paths
             continue
         assert abs(found - expected) < 0.02 * expected, (label, found, expected)
         cases[label] = case
