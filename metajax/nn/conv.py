@@ -14,7 +14,7 @@ Padding = str | Sequence[tuple[int, int]]
 
 # Patches of so many bytes are multiplied at a time on a CPU, whose caches hold them: read off the
 # rows of `python -m benchmarks.convolution`.
-CPU_PATCH_BYTES = 4 * 1024 * 1024
+CPU_PATCH_BYTES = 2 * 1024 * 1024
 
 
 def conv(
