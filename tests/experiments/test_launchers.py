@@ -186,6 +186,7 @@ def test_help_explains_every_flag(experiment):
 
 def test_without_a_workdir_a_dated_folder_is_used():
     with flagsaver.flagsaver(workdir=None):
+        flags.FLAGS.mark_as_parsed()
         settings = common.resolve("sinusoid", sinusoid.PRESETS, "finn2017", sinusoid.BY_ALGORITHM)
     assert str(settings.workdir).startswith("runs/sinusoid-maml-20")
 
