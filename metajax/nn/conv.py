@@ -11,6 +11,7 @@ from jax import lax
 from metajax.base import Array, check_integer
 
 Padding = str | Sequence[tuple[int, int]]
+Elementwise = Callable[[Array], Array]
 
 # Patches of so many bytes are multiplied at a time on a CPU, whose caches hold them: read off the
 # rows of `python -m benchmarks.convolution`.
@@ -23,6 +24,7 @@ def conv(
     *,
     strides: tuple[int, int] = (1, 1),
     padding: Padding = "SAME",
+    before: Elementwise | None = None,
     example_chunk: int | None = None,
 ) -> Array:
     r"""Two-dimensional convolution, channels last, equal to `jax.lax.conv_general_dilated`.
@@ -43,6 +45,9 @@ def conv(
       kernel: `[kernel_height, kernel_width, in_channels, out_channels]`.
       strides: step of the window, `(height, width)`.
       padding: `"SAME"`, `"VALID"` or `((top, bottom), (left, right))`.
+      before: an elementwise function of the images that comes first, such as a normalization and
+        its activation. With patches of few examples at a time its results are not kept in memory
+        but computed again in the backward pass.
       example_chunk: examples whose patches are in memory at a time; those of the backward pass are
         then cut out again instead of kept. By default a GPU or TPU takes all at once, and a CPU
         as many as make `CPU_PATCH_BYTES`. It changes no number beyond rounding.
@@ -52,7 +57,8 @@ def conv(
 
     Raises:
       ValueError: if ranks or channels do not match, a stride or `example_chunk` is not positive,
-        the padding is unknown, or the padded image is smaller than the kernel.
+        the padding is unknown, the padded image is smaller than the kernel, or `before` changes
+        the shape of the images.
 
     Example:
 
@@ -66,7 +72,8 @@ def conv(
     window, features = kernel.shape[:2], kernel.shape[-1]
     pads = _pads(size, window, strides, padding)
     out = _out_size(size, window, strides, pads, padding)
-    dtype = jnp.result_type(x, kernel)
+    images = _checked_before(before, x)
+    dtype = jnp.result_type(images, kernel)
     patch = window[0] * window[1] * channels
     # The longer of patch and output comes last: the product that is the gradient of the kernel runs
     # faster so on a CPU. One transposition of all four axes at once, or XLA would undo it.
@@ -75,7 +82,7 @@ def conv(
     matrix = matrix.reshape((features, patch) if patch_last else (patch, features))
 
     def product(x: Array) -> Array:
-        patches = _patches(x, window, strides, pads, out)
+        patches = _patches(before(x) if before else x, window, strides, pads, out)
         # Two plain matrices: contracting several axes at once would copy more in the gradient.
         y = lax.dot_general(
             lax.collapse(patches, 0, 3).astype(dtype),
@@ -92,7 +99,12 @@ def conv(
 
 
 def native_conv(
-    x: Array, kernel: Array, *, strides: tuple[int, int] = (1, 1), padding: Padding = "SAME"
+    x: Array,
+    kernel: Array,
+    *,
+    strides: tuple[int, int] = (1, 1),
+    padding: Padding = "SAME",
+    before: Elementwise | None = None,
 ) -> Array:
     """The same by `jax.lax.conv_general_dilated`, with the arguments and errors of `conv`.
 
@@ -111,6 +123,8 @@ def native_conv(
     _check(x, kernel, strides)
     pads = _pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     _out_size(x.shape[1:3], kernel.shape[:2], strides, pads, padding)
+    _checked_before(before, x)
+    x = before(x) if before else x
     dtype = jnp.result_type(x, kernel)
     return lax.conv_general_dilated(
         x.astype(dtype),
@@ -119,6 +133,16 @@ def native_conv(
         pads,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+def _checked_before(before: Elementwise | None, x: Array) -> jax.ShapeDtypeStruct:
+    """What the convolution is of."""
+    images = jax.eval_shape(before or (lambda x: x), x)
+    if getattr(images, "shape", None) != x.shape:
+        raise ValueError(
+            f"conv: before must be elementwise, it makes {images} of images of shape {x.shape}."
+        )
+    return images
 
 
 def default_example_chunk(examples: int, bytes_per_example: int) -> int:

@@ -11,7 +11,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from metajax.base import Array
-from metajax.nn.conv import Padding, conv
+from metajax.nn.conv import Elementwise, Padding, conv
 
 Convolution = Callable[..., Array]
 
@@ -50,11 +50,11 @@ class Conv(linen.Module):
     convolution: Convolution = conv
 
     @linen.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, before: Elementwise | None = None) -> Array:
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x, kernel = linen.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        y = self.convolution(x, kernel, strides=self.strides, padding=self.padding)
+        y = self.convolution(x, kernel, strides=self.strides, padding=self.padding, before=before)
         if self.use_bias:
             y += _channels(self, "bias", linen.initializers.zeros, y).astype(y.dtype)
         return y
@@ -95,16 +95,16 @@ class BatchNorm(linen.Module):
     epsilon: float = 1e-3
     num_steps: int = 0
 
+    def __call__(self, x: Array, step: Array | None = None) -> Array:
+        return self.by(x, step)(x)
+
     @linen.compact
-    def __call__(
-        self, x: Array, population: Array | None = None, step: Array | None = None
-    ) -> Array:
-        """Normalizes `x` by the statistics of `population`, by default its own."""
+    def by(self, population: Array, step: Array | None = None) -> Elementwise:
+        """The normalization by the statistics of `population`, to be applied anywhere."""
         if (step is None) != (self.num_steps == 0):
             raise ValueError("BatchNorm: a step is for num_steps > 0, which needs one.")
-        population = x if population is None else population
-        axes = tuple(range(x.ndim - 1))
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        axes = tuple(range(population.ndim - 1))
+        dtype = jnp.promote_types(population.dtype, jnp.float32)
         # In one pass over memory, and without the cancellation of a difference of squares, from any
         # constant near the values: mean and variance do not depend on it, to any derivative.
         near = lax.stop_gradient(population[(slice(1),) * len(axes)].astype(dtype))
@@ -113,13 +113,17 @@ class BatchNorm(linen.Module):
         mean, variance = near + mean_away, jnp.mean(away**2, axes, keepdims=True) - mean_away**2
         factor = lax.rsqrt(variance + self.epsilon)
         if self.use_scale:
-            factor *= self._channels("scale", linen.initializers.ones, x, step)
+            factor *= self._channels("scale", linen.initializers.ones, population, step)
         shift = -mean * factor
         if self.use_bias:
-            shift += self._channels("bias", linen.initializers.zeros, x, step)
-        # One multiplication and one addition for each input: a pass over memory less than
-        # subtracting the mean first.
-        return (x.astype(dtype) * factor + shift).astype(x.dtype)
+            shift += self._channels("bias", linen.initializers.zeros, population, step)
+
+        def normalize(x: Array) -> Array:
+            # One multiplication and one addition for each input: a pass over memory less than
+            # subtracting the mean first.
+            return (x.astype(dtype) * factor + shift).astype(x.dtype)
+
+        return normalize
 
     def _channels(self, name: str, init: Initializer, x: Array, step: Array | None) -> Array:
         if step is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import linen
@@ -10,10 +10,8 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from metajax.base import Array
-from metajax.nn.conv import conv
+from metajax.nn.conv import Elementwise, conv
 from metajax.nn.layers import BatchNorm, Conv, Convolution, max_pool
-
-Activation = Callable[[Array], Array]
 
 
 class MLP(linen.Module):
@@ -39,7 +37,7 @@ class MLP(linen.Module):
 
     features: Sequence[int]
     outputs: int
-    activation: Activation = linen.relu
+    activation: Elementwise = linen.relu
     batch_norm: bool = False
     kernel_init: Initializer = linen.initializers.xavier_uniform()
     dtype: DTypeLike | None = None
@@ -115,6 +113,7 @@ class ConvNet(linen.Module):
         step = None
         if self.norm_steps:
             step = self.param("step", linen.initializers.zeros, (), jnp.float32)
+        activate: Elementwise | None = None
         for _ in range(self.depth):
             x = Conv(
                 self.features,
@@ -122,19 +121,24 @@ class ConvNet(linen.Module):
                 use_bias=False,
                 dtype=self.dtype,
                 convolution=self.convolution,
-            )(x)
-            normalize = BatchNorm(use_scale=self.use_scale, num_steps=self.norm_steps)
-            if self.pool == "stride":
-                x = normalize(x, step=step)
-            elif self.use_scale:
-                x = max_pool(normalize(x, step=step), padding=self.pool_padding)
+            )(x, activate)
+            norm = BatchNorm(use_scale=self.use_scale, num_steps=self.norm_steps)
+            normalize = norm.by(x, step)
+            if self.pool == "max" and self.use_scale:
+                x, activate = max_pool(normalize(x), padding=self.pool_padding), linen.relu
             else:
                 # Without a gamma, which may be negative, normalization keeps the order of its
                 # inputs: the maximum may go first and leave it a quarter of the work.
-                x = normalize(max_pool(x, padding=self.pool_padding), x, step)
-            x = linen.relu(x)
+                x = max_pool(x, padding=self.pool_padding) if self.pool == "max" else x
+                # Left to the next convolution, which keeps no result of it.
+                activate = _composed(linen.relu, normalize)
+        x = activate(x) if activate else x
         x = jnp.mean(x, axis=(1, 2)) if self.reduce == "mean" else x.reshape(x.shape[0], -1)
         return _head(self.outputs, self.head_init, x)
+
+
+def _composed(last: Elementwise, first: Elementwise) -> Elementwise:
+    return lambda x: last(first(x))
 
 
 def _head(outputs: int, kernel_init: Initializer, x: Array) -> Array:

@@ -110,10 +110,10 @@ def test_vmap_over_kernels_is_a_loop_over_tasks(shared_images, chunk):
     assert_close(found, jax.tree.map(lambda *leaves: jnp.stack(leaves), *looped), 1e-10)
 
 
-def test_a_cpu_takes_as_many_examples_as_make_four_megabytes(monkeypatch):
-    assert conv_module.default_example_chunk(75, 49 * 576 * 4) == 25
+def test_a_cpu_takes_as_many_examples_as_make_two_megabytes(monkeypatch):
+    assert conv_module.default_example_chunk(75, 49 * 576 * 4) == 15
     assert conv_module.default_example_chunk(75, 100) == 75
-    assert conv_module.default_example_chunk(101, 2**20) == 4
+    assert conv_module.default_example_chunk(101, 2**19) == 4
     assert conv_module.default_example_chunk(3, 2**30) == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert conv_module.default_example_chunk(75, 2**30) == 75
@@ -130,6 +130,30 @@ def test_of_many_examples_only_a_chunk_of_patches_is_in_memory():
     patches = 64 * 32 * 32 * 72 * 4
     assert temporary_bytes(64) > patches
     assert temporary_bytes(4) < temporary_bytes(64) - patches / 2
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("chunk", [None, 1, 2])
+def test_what_comes_before_is_differentiated_with_all_it_is_made_of(chunk):
+    x, kernel = operands((7, 8), (3, 3))
+    at = {"x": x, "kernel": kernel, "factor": jnp.asarray([1.5, -0.5, 2.0])}
+
+    def value(convolution, args):
+        def before(x):
+            return jnp.tanh(x * args["factor"][None, None, None])
+
+        return jnp.sum(jnp.sin(convolution(args["x"], args["kernel"], before)))
+
+    def derivatives(convolution):
+        gradient = jax.grad(functools.partial(value, convolution))
+        return gradient(at), jax.jvp(gradient, (at,), (jax.tree.map(jnp.cos, at),))[1]
+
+    expected = derivatives(lambda x, kernel, before: reference(before(x), kernel))
+    native = derivatives(lambda x, kernel, before: nn.native_conv(x, kernel, before=before))
+    ours = functools.partial(nn.conv, example_chunk=chunk)
+    found = derivatives(lambda x, kernel, before: ours(x, kernel, before=before))
+    assert_close(found, expected, 1e-10)
+    assert_close(native, expected, 1e-10)
 
 
 def test_bfloat16_accumulates_in_float32():
@@ -166,6 +190,13 @@ def test_errors_name_what_does_not_fit(image, kernel, options, message):
     for convolution in (nn.conv, nn.native_conv):
         with pytest.raises(ValueError, match=message):
             convolution(jnp.zeros(image), jnp.zeros(kernel), **options)
+
+
+@pytest.mark.parametrize("before", [jnp.sum, lambda x: (x, x), lambda x: x[1:]])
+def test_what_comes_before_is_elementwise(before):
+    for convolution in (nn.conv, nn.native_conv):
+        with pytest.raises(ValueError, match="before must be elementwise"):
+            convolution(jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 4)), before=before)
 
 
 def test_a_chunk_of_no_examples_is_refused():
