@@ -261,6 +261,12 @@ def resolve(
     tail = config.get("tail", "none")
     if tail != "none" and (config["algorithm"] != "fomaml" or config["num_steps"] == 0):
         raise UsageError(f"--tail={tail} is for fomaml with at least one step.")
+    for every in ("validate_every", "checkpoint_every"):
+        if config[every] % config["steps_per_call"]:
+            raise UsageError(
+                f"--{every}={config[every]} must be a multiple of "
+                f"--steps_per_call={config['steps_per_call']}, the meta-steps of one compiled call."
+            )
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     workdir = Path(WORKDIR.value or f"runs/{experiment}-{config['algorithm']}-{now}")
     return Settings(config, evaluation, workdir)
