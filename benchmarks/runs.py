@@ -20,8 +20,11 @@ SHOWN = (
     "compute_dtype",
     "meta_batch_size",
     "resample",
+    "queries",
     "inner_learning_rate",
     "num_steps",
+    "outer_learning_rate",
+    "outer_schedule",
 )
 # Runs without these were made before rotation and normalization were the authors' own.
 PROTOCOL = {"rotation", "adapt_norm"}
@@ -98,7 +101,7 @@ def _row(runs: list[Result], question: str) -> list[str]:
     at = steps.index(step)
     seeds = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
     cell = protocols.PRESETS[result["experiment"]].get(name, config)
-    changed = [f"{k}={config[k]}" for k in SHOWN if config.get(k, cell[k]) != cell[k]]
+    changed = [f"{k}={config[k]}" for k in SHOWN if k in cell and config.get(k, cell[k]) != cell[k]]
     changed += [] if set(config) >= PROTOCOL else ["earlier protocol"]
     links = [f"benchmarks/results/{run['name']}" for run in runs]
     return [
