@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from metajax.base import Array, check_integer
+from metajax.base import Array, PyTree, check_integer
 
 Padding = str | Sequence[tuple[int, int]]
 Elementwise = Callable[[Array], Array]
+PerExample = Callable[[Array], PyTree]
 
 # Patches of so many bytes are multiplied at a time on a CPU, whose caches hold them: read off the
 # rows of `python -m benchmarks.convolution`.
@@ -25,8 +27,9 @@ def conv(
     strides: tuple[int, int] = (1, 1),
     padding: Padding = "SAME",
     before: Elementwise | None = None,
+    after: PerExample | None = None,
     example_chunk: int | None = None,
-) -> Array:
+) -> Any:
     r"""Two-dimensional convolution, channels last, equal to `jax.lax.conv_general_dilated`.
 
     .. math:: y_{nhwo} = \sum_{ijc} x_{n,\, hs+i,\, ws+j,\, c} \; k_{ijco}
@@ -48,17 +51,20 @@ def conv(
       before: an elementwise function of the images that comes first, such as a normalization and
         its activation. With patches of few examples at a time its results are not kept in memory
         but computed again in the backward pass.
+      after: a function of the output, of each example apart, such as pooling. What it returns,
+        arrays `[examples, ...]`, is returned instead; the output itself is not kept either.
       example_chunk: examples whose patches are in memory at a time; those of the backward pass are
         then cut out again instead of kept. By default a GPU or TPU takes all at once, and a CPU
         as many as make `CPU_PATCH_BYTES`. It changes no number beyond rounding.
 
     Returns:
-      `[examples, out_height, out_width, out_channels]`, in the type `x` and `kernel` promote to.
+      `[examples, out_height, out_width, out_channels]`, in the type `x` and `kernel` promote to, or
+      what `after` makes of it.
 
     Raises:
       ValueError: if ranks or channels do not match, a stride or `example_chunk` is not positive,
-        the padding is unknown, the padded image is smaller than the kernel, or `before` changes
-        the shape of the images.
+        the padding is unknown, the padded image is smaller than the kernel, `before` changes the
+        shape of the images, or `after` loses the axis of the examples.
 
     Example:
 
@@ -81,7 +87,7 @@ def conv(
     matrix = kernel.transpose(3, 0, 1, 2) if patch_last else kernel
     matrix = matrix.reshape((features, patch) if patch_last else (patch, features))
 
-    def product(x: Array) -> Array:
+    def product(x: Array) -> PyTree:
         patches = _patches(before(x) if before else x, window, strides, pads, out)
         # Two plain matrices: contracting several axes at once would copy more in the gradient.
         y = lax.dot_general(
@@ -90,7 +96,7 @@ def conv(
             (((1,), (1 if patch_last else 0,)), ((), ())),
             preferred_element_type=jnp.promote_types(dtype, jnp.float32),
         )
-        return y.reshape(x.shape[0], *out, features).astype(dtype)
+        return _finished(y.reshape(x.shape[0], *out, features).astype(dtype), after)
 
     if example_chunk is None:
         bytes_per_example = out[0] * out[1] * patch * dtype.itemsize
@@ -105,7 +111,8 @@ def native_conv(
     strides: tuple[int, int] = (1, 1),
     padding: Padding = "SAME",
     before: Elementwise | None = None,
-) -> Array:
+    after: PerExample | None = None,
+) -> Any:
     """The same by `jax.lax.conv_general_dilated`, with the arguments and errors of `conv`.
 
     What a layer takes as its `convolution` where `python -m benchmarks.convolution` finds it
@@ -126,13 +133,14 @@ def native_conv(
     _checked_before(before, x)
     x = before(x) if before else x
     dtype = jnp.result_type(x, kernel)
-    return lax.conv_general_dilated(
+    y = lax.conv_general_dilated(
         x.astype(dtype),
         kernel.astype(dtype),
         strides,
         pads,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+    return _finished(y, after)
 
 
 def _checked_before(before: Elementwise | None, x: Array) -> jax.ShapeDtypeStruct:
@@ -143,6 +151,17 @@ def _checked_before(before: Elementwise | None, x: Array) -> jax.ShapeDtypeStruc
             f"conv: before must be elementwise, it makes {images} of images of shape {x.shape}."
         )
     return images
+
+
+def _finished(y: Array, after: PerExample | None) -> PyTree:
+    result = after(y) if after else y
+    for leaf in jax.tree.leaves(result):
+        if leaf.shape[:1] != y.shape[:1]:
+            raise ValueError(
+                f"conv: after must return arrays of {y.shape[0]} examples, it returned one of "
+                f"shape {leaf.shape}."
+            )
+    return result
 
 
 def default_example_chunk(examples: int, bytes_per_example: int) -> int:
@@ -159,7 +178,7 @@ def default_example_chunk(examples: int, bytes_per_example: int) -> int:
     return equal if 2 * equal >= limit else limit
 
 
-def _in_chunks(fn: Callable[[Array], Array], x: Array, chunk: int) -> Array:
+def _in_chunks(fn: Callable[[Array], PyTree], x: Array, chunk: int) -> PyTree:
     """`fn(x)`, of so many examples at a time, which keeps nothing for the backward pass but `x`."""
     examples = x.shape[0]
     if chunk >= examples:
@@ -167,8 +186,10 @@ def _in_chunks(fn: Callable[[Array], Array], x: Array, chunk: int) -> Array:
     fn = jax.checkpoint(fn, prevent_cse=False)
     split = examples // chunk * chunk
     y = lax.map(fn, x[:split].reshape(-1, chunk, *x.shape[1:]))
-    y = y.reshape(split, *y.shape[2:])
-    return y if split == examples else jnp.concatenate([y, fn(x[split:])])
+    y = jax.tree.map(lambda y: y.reshape(split, *y.shape[2:]), y)
+    if split == examples:
+        return y
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), y, fn(x[split:]))
 
 
 def _patches(

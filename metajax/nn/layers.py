@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen
@@ -11,7 +12,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from metajax.base import Array
-from metajax.nn.conv import Elementwise, Padding, conv
+from metajax.nn.conv import Elementwise, Padding, PerExample, conv
 
 Convolution = Callable[..., Array]
 
@@ -50,14 +51,52 @@ class Conv(linen.Module):
     convolution: Convolution = conv
 
     @linen.compact
-    def __call__(self, x: Array, before: Elementwise | None = None) -> Array:
+    def __call__(
+        self, x: Array, before: Elementwise | None = None, after: PerExample | None = None
+    ) -> Any:
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = _channels(self, "bias", linen.initializers.zeros, kernel) if self.use_bias else None
         x, kernel = linen.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        y = self.convolution(x, kernel, strides=self.strides, padding=self.padding, before=before)
-        if self.use_bias:
-            y += _channels(self, "bias", linen.initializers.zeros, y).astype(y.dtype)
-        return y
+
+        def finish(y: Array) -> Any:
+            y = y if bias is None else y + bias.astype(y.dtype)
+            return after(y) if after else y
+
+        return self.convolution(
+            x, kernel, strides=self.strides, padding=self.padding, before=before, after=finish
+        )
+
+
+class Moments(NamedTuple):
+    """Mean and variance of every channel of each example, in float32; see `BatchNorm`.
+
+    Attributes:
+      mean: `[examples, 1, ..., channels]`.
+      variance: of the same shape.
+    """
+
+    mean: Array
+    variance: Array
+
+
+def moments(x: Array) -> Moments:
+    """The moments of `x`, `[examples, ..., channels]`, over all axes between.
+
+    Example:
+
+    >>> import jax.numpy as jnp
+    >>> from metajax.nn.layers import moments
+    >>> moments(jnp.asarray([[[1.0], [3.0]], [[2.0], [2.0]]])).variance.ravel().tolist()
+    [1.0, 0.0]
+    """
+    axes = tuple(range(1, x.ndim - 1))
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    # In one pass over memory, and without the cancellation of a difference of squares, from any
+    # constant near the values: mean and variance do not depend on it, to any derivative.
+    near = lax.stop_gradient(x[(slice(None), *(slice(1),) * len(axes))])
+    away = jnp.mean(x - near, axes, keepdims=True)
+    return Moments(near + away, jnp.mean((x - near) ** 2, axes, keepdims=True) - away**2)
 
 
 class BatchNorm(linen.Module):
@@ -96,32 +135,27 @@ class BatchNorm(linen.Module):
     num_steps: int = 0
 
     def __call__(self, x: Array, step: Array | None = None) -> Array:
-        return self.by(x, step)(x)
+        return self.by(moments(x), step)(x)
 
     @linen.compact
-    def by(self, population: Array, step: Array | None = None) -> Elementwise:
-        """The normalization by the statistics of `population`, to be applied anywhere."""
+    def by(self, population: Moments, step: Array | None = None) -> Elementwise:
+        """The normalization by the statistics of a population, to be applied anywhere."""
         if (step is None) != (self.num_steps == 0):
             raise ValueError("BatchNorm: a step is for num_steps > 0, which needs one.")
-        axes = tuple(range(population.ndim - 1))
-        dtype = jnp.promote_types(population.dtype, jnp.float32)
-        # In one pass over memory, and without the cancellation of a difference of squares, from any
-        # constant near the values: mean and variance do not depend on it, to any derivative.
-        near = lax.stop_gradient(population[(slice(1),) * len(axes)].astype(dtype))
-        away = population.astype(dtype) - near
-        mean_away = jnp.mean(away, axes, keepdims=True)
-        mean, variance = near + mean_away, jnp.mean(away**2, axes, keepdims=True) - mean_away**2
+        mean = jnp.mean(population.mean, axis=0, keepdims=True)
+        between = jnp.mean((population.mean - mean) ** 2, axis=0, keepdims=True)
+        variance = jnp.mean(population.variance, axis=0, keepdims=True) + between
         factor = lax.rsqrt(variance + self.epsilon)
         if self.use_scale:
-            factor *= self._channels("scale", linen.initializers.ones, population, step)
+            factor *= self._channels("scale", linen.initializers.ones, mean, step)
         shift = -mean * factor
         if self.use_bias:
-            shift += self._channels("bias", linen.initializers.zeros, population, step)
+            shift += self._channels("bias", linen.initializers.zeros, mean, step)
 
         def normalize(x: Array) -> Array:
             # One multiplication and one addition for each input: a pass over memory less than
             # subtracting the mean first.
-            return (x.astype(dtype) * factor + shift).astype(x.dtype)
+            return (x.astype(factor.dtype) * factor + shift).astype(x.dtype)
 
         return normalize
 

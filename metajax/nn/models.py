@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jax.typing import DTypeLike
 
 from metajax.base import Array
 from metajax.nn.conv import Elementwise, conv
-from metajax.nn.layers import BatchNorm, Conv, Convolution, max_pool
+from metajax.nn.layers import BatchNorm, Conv, Convolution, max_pool, moments
 
 
 class MLP(linen.Module):
@@ -113,23 +114,29 @@ class ConvNet(linen.Module):
         step = None
         if self.norm_steps:
             step = self.param("step", linen.initializers.zeros, (), jnp.float32)
+        pool = functools.partial(max_pool, padding=self.pool_padding)
+        # Without a gamma, which may be negative, normalization keeps the order of its inputs: the
+        # maximum may go first and leave it a quarter of the work.
+        pool_first = self.pool == "max" and not self.use_scale
         activate: Elementwise | None = None
         for _ in range(self.depth):
-            x = Conv(
+            layer = Conv(
                 self.features,
                 strides=strides,
                 use_bias=False,
                 dtype=self.dtype,
                 convolution=self.convolution,
-            )(x, activate)
-            norm = BatchNorm(use_scale=self.use_scale, num_steps=self.norm_steps)
-            normalize = norm.by(x, step)
-            if self.pool == "max" and self.use_scale:
-                x, activate = max_pool(normalize(x), padding=self.pool_padding), linen.relu
+            )
+            if pool_first:
+                x, population = layer(x, activate, lambda y: (pool(y), moments(y)))
             else:
-                # Without a gamma, which may be negative, normalization keeps the order of its
-                # inputs: the maximum may go first and leave it a quarter of the work.
-                x = max_pool(x, padding=self.pool_padding) if self.pool == "max" else x
+                x = layer(x, activate)
+                population = moments(x)
+            norm = BatchNorm(use_scale=self.use_scale, num_steps=self.norm_steps)
+            normalize = norm.by(population, step)
+            if self.pool == "max" and self.use_scale:
+                x, activate = pool(normalize(x)), linen.relu
+            else:
                 # Left to the next convolution, which keeps no result of it.
                 activate = _composed(linen.relu, normalize)
         x = activate(x) if activate else x

@@ -156,6 +156,41 @@ def test_what_comes_before_is_differentiated_with_all_it_is_made_of(chunk):
     assert_close(native, expected, 1e-10)
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("chunk", [None, 1, 2])
+def test_what_comes_after_is_of_each_example(chunk):
+    at = operands((7, 8), (3, 3))
+
+    def after(y):
+        return {"pooled": nn.max_pool(y), "square": jnp.mean(y**2, axis=(1, 2))}
+
+    def derivatives(convolution):
+        def value(x, kernel):
+            found = convolution(x, kernel)
+            return jnp.sum(jnp.sin(found["pooled"])) + jnp.sum(found["square"] ** 2)
+
+        gradient = jax.grad(value, (0, 1))
+        return convolution(*at), gradient(*at), jax.jvp(gradient, at, jax.tree.map(jnp.cos, at))[1]
+
+    expected = derivatives(lambda x, kernel: after(reference(x, kernel)))
+    ours = functools.partial(nn.conv, after=after, example_chunk=chunk)
+    for convolution in (ours, functools.partial(nn.native_conv, after=after)):
+        assert_close(derivatives(convolution), expected, 1e-10)
+
+
+def test_an_output_that_is_used_up_is_not_in_memory():
+    x, kernel = jnp.ones((64, 32, 32, 8)), jnp.ones((3, 3, 8, 32))
+
+    def temporary_bytes(pool):
+        after, last = (nn.max_pool, lambda y: y) if pool == "after" else (None, nn.max_pool)
+        convolution = functools.partial(nn.conv, after=after, example_chunk=4)
+        gradient = jax.jit(jax.grad(lambda x, k: jnp.sum(last(convolution(x, k)) ** 2), (0, 1)))
+        return gradient.lower(x, kernel).compile().memory_analysis().temp_size_in_bytes
+
+    output = 64 * 32 * 32 * 32 * 4
+    assert temporary_bytes("after") < temporary_bytes("outside") - output / 2
+
+
 def test_bfloat16_accumulates_in_float32():
     # 1 + 256 addends of 2^-8 make 2; summed in bfloat16, which has 8 bits, each is lost.
     x = jnp.full((1, 1, 1, 257), 2.0**-8, jnp.bfloat16).at[..., 0].set(1)
@@ -197,6 +232,12 @@ def test_what_comes_before_is_elementwise(before):
     for convolution in (nn.conv, nn.native_conv):
         with pytest.raises(ValueError, match="before must be elementwise"):
             convolution(jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 4)), before=before)
+
+
+def test_what_comes_after_keeps_the_examples():
+    for convolution in (nn.conv, nn.native_conv):
+        with pytest.raises(ValueError, match="after must return arrays of 2 examples"):
+            convolution(jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 4)), after=jnp.sum)
 
 
 def test_a_chunk_of_no_examples_is_refused():

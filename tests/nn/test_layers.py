@@ -69,27 +69,30 @@ def test_batch_norm_keeps_its_statistics_in_float32():
     np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=1e-2, atol=1e-2)
 
 
-def test_batch_norm_survives_a_mean_far_from_zero():
-    x = np.random.default_rng(0).normal(1e4, 1.0, (64, 3)).astype(np.float32)
+@pytest.mark.parametrize("shape", [(64, 3), (4, 4, 4, 3)])
+def test_batch_norm_survives_a_mean_far_from_zero(shape):
+    x = np.random.default_rng(0).normal(1e4, 1.0, shape).astype(np.float32)
     layer = nn.BatchNorm()
-    exact = x.astype(np.float64)
-    exact = (exact - exact.mean(0)) / np.sqrt(exact.var(0) + 1e-3)
+    exact, axes = x.astype(np.float64), tuple(range(len(shape) - 1))
+    exact = (exact - exact.mean(axes)) / np.sqrt(exact.var(axes) + 1e-3)
     found = layer.apply(layer.init(jax.random.key(0), x), x)
     # The resolution of float32 at 1e4 is 1e-3.
     np.testing.assert_allclose(found, exact, atol=5e-3)
 
 
 @pytest.mark.usefixtures("float64")
-def test_batch_norm_has_second_derivatives():
-    rng = np.random.default_rng(0)
-    x, v = jnp.asarray(rng.normal(2, 3, (6, 2))), jnp.asarray(rng.normal(size=(6, 2)))
+@pytest.mark.parametrize("shape", [(6, 2), (3, 2, 2, 2)])
+def test_batch_norm_has_second_derivatives(shape):
+    rng, axes = np.random.default_rng(0), tuple(range(len(shape) - 1))
+    x, v = jnp.asarray(rng.normal(2, 3, shape)), jnp.asarray(rng.normal(size=shape))
     layer = nn.BatchNorm(use_bias=False)
 
     def ours(x):
         return layer.apply({}, x)
 
     def textbook(x):
-        return (x - x.mean(0)[None]) / jnp.sqrt(x.var(0) + 1e-3)[None]
+        mean, variance = (of(x, axes, keepdims=True) for of in (jnp.mean, jnp.var))
+        return (x - mean) / jnp.sqrt(variance + 1e-3)
 
     def product(normalize):
         return jax.jvp(jax.grad(lambda x: jnp.sum(jnp.sin(normalize(x)))), (x,), (v,))
