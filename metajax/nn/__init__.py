@@ -4,7 +4,9 @@ from metajax.nn.conv import conv as conv
 from metajax.nn.conv import native_conv as native_conv
 from metajax.nn.layers import BatchNorm as BatchNorm
 from metajax.nn.layers import Conv as Conv
+from metajax.nn.layers import Moments as Moments
 from metajax.nn.layers import max_pool as max_pool
+from metajax.nn.layers import moments as moments
 from metajax.nn.models import MLP as MLP
 from metajax.nn.models import ConvNet as ConvNet
 from metajax.nn.models import ResNet as ResNet

@@ -86,8 +86,8 @@ def moments(x: Array) -> Moments:
     Example:
 
     >>> import jax.numpy as jnp
-    >>> from metajax.nn.layers import moments
-    >>> moments(jnp.asarray([[[1.0], [3.0]], [[2.0], [2.0]]])).variance.ravel().tolist()
+    >>> from metajax import nn
+    >>> nn.moments(jnp.asarray([[[1.0], [3.0]], [[2.0], [2.0]]])).variance.ravel().tolist()
     [1.0, 0.0]
     """
     axes = tuple(range(1, x.ndim - 1))
@@ -139,7 +139,10 @@ class BatchNorm(linen.Module):
 
     @linen.compact
     def by(self, population: Moments, step: Array | None = None) -> Elementwise:
-        """The normalization by the statistics of a population, to be applied anywhere."""
+        """The normalization by the statistics of a population, to be applied anywhere.
+
+        `BatchNorm().by(moments(x))(y)` normalizes `y` by those of `x`.
+        """
         if (step is None) != (self.num_steps == 0):
             raise ValueError("BatchNorm: a step is for num_steps > 0, which needs one.")
         mean = jnp.mean(population.mean, axis=0, keepdims=True)
