@@ -129,7 +129,8 @@ def test_throughput_counts_the_steps_of_what_it_races():
     assert peer["what"] == "gymnasium, 3 environments"
     for row in rows:
         assert row["env_steps_per_second"] == pytest.approx(row["env_steps"] / row["median"])
-    assert 0 < update["sampling_share"] < 1
+    share = update["env_steps_per_second"] / sampling["env_steps_per_second"]
+    assert update["sampling_share"] == pytest.approx(share)
     assert random["of_random"] == peer["over_gymnasium"] == 1
 
 
