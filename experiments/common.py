@@ -153,6 +153,15 @@ class UsageError(ValueError):
     """The command cannot be carried out as given; the message is for the person who typed it."""
 
 
+COUNTS = (
+    "num_meta_steps",
+    "meta_batch_size",
+    "steps_per_call",
+    "validate_every",
+    "checkpoint_every",
+)
+
+
 @contextlib.contextmanager
 def as_usage_error() -> Iterator[None]:
     """Turns what the library says of bad values into a message for the command line."""
@@ -261,12 +270,8 @@ def resolve(
     tail = config.get("tail", "none")
     if tail != "none" and (config["algorithm"] != "fomaml" or config["num_steps"] == 0):
         raise UsageError(f"--tail={tail} is for fomaml with at least one step.")
-    for every in ("validate_every", "checkpoint_every"):
-        if config[every] % config["steps_per_call"]:
-            raise UsageError(
-                f"--{every}={config[every]} must be a multiple of "
-                f"--steps_per_call={config['steps_per_call']}, the meta-steps of one compiled call."
-            )
+    with as_usage_error():  # before data are loaded
+        train.check_counts(**{name: config[name] for name in COUNTS})
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     workdir = Path(WORKDIR.value or f"runs/{experiment}-{config['algorithm']}-{now}")
     return Settings(config, evaluation, workdir)

@@ -6,6 +6,7 @@ from metajax.train.checkpoints import load_meta_params as load_meta_params
 from metajax.train.fit import FitResult as FitResult
 from metajax.train.fit import NonFiniteError as NonFiniteError
 from metajax.train.fit import Validation as Validation
+from metajax.train.fit import check_counts as check_counts
 from metajax.train.fit import fit as fit
 from metajax.train.workdir import WorkdirError as WorkdirError
 from metajax.train.workdir import provenance as provenance

@@ -135,7 +135,7 @@ def fit(
     """
     validate_every = validate_every or 10 * steps_per_call
     checkpoint_every = checkpoint_every or 10 * steps_per_call
-    _check_counts(num_meta_steps, meta_batch_size, steps_per_call, validate_every, checkpoint_every)
+    check_counts(num_meta_steps, meta_batch_size, steps_per_call, validate_every, checkpoint_every)
     if validation is not None and validation.mode not in ("max", "min"):
         raise ValueError(f'Validation.mode must be "max" or "min", got {validation.mode!r}.')
 
@@ -281,13 +281,14 @@ def _check_finite(stacked: Metrics, first: int) -> None:
         )
 
 
-def _check_counts(
+def check_counts(
     num_meta_steps: int,
     meta_batch_size: int,
     steps_per_call: int,
     validate_every: int,
     checkpoint_every: int,
 ) -> None:
+    """Raises the ValueError of `fit` for counts that are not positive or do not fit together."""
     counts = {
         "num_meta_steps": num_meta_steps,
         "meta_batch_size": meta_batch_size,

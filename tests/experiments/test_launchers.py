@@ -122,7 +122,7 @@ def test_omniglot_runs_other_algorithms(tmp_path, omniglot_data_dir, algorithm):
         ("sinusoid", ["--num_meta_stpes=5"], "Unknown command line flag 'num_meta_stpes'"),
         ("sinusoid", ["--algorithm=mamll"], "value should be one of <maml|fomaml|reptile"),
         ("sinusoid", ["--num_meta_steps=0"], "flag --num_meta_steps"),
-        ("sinusoid", ["--validate_every=7"], "--validate_every=7 must be a multiple of"),
+        ("sinusoid", ["--validate_every=7"], "validate_every=7 must be a multiple of"),
         ("sinusoid", ["--shots=ten"], "flag --shots=ten"),
         ("sinusoid", ["eval"], "unexpected argument 'eval'"),
         ("sinusoid", ["--preset=finn2016"], "--preset=finn2016 is unknown"),
