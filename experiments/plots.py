@@ -36,7 +36,8 @@ def training_curve(
 ) -> None:
     """Draws entries of `metrics.jsonl` (`names`: entry to label) against the meta-step.
 
-    The first entry sets the range: where another one diverges it leaves the picture.
+    Twice the range of the first entry is shown at most: where another one diverges it leaves the
+    picture.
     """
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for name, label in names.items():
@@ -45,7 +46,7 @@ def training_curve(
             axes.plot(*zip(*points, strict=True), label=label, linewidth=1)
         if name == next(iter(names)):
             bottom, top = axes.get_ylim()
-    axes.set_ylim(min(bottom, 0.0), top)
+    axes.set_ylim(min(bottom, 0.0), min(2 * top - bottom, axes.get_ylim()[1]))
     axes.set(xlabel="meta-steps", ylabel=ylabel)
     axes.grid(alpha=0.3)
     axes.legend()
