@@ -103,6 +103,8 @@ def _row(runs: list[Result], question: str) -> list[str]:
     seeds = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
     cell = protocols.PRESETS[result["experiment"]].get(name, config)
     changed = [f"{k}={config[k]}" for k in SHOWN if k in cell and config.get(k, cell[k]) != cell[k]]
+    if earlier := config.get("earlier_num_meta_steps"):
+        changed.append("lengthened after " + ", ".join(f"{steps:,}" for steps in earlier))
     changed += [] if set(config) >= PROTOCOL else ["earlier protocol"]
     links = [f"benchmarks/results/{run['name']}" for run in runs]
     return [

@@ -263,7 +263,10 @@ def resolve(
                 + "."
             )
         return Settings(existing, evaluation, Path(WORKDIR.value or ""))
-    overrides = sorted(key for key in config if config[key] != preset[key])
+    # The length of a run is no override: it has an entry of its own in the record, and may grow.
+    overrides = sorted(
+        key for key in config if config[key] != preset[key] and key != "num_meta_steps"
+    )
     config = {"experiment": experiment, "preset": name, "overrides": overrides, **config}
     if config["algorithm"] in ("reptile", "imaml") and config["num_steps"] == 0:
         raise UsageError(f"--num_steps=0: {config['algorithm']} needs at least one step.")
@@ -280,15 +283,12 @@ def resolve(
 def _existing(experiment: str) -> Config:
     if WORKDIR.value is None:
         raise UsageError("--mode=eval needs --workdir, the directory of the run to evaluate.")
-    path = Path(WORKDIR.value) / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist: train a run there first.") from None
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path} is not valid JSON: {error}.") from None
+    with as_usage_error():
+        config = train.read_config(Path(WORKDIR.value))
     if config.get("experiment") != experiment:
-        raise UsageError(f"{path} is of the experiment {config.get('experiment')}.")
+        raise UsageError(
+            f"--workdir={WORKDIR.value} is of the experiment {config.get('experiment')}."
+        )
     return config
 
 
@@ -530,7 +530,7 @@ def as_lists(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 def command(config: Config, evaluation: Config) -> str:
     """The command that repeats a run, wherever its data and its workdir lie."""
-    flags_ = {"preset": config["preset"]}
+    flags_ = {"preset": config["preset"], "num_meta_steps": config["num_meta_steps"]}
     flags_ |= {name: config[name] for name in config["overrides"] if name in flags.FLAGS}
     flags_ |= evaluation
     if NUM_DEVICES.value > 1:
@@ -553,7 +553,7 @@ def write_result(
             "experiment": config["experiment"],
             "algorithm": config["algorithm"],
             "preset": config["preset"],
-            "config": {**config, **settings_of_evaluation},
+            "config": {**train.read_config(workdir), **settings_of_evaluation},
             "command": command(config, settings_of_evaluation),
             "meta_steps": int(fitted.state.step),
             "best_step": fitted.best_step,

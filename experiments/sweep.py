@@ -79,14 +79,26 @@ def execute(settings: common.Settings, runs: list[Run]) -> dict[str, Any] | None
     )
     found = {}
     for number, run in enumerate(runs, 1):
-        folder = workdir / run.name
-        if not (folder / "result.json").exists():
+        changed = common.Settings({**config, **run.changes}, evaluation, workdir / run.name)
+        if _result(changed) is None:
             print(f"\n{number} of {len(runs)}: {run.name}", flush=True)
-            changed = common.Settings({**config, **run.changes}, evaluation, folder)
             if not _train(changed, data, run.objective):
                 return None
-        found[run.name] = json.loads((folder / "result.json").read_text())["evaluation"]
+        found[run.name] = _result(changed)
     return found
+
+
+def _result(settings: common.Settings) -> Any:
+    """The evaluation of a run that is finished, `None` where there is none of these settings."""
+    config, evaluation, workdir = settings
+    path = workdir / "result.json"
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    same = all(
+        result["config"].get(key) == value for key, value in {**config, **evaluation}.items()
+    )
+    return result["evaluation"] if same else None
 
 
 def _train(settings: common.Settings, data: few_shot.Data, objective: Any) -> bool:

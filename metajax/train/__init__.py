@@ -10,5 +10,6 @@ from metajax.train.fit import check_counts as check_counts
 from metajax.train.fit import fit as fit
 from metajax.train.workdir import WorkdirError as WorkdirError
 from metajax.train.workdir import provenance as provenance
+from metajax.train.workdir import read_config as read_config
 from metajax.train.workdir import write_json as write_json
 from metajax.train.writers import read_metrics as read_metrics

@@ -98,8 +98,9 @@ def fit(
       meta_batch_size: tasks per meta-update.
       validation: how to choose the best state.
       workdir: where checkpoints, `metrics.jsonl` and event files go; nothing is written without.
-        A directory that holds an unfinished run of the same `config` is continued.
-      config: JSON data that identifies the run.
+        A directory that holds a run of the same `config` is continued.
+      config: JSON data that identifies the run. Only its `num_meta_steps`, if it has one, may grow:
+        the run is lengthened.
       steps_per_call: meta-updates per compiled call, and between two log lines.
       validate_every: meta-steps between validations, a multiple of `steps_per_call`; by default
         ten calls.

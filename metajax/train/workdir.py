@@ -15,6 +15,8 @@ from typing import Any
 import jax
 
 PACKAGES = ("metajax", "jax", "jaxlib", "flax", "optax", "numpy")
+# What of a configuration may grow, and where a run keeps what it was before.
+LENGTH, EARLIER_LENGTHS = "num_meta_steps", "earlier_num_meta_steps"
 
 
 class WorkdirError(ValueError):
@@ -32,6 +34,9 @@ def write_json(path: Path, value: Any) -> None:
 def claim(workdir: Path, config: Mapping[str, Any]) -> None:
     """Makes `workdir` this configuration's, or checks that it already is.
 
+    A larger `num_meta_steps` is no other configuration, it lengthens the run. `config.json` keeps
+    its earlier lengths as `earlier_num_meta_steps`, as a schedule over the whole run saw them.
+
     Raises:
       WorkdirError: if it holds a run of another configuration; the message shows the difference.
         Also if it holds checkpoints of an unknown one.
@@ -46,23 +51,42 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
             )
         write_json(path, wanted)
         return
-    try:
-        found = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise WorkdirError(f"{path} is not valid JSON ({error}); choose another workdir.") from None
+    found = read_config(workdir)
+    earlier = found.pop(EARLIER_LENGTHS, [])
     missing = object()
-    lines = [
-        f"  {name}: {_shown(found.get(name, missing), missing)} there, "
-        f"{_shown(wanted.get(name, missing), missing)} here"
+    differing = [
+        name
         for name in sorted({*found, *wanted})
         if found.get(name, missing) != wanted.get(name, missing)
     ]
-    if lines:
+    if differing == [LENGTH] and found.get(LENGTH, 0) < wanted.get(LENGTH, 0):
+        write_json(path, {**wanted, EARLIER_LENGTHS: [*earlier, found[LENGTH]]})
+    elif differing:
+        lines = [
+            f"  {name}: {_shown(found.get(name, missing), missing)} there, "
+            f"{_shown(wanted.get(name, missing), missing)} here"
+            for name in differing
+        ]
         raise WorkdirError(
             f"{workdir} holds a run of another configuration:\n"
             + "\n".join(lines)
             + "\nRepeat that configuration to continue it, or choose another workdir."
         )
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The configuration of the run in `workdir`, with the lengths it had before.
+
+    Raises:
+      WorkdirError: if there is none, or what is there is not JSON.
+    """
+    path = workdir / "config.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise WorkdirError(f"{path} does not exist: train a run there first.") from None
+    except json.JSONDecodeError as error:
+        raise WorkdirError(f"{path} is not valid JSON ({error}); choose another workdir.") from None
 
 
 def _shown(value: Any, missing: object) -> str:

@@ -77,7 +77,6 @@ def test_omniglot_trains_and_is_evaluated_again(tmp_path, omniglot_data_dir, cap
         [
             "checkpoint_every",
             "meta_batch_size",
-            "num_meta_steps",
             "shots",
             "steps_per_call",
             "validate_every",

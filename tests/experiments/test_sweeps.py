@@ -48,6 +48,10 @@ def test_inner_gradients_are_drawn_and_a_finished_run_is_not_repeated(
         assert 0 <= run["accuracy"] <= 1
     assert (tmp_path / "gradients.png").read_bytes().startswith(b"\x89PNG")
     assert read(tmp_path / "g1+g2")["config"]["num_steps"] == 2
+    launch(reptile_gradients, *SMALL, "--num_meta_steps=4", f"--workdir={tmp_path}")
+    assert "2 of 2: g1+g2" in capsys.readouterr().out
+    found = read(tmp_path)["evaluation"]
+    assert [step for step, _ in found["g1+g2"]["curve"]] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("panel", reptile_batches.TABLE_6)

@@ -179,6 +179,20 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == {"rate": 0.1, "seed": 0}
 
 
+def test_a_run_may_be_lengthened_and_says_so(tmp_path):
+    lengths = [{"num_meta_steps": steps, "seed": 0} for steps in (20, 40, 60)]
+    for config in lengths:
+        fit(workdir=tmp_path, config=config, num_meta_steps=config["num_meta_steps"])
+    config = {**lengths[-1], "earlier_num_meta_steps": [20, 40]}
+    assert train.read_config(tmp_path) == config
+    at_once, continued = (fit(workdir=where, config=lengths[-1]) for where in (None, tmp_path))
+    assert_equal(at_once.state, continued.state)
+    assert train.read_config(tmp_path) == config
+    for other in (lengths[0], {**lengths[-1], "num_meta_steps": 80, "seed": 1}):
+        with pytest.raises(train.WorkdirError, match="num_meta_steps: 60 there"):
+            fit(workdir=tmp_path, config=other, num_meta_steps=other["num_meta_steps"])
+
+
 def test_checkpoints_of_an_unknown_configuration_are_refused(tmp_path):
     fit(workdir=tmp_path)
     (tmp_path / "config.json").unlink()
