@@ -45,7 +45,8 @@ def _provenance(row: Row) -> str:
     kind = device["kind"]
     cores = f", {device['cpu_cores']} cores" if device["platform"] == "cpu" else ""
     named = ", ".join(f"{name} {versions[name]}" for name in ("jax", *PEERS) if name in versions)
-    return f"{kind}{cores}, {named}, commit {row['commit'][:10]}"
+    set_ = "".join(f", `{name}={value}`" for name, value in row.get("environment", {}).items())
+    return f"{kind}{cores}, {named}{set_}, commit {row['commit'][:10]}"
 
 
 def meta_gradient(rows: Sequence[Row]) -> list[str]:

@@ -15,6 +15,15 @@ from typing import Any
 import jax
 
 PACKAGES = ("metajax", "jax", "jaxlib", "flax", "optax", "numpy")
+# What changes speed or numbers from outside of the program.
+ENVIRONMENT = (
+    "GLIBC_TUNABLES",
+    "JAX_DEFAULT_MATMUL_PRECISION",
+    "JAX_ENABLE_X64",
+    "MALLOC_MMAP_MAX_",
+    "MALLOC_TRIM_THRESHOLD_",
+    "XLA_FLAGS",
+)
 # What of a configuration may grow, and where a run keeps what it was before.
 LENGTH, EARLIER_LENGTHS = "num_meta_steps", "earlier_num_meta_steps"
 
@@ -95,11 +104,16 @@ def _shown(value: Any, missing: object) -> str:
 
 @functools.cache
 def provenance() -> dict[str, Any]:
-    """Where a result comes from: device, versions and commit, as JSON data.
+    """Where a result comes from: device, versions, environment and commit, as JSON data.
 
     Found once per process: a commit made while a run goes on is not the one that runs.
     """
-    return {"device": _device(), "versions": _versions(), "commit": _commit()}
+    return {
+        "device": _device(),
+        "versions": _versions(),
+        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+        "commit": _commit(),
+    }
 
 
 def _device() -> dict[str, Any]:

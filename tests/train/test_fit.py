@@ -339,8 +339,10 @@ def test_load_without_a_run_says_so(tmp_path):
         train.load_meta_params(tmp_path, adapt, initial())
 
 
-def test_provenance_names_device_versions_and_commit():
-    found = train.provenance()
+def test_provenance_names_device_versions_environment_and_commit(monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    found = train.provenance.__wrapped__()
+    assert found["environment"]["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
     assert found["device"]["platform"] == "cpu"
     assert found["versions"]["jax"] == jax.__version__
     assert "commit" in found
