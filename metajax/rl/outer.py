@@ -74,7 +74,9 @@ def trust_region(
     distributions. What this leaves out of the full derivative is multiplied by the gradient of the
     KL, which is zero there.
     A backtracking line search accepts the first step that lowers the loss within the constraint;
-    without one, or where anything is not finite, the parameters stay.
+    without one, or where anything is not finite, the parameters stay. How far a try is over the
+    constraint tells how far to go back, as the KL grows with the square of a small step. That saves
+    tries with first-order adaptation, whose own curvature F leaves out.
 
     Args:
       adaptation: from `rl.adaptation`.
@@ -82,7 +84,8 @@ def trust_region(
         the meta-update, such as `optax.linear_schedule`, for steps that become smaller.
       cg_steps: conjugate-gradient iterations.
       damping: :math:`\lambda`.
-      backtrack: factor between two tries of the line search.
+      backtrack: factor between two tries of the line search; a smaller one, down to a half, where
+        the KL says so.
       max_backtracks: tries at most.
       curvature_stride: F is estimated from every so many-th trajectory; 1 takes all of them. What
         the linearization leaves of these is held for all tasks at once.
@@ -170,7 +173,10 @@ def trust_region(
                 jax.tree.map(lambda new, old: jnp.where(accepted, new, old), *pair)
                 for pair in ((meta_params, old), (new_loss, loss), (kl, jnp.zeros_like(kl)))
             ]
-            return LineSearch(last.scale * backtrack, last.tried + 1, accepted, *keep)
+            # To nine tenths of the bound, so that the next try is not over it by a rounding.
+            within = jnp.maximum(jnp.sqrt(0.9 * bound / kl), 0.5)
+            factor = jnp.where(finite & (kl > bound), jnp.minimum(within, backtrack), backtrack)
+            return LineSearch(last.scale * factor, last.tried + 1, accepted, *keep)
 
         def unfinished(last: LineSearch) -> Array:
             return ~last.accepted & (last.tried < max_backtracks)
