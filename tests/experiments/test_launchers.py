@@ -130,7 +130,6 @@ def test_omniglot_runs_other_algorithms(tmp_path, omniglot_data_dir, algorithm):
         ("omniglot", ["--ways=0"], "flag --ways=0"),
         ("omniglot", ["--data_dir=/nowhere"], "no prepared Omniglot in /nowhere"),
         ("omniglot", ["--tail=shared"], "--tail=shared is for fomaml"),
-        ("omniglot", ["--algorithm=imaml", "--noadapt_norm"], "imaml adapts all parameters"),
         ("miniimagenet", ["--preset=finn2017/omniglot_5w1s"], "is unknown; --preset=list"),
         ("miniimagenet", ["--data_dir=/nowhere"], "/nowhere"),
     ],
@@ -145,14 +144,19 @@ def test_a_mistake_is_one_clear_line(experiment, arguments, message, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_impossible_tasks_are_refused(tmp_path, omniglot_data_dir):
-    with pytest.raises(common.UsageError, match="shots \\+ queries = 30 \\+ 1 must not exceed"):
-        launch(
-            omniglot,
-            "--train_shots=30",
-            f"--data_dir={omniglot_data_dir}",
-            f"--workdir={tmp_path}",
-        )
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train_shots=30"], "shots \\+ queries = 30 \\+ 1 must not exceed"),
+        (["--algorithm=imaml", "--noadapt_norm"], "imaml adapts all parameters"),
+    ],
+)
+def test_what_the_data_or_the_network_do_not_allow_is_refused(
+    tmp_path, omniglot_data_dir, arguments, message
+):
+    where = [f"--data_dir={omniglot_data_dir}", f"--workdir={tmp_path}"]
+    with pytest.raises(common.UsageError, match=message):
+        launch(omniglot, *arguments, *where)
 
 
 def test_evaluation_keeps_the_configuration(tmp_path):
