@@ -120,22 +120,35 @@ class Collected(NamedTuple):
     Attributes:
       support: before each adaptation step, leaves `[num_steps, trajectories, horizon, ...]`.
       query: after the last one, leaves `[trajectories, horizon, ...]`.
+      policies: the parameters that sampled them, leaves `[num_steps + 1, ...]`.
     """
 
     support: Trajectories
     query: Trajectories
+    policies: Params
 
 
 def collect(adaptation: Adaptation, meta_params: MetaParams, task: Task, rng: Key) -> Collected:
     """Adapts to one task and samples before every step and after the last one."""
     adapt_rng, query_rng = jax.random.split(rng)
-    adapted, info = adaptation.collect.apply(meta_params, task, adapt_rng)
-    return jax.lax.stop_gradient(Collected(info.aux, adaptation.sample(adapted, task, query_rng)))
+    adapted, info = adaptation.collect.apply(meta_params, task, adapt_rng, probe=_params)
+    query = adaptation.sample(adapted, task, query_rng)
+    return jax.lax.stop_gradient(Collected(info.aux, query, info.probe))
 
 
 def replay(adaptation: Adaptation, meta_params: MetaParams, support: Trajectories) -> Params:
-    """The adapted parameters, from stored trajectories."""
-    return adaptation.replay.apply(meta_params, support, jax.random.key(0))[0]
+    """The parameters before and after each step, from stored trajectories.
+
+    Returns:
+      Leaves `[num_steps + 1, ...]`; the last are the adapted ones.
+    """
+    key = jax.random.key(0)
+    return adaptation.replay.apply(meta_params, support, key, probe=_params)[1].probe
+
+
+def _params(params: Params, step: Array | int) -> Params:
+    del step
+    return params
 
 
 def policy_return(

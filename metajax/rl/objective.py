@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from metajax.base import Array, Episode, Key, MetaParams, MetaState, Metrics, Params, PyTree
+from metajax.base import Array, Episode, Key, MetaParams, MetaState, Metrics, PyTree
 from metajax.learner import check_episodes, check_state
 from metajax.parallel import over_tasks
 from metajax.rl.adaptation import Adaptation, Collected, collect, replay
@@ -29,12 +29,13 @@ def kl_curvature(
     """The Hessian of the mean KL through adaptation, at the collecting parameters: `v -> H v`.
 
     Adaptation is linearized once for all products, so forward mode has to work there
-    (`Adapt.forward`), and what it leaves for them is kept for all tasks of `batch`.
+    (`Adapt.forward`), and what it leaves for them is kept for all tasks of `batch`. The policies
+    are those that collected, also where `batch` has only some of their trajectories.
     """
 
     def of_chunk(meta_params, collected, thread):
         def of_task(collected):
-            return outcome(adaptation, meta_params, collected, every_step)
+            return outcome(adaptation, meta_params, collected, every_step, collecting=True)
 
         return jax.vmap(of_task)(collected), thread
 
@@ -59,10 +60,14 @@ def loss_and_kl(
     collected: Collected,
     *,
     every_step: bool = False,
+    collecting: bool = False,
 ) -> tuple[Array, Array]:
-    """One task's surrogate loss of the adapted policy, and how far it is from the sampling one."""
+    """One task's surrogate loss of the adapted policy, and how far it is from the sampling one.
+
+    If `meta_params` are those that collected, `collecting=True` saves adapting once more.
+    """
     judged = judged_trajectories(collected, every_step)
-    new = outcome(adaptation, meta_params, collected, every_step)
+    new = outcome(adaptation, meta_params, collected, every_step, collecting=collecting)
     return -mean_over_steps(ratios(judged, new) * judged.advantages, judged), mean_kl(judged, new)
 
 
@@ -76,24 +81,35 @@ def judged_trajectories(collected: Collected, every_step: bool) -> Trajectories:
 
 
 def outcome(
-    adaptation: Adaptation, meta_params: MetaParams, collected: Collected, every_step: bool
+    adaptation: Adaptation,
+    meta_params: MetaParams,
+    collected: Collected,
+    every_step: bool,
+    *,
+    collecting: bool = False,
 ) -> Any:
     """The distributions of the adapted policies along the judged trajectories."""
     judged = judged_trajectories(collected, every_step)
-    if judged.mask.shape[0] == 1:
-        adapted = replay(adaptation, meta_params, collected.support)
-        return jax.tree.map(
-            lambda x: x[None], adaptation.policy(adapted, collected.query.observations)
-        )
+    policies = replay(adaptation, meta_params, collected.support)
+    if collecting:
+        policies = _known(collected.policies, policies)
+    policies = jax.tree.map(lambda x: x[-judged.mask.shape[0] :], policies)
+    return jax.vmap(adaptation.policy)(policies, judged.observations)
 
-    def probe(params: Params, step: Array) -> Any:
-        # Before the first step there is nothing to judge: dropped below.
-        return adaptation.policy(params, judged.observations[jnp.maximum(step - 1, 0)])
 
-    _, info = adaptation.replay.apply(
-        meta_params, collected.support, jax.random.key(0), probe=probe
-    )
-    return jax.tree.map(lambda x: x[1:], info.probe)
+@jax.custom_jvp
+def _known(value: PyTree, x: PyTree) -> PyTree:
+    """`value`, with the derivative of `x`, of which it is the value.
+
+    What of `x` its derivative does not need is then dead code: with first order, all adaptation.
+    """
+    del x
+    return value
+
+
+@_known.defjvp
+def _known_jvp(primals, tangents):
+    return primals[0], tangents[1]
 
 
 def ratios(judged: Trajectories, new: Any) -> Array:
@@ -112,17 +128,10 @@ def mean_over_steps(x: Array, trajectories: Trajectories) -> Array:
 
 def kl_on_the_way(adaptation: Adaptation, meta_params: MetaParams, support: Trajectories) -> Array:
     """How far the policies that the adaptation steps start from have moved."""
-    num_steps = support.mask.shape[0]
-    if not num_steps:
+    if not support.mask.shape[0]:
         return jnp.zeros(())
-
-    def probe(params: Params, step: Array) -> Array:
-        at = jax.tree.map(lambda x: x[jnp.minimum(step, num_steps - 1)], support)
-        new = adaptation.policy(params, at.observations)
-        return masked_mean(at.distribution.kl(new), at.mask)
-
-    _, info = adaptation.replay.apply(meta_params, support, jax.random.key(0), probe=probe)
-    return jnp.mean(info.probe[:-1])
+    policies = jax.tree.map(lambda x: x[:-1], replay(adaptation, meta_params, support))
+    return mean_kl(support, jax.vmap(adaptation.policy)(policies, support.observations))
 
 
 def mean_over_tasks(

@@ -24,7 +24,7 @@ from metajax.base import (
     Params,
 )
 from metajax.learner import check_state
-from metajax.rl.adaptation import Adaptation, Collected, replay
+from metajax.rl.adaptation import Adaptation, Collected
 from metajax.rl.objective import (
     collect_all,
     judged_trajectories,
@@ -125,7 +125,8 @@ def trust_region(
         )
     of_task = functools.partial(loss_and_kl, adaptation, every_step=every_step)
     measure = mean_over_tasks(of_task, task_chunk, mesh)
-    gradient = mean_over_tasks(jax.value_and_grad(of_task, has_aux=True), task_chunk, mesh)
+    at_start = jax.value_and_grad(functools.partial(of_task, collecting=True), has_aux=True)
+    gradient = mean_over_tasks(at_start, task_chunk, mesh)
 
     def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
         old = state.meta_params
@@ -306,8 +307,7 @@ def displaced(
     """
 
     def of_task(meta_params: MetaParams, collected: Collected) -> MetaParams:
-        adapted = replay(adaptation, meta_params, collected.support)
-        away = jax.tree.map(jnp.subtract, meta_params.params, adapted)
+        away = jax.tree.map(lambda x, y: x - y[-1], meta_params.params, collected.policies)
         return MetaParams(away, jax.tree.map(jnp.zeros_like, meta_params.inner))
 
     displacement = mean_over_tasks(of_task, task_chunk, mesh)
@@ -330,7 +330,8 @@ def displaced(
 def _every(batch: Collected, stride: int) -> Collected:
     """Every so many-th trajectory."""
     support = jax.tree.map(lambda x: x[:, :, ::stride], batch.support)
-    return Collected(support, jax.tree.map(lambda x: x[:, ::stride], batch.query))
+    query = jax.tree.map(lambda x: x[:, ::stride], batch.query)
+    return Collected(support, query, batch.policies)
 
 
 def _init(adaptation: Adaptation, params: Params, opt_init: Callable) -> MetaState:

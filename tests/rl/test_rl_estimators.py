@@ -80,11 +80,13 @@ def errors(surrogate, horizon, meta_gradient=None):
     )
     start = metajax.MetaParams(params)
     collected = jax.jit(rl.collect, static_argnums=0)(adaptation, start, (), jax.random.key(0))
-    adapted = rl.replay(adaptation, start, collected.support)
+    adapted = rl.replay(adaptation, start, collected.support)[-1]
+    np.testing.assert_array_equal(collected.policies[0], params)
+    np.testing.assert_allclose(collected.policies[1], adapted, rtol=1e-12)
     np.testing.assert_allclose(adapted, adapted_exactly(params), rtol=1e-12)
 
     def meta_loss(p):
-        phi = rl.replay(adaptation, metajax.MetaParams(p), collected.support)
+        phi = rl.replay(adaptation, metajax.MetaParams(p), collected.support)[-1]
         return expected_loss(phi, paths)
 
     size = params.size

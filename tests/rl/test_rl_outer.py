@@ -67,6 +67,59 @@ def test_the_curvature_is_that_of_full_differentiation_and_of_differences(num_st
     assert float(kl(vector)) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize("num_steps", [1, pytest.param(2, marks=SLOW)])
+@pytest.mark.parametrize("engine", [metajax.first_order(), metajax.second_order()])
+def test_what_was_collected_is_not_adapted_again(num_steps, engine):
+    """The known policies change no derivative, and with first order save the inner gradients."""
+    adaptation = adapting(num_steps=num_steps, meta_gradient=engine)
+    start, task = metajax.MetaParams(START), {"goal": jnp.array([1.0, -1.0])}
+    collected = jax.jit(rl.collect, static_argnums=0)(adaptation, start, task, jax.random.key(2))
+
+    def program(collecting):
+        def loss(start, collected):
+            arguments = {"every_step": num_steps > 1, "collecting": collecting}
+            return rl.loss_and_kl(adaptation, start, collected, **arguments)[0]
+
+        return jax.jit(jax.value_and_grad(loss)).lower(start, collected).compile()
+
+    programs = program(False), program(True)
+    replayed, known = (run(start, collected) for run in programs)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=1e-5), replayed, known
+    )
+    products = [run.as_text().count(" dot(") for run in programs]
+    if engine == metajax.first_order():
+        assert products[1] <= products[0] / 2
+
+
+def test_the_curvature_of_some_trajectories_is_at_the_policies_of_all():
+    adaptation = adapting(meta_gradient=metajax.first_order())
+    start, task = metajax.MetaParams(START), {"goal": jnp.array([1.0, -1.0])}
+    collected = jax.jit(rl.collect, static_argnums=0)(adaptation, start, task, jax.random.key(2))
+    some = rl.Collected(
+        jax.tree.map(lambda x: x[:, ::2], collected.support),
+        jax.tree.map(lambda x: x[::2], collected.query),
+        collected.policies,
+    )
+    adapted = jax.tree.map(lambda x: x[-1], collected.policies)
+    vector, unravel = jax.flatten_util.ravel_pytree(adapted)
+    v = jnp.asarray(np.random.default_rng(0).normal(size=vector.size), jnp.float32)
+
+    def kl(x):
+        return jnp.mean(
+            some.query.distribution.kl(MODEL.apply(unravel(x), some.query.observations))
+        )
+
+    expected = jax.jit(lambda: jax.jvp(jax.grad(kl), (vector,), (v,))[1])()
+    batch = jax.tree.map(lambda x: x[None], some)
+    found = jax.jit(
+        lambda: rl.kl_curvature(adaptation, start, batch)(metajax.MetaParams(unravel(v)))
+    )()
+    np.testing.assert_allclose(
+        jax.flatten_util.ravel_pytree(found.params)[0], expected, rtol=1e-3, atol=1e-5
+    )
+
+
 def numpy_trust_region(x, loss_and_kl, gradient, product, *, max_kl, cg_steps, damping):
     """One step as Schulman et al. describe it, on vectors."""
     loss, _ = loss_and_kl(x)
