@@ -4,8 +4,8 @@ Command: python -m benchmarks.throughput [--cases NAME ...] [--devices=N] [--rou
 
 Needs `pip install "metajax[bench]"`. Of each case these take turns in one process:
 
-- `update`: a whole meta-update of the launcher's preset: tasks are sampled, policies roll out and
-  adapt, and the trust region's step is taken;
+- `update`: successive meta-updates of the launcher's preset: tasks are sampled, policies roll out
+  and adapt, and the trust region's step is taken;
 - `sampling`: the rollouts of one adaptation step alone, under the same policy;
 - `random`: the same environments stepped with random actions in one scan, without anything else;
 - `gymnasium`: PyTorch's policy in Gymnasium's `SyncVectorEnv` on the same task. How many
@@ -68,9 +68,11 @@ def ours(config: common.Config, env: rl.Env) -> dict[str, Timed]:
     num_tasks, trajectories = config["meta_batch_size"], config["trajectories"]
     key, mesh = jax.random.key(config["seed"]), common.mesh()
 
-    def update(state, key):
-        task_rng, rng = jax.random.split(key)
-        return agent.learner.update(state, meta_batch(tasks, num_tasks, task_rng), rng)
+    def update(carried):
+        state, key = carried
+        key, task_rng, rng = jax.random.split(key, 3)
+        state, metrics = agent.learner.update(state, meta_batch(tasks, num_tasks, task_rng), rng)
+        return (state, key), metrics
 
     def for_all(of_task, task_chunk):
         def of_chunk(params, tasks, thread):
@@ -92,8 +94,8 @@ def ours(config: common.Config, env: rl.Env) -> dict[str, Timed]:
         return random_actions(env, task, rng, trajectories)
 
     timed = {}
-    call, _, _ = timing.compiled(update, state, key)
-    timed["update"] = Timed(call, float(call()[1]["env_steps"]))
+    call = timing.successive(update, (state, key))
+    timed["update"] = Timed(call, float(call()["env_steps"]))
     chunk = config["task_chunk"] or None
     call, _, _ = timing.compiled(for_all(sampling, chunk), agent.params, key)
     timed["sampling"] = Timed(call, float(call().mask.sum()))

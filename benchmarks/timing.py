@@ -69,6 +69,19 @@ def compiled(fn: Callable[..., Any], *args: Any) -> tuple[Case, jax.stages.Compi
     return lambda: jax.block_until_ready(program(*args)), program, seconds
 
 
+def successive(fn: Callable[[Any], tuple[Any, Any]], state: Any) -> Case:
+    """The blocking call of `state -> (state, result)` that goes on where the last call ended."""
+    _, program, _ = compiled(fn, state)
+    (sharding,) = program.input_shardings[0]
+
+    def call() -> Any:
+        nonlocal state
+        state, result = jax.block_until_ready(program(jax.device_put(state, sharding)))
+        return result
+
+    return call
+
+
 def temporary_bytes(program: jax.stages.Compiled) -> int:
     analysis = program.memory_analysis()
     return analysis.temp_size_in_bytes if analysis else 0

@@ -74,9 +74,11 @@ def trust_region(
     distributions. What this leaves out of the full derivative is multiplied by the gradient of the
     KL, which is zero there.
     A backtracking line search accepts the first step that lowers the loss within the constraint;
-    without one, or where anything is not finite, the parameters stay. How far a try is over the
-    constraint tells how far to go back, as the KL grows with the square of a small step. That saves
-    tries with first-order adaptation, whose own curvature F leaves out.
+    without one, or where anything is not finite, the parameters stay. As the KL grows with the
+    square of a small step, a try tells which step would have come just within the constraint: the
+    next try goes back that far, and an accepted one says where the search of the next meta-update
+    begins (never beyond the whole step). With first-order adaptation, whose own curvature F leaves
+    out, that saves most of the tries.
 
     Args:
       adaptation: from `rl.adaptation`.
@@ -149,7 +151,7 @@ def trust_region(
         quadratic = 0.5 * optax.tree.vdot(direction, product)
         bound = radius(state.step)
         step = optax.tree.scale(jnp.sqrt(bound / quadratic), direction)
-        found = search(old, step, loss, bound, batch)
+        found = search(old, step, state.opt_state, loss, bound, batch)
         residual = optax.tree.norm(optax.tree.sub(g, product)) / optax.tree.norm(g)
         metrics |= {
             "objective": loss,
@@ -160,10 +162,16 @@ def trust_region(
             "accepted": found.accepted.astype(jnp.float32),
             "cg_residual": residual,
         }
-        return state._replace(meta_params=found.meta_params, step=state.step + 1), metrics
+        scale = jnp.where(found.accepted, jnp.minimum(found.scale, 1.0), 1.0)
+        return MetaState(found.meta_params, scale, (), state.step + 1), metrics
 
     def search(
-        old: MetaParams, step: MetaParams, loss: Array, bound: Array, batch: Collected
+        old: MetaParams,
+        step: MetaParams,
+        scale: Array,
+        loss: Array,
+        bound: Array,
+        batch: Collected,
     ) -> LineSearch:
         def attempt(last: LineSearch) -> LineSearch:
             meta_params = optax.tree.add_scale(old, -last.scale, step)
@@ -175,19 +183,21 @@ def trust_region(
                 for pair in ((meta_params, old), (new_loss, loss), (kl, jnp.zeros_like(kl)))
             ]
             # To nine tenths of the bound, so that the next try is not over it by a rounding.
-            within = jnp.maximum(jnp.sqrt(0.9 * bound / kl), 0.5)
-            factor = jnp.where(finite & (kl > bound), jnp.minimum(within, backtrack), backtrack)
+            within = jnp.sqrt(0.9 * bound / jnp.maximum(kl, jnp.finfo(kl.dtype).tiny))
+            back = jnp.clip(within, min(0.5, backtrack), backtrack)
+            factor = jnp.where(finite & (kl > bound), back, backtrack)
+            factor = jnp.where(accepted, within, factor)
             return LineSearch(last.scale * factor, last.tried + 1, accepted, *keep)
 
         def unfinished(last: LineSearch) -> Array:
             return ~last.accepted & (last.tried < max_backtracks)
 
-        zero = jnp.zeros_like(loss)
-        start = LineSearch(zero + 1, jnp.zeros((), jnp.int32), jnp.asarray(False), old, loss, zero)
+        kl, tried = jnp.zeros_like(loss), jnp.zeros((), jnp.int32)
+        start = LineSearch(scale, tried, jnp.asarray(False), old, loss, kl)
         return jax.lax.while_loop(unfinished, attempt, start)
 
     def init(params: Params) -> MetaState:
-        return _init(adaptation, params, lambda meta_params: ())
+        return _init(adaptation, params, lambda meta_params: jnp.ones(()))
 
     return MetaLearner(init, _adapt(adaptation), update)
 

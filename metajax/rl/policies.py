@@ -110,10 +110,11 @@ class GaussianMLP(linen.Module):
             init = linen.initializers.xavier_uniform()
             return linen.Dense(features, kernel_init=init, precision=PRECISION)
 
-        x = observations
+        # One axis of rows: XLA copies what the kernels' gradients contract over several of.
+        x = observations.reshape(-1, observations.shape[-1])
         for width in self.hidden:
             x = self.activation(dense(width)(x))
-        mean = dense(self.action_size)(x)
+        mean = dense(self.action_size)(x).reshape(*observations.shape[:-1], self.action_size)
         log_std = self.param(
             "log_std", linen.initializers.constant(self.init_log_std), (self.action_size,)
         )

@@ -121,7 +121,7 @@ def test_the_curvature_of_some_trajectories_is_at_the_policies_of_all():
 
 
 def numpy_trust_region(x, loss_and_kl, gradient, product, *, max_kl, cg_steps, damping):
-    """One step as Schulman et al. describe it, on vectors."""
+    """One step as Schulman et al. describe it, on vectors; also where the next search begins."""
     loss, _ = loss_and_kl(x)
     g = gradient(x)
     direction, r = np.zeros_like(g), g.copy()
@@ -133,15 +133,16 @@ def numpy_trust_region(x, loss_and_kl, gradient, product, *, max_kl, cg_steps, d
         new = r @ r
         p, rr = r + new / rr * p, new
     quadratic = 0.5 * direction @ (product(direction) + damping * direction)
-    step = np.sqrt(max_kl / quadratic) * direction
+    step, scale = np.sqrt(max_kl / quadratic) * direction, 1.0
     for tries in range(15):
-        candidate = x - step
+        candidate = x - scale * step
         new_loss, kl = loss_and_kl(candidate)
+        # To where a KL that is quadratic in the step has nine tenths of the bound.
+        within = np.sqrt(0.9 * max_kl / kl)
         if new_loss < loss and kl <= max_kl:
-            return candidate, kl, tries + 1
-        # Back to where a KL that is quadratic in the step has nine tenths of the bound.
-        step *= min(0.8, max(0.5, np.sqrt(0.9 * max_kl / kl))) if kl > max_kl else 0.8
-    return x, 0.0, 15
+            return candidate, kl, tries + 1, min(1.0, scale * within)
+        scale *= min(0.8, max(0.5, within)) if kl > max_kl else 0.8
+    return x, 0.0, 15, 1.0
 
 
 @functools.cache
@@ -180,7 +181,7 @@ def test_one_trust_region_step_is_numpy_s(num_steps, meta_gradient):
     gradient = jax.jit(jax.grad(lambda x: measure(x)[0]))
     # The full Hessian for exact; first order leaves its derivatives out by definition.
     hessian = np.asarray(jax.jit(jax.hessian(lambda x: measure(x)[1]))(vector), np.float64)
-    expected, kl, tries = numpy_trust_region(
+    expected, kl, tries, scale = numpy_trust_region(
         np.asarray(vector, np.float64),
         lambda x: tuple(map(float, measure(jnp.asarray(x, jnp.float32)))),
         lambda x: np.asarray(gradient(jnp.asarray(x, jnp.float32)), np.float64),
@@ -199,6 +200,26 @@ def test_one_trust_region_step_is_numpy_s(num_steps, meta_gradient):
     assert float(metrics["env_steps"]) == 4 * (num_steps + 1) * 4 * chase().horizon
     assert float(metrics["failures"]) == 0
     assert int(after.step) == 1
+    assert float(after.opt_state) == pytest.approx(scale, rel=0.02)
+
+
+def test_the_search_begins_where_the_last_one_ended():
+    _, learner, update = trust_region()
+    start, rng = learner.init(START), jax.random.key(3)
+
+    def step_from(scale):
+        after, metrics = update(start._replace(opt_state=jnp.asarray(scale)), episodes(), rng)
+        assert int(metrics["line_search_steps"]) == 1
+        moved = jax.tree.map(jnp.subtract, after.meta_params, start.meta_params)
+        return after, moved, float(metrics["kl"])
+
+    _, long, _ = step_from(0.2)
+    short, moved, kl = step_from(0.1)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(2 * x, y, atol=1e-5), moved, long)
+    # Well within the constraint, so that the next search takes longer steps again.
+    expected = min(1.0, 0.1 * (0.9 * 0.01 / kl) ** 0.5)
+    assert float(short.opt_state) == pytest.approx(expected, rel=1e-3)
+    assert expected > 0.5
 
 
 @SLOW
