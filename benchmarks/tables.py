@@ -206,11 +206,13 @@ def precision(rows: Sequence[Row]) -> list[str]:
 def throughput(rows: Sequence[Row]) -> list[str]:
     lines = [
         "Environment steps per second; rollouts are as long in all rows of a case and, but for",
-        "Gymnasium's, as many. `update` is a whole meta-update; `sampling` is its rollouts alone,",
-        "under the policy; `random` is the environments alone, with random actions. Gymnasium's",
-        "environments are stepped by a PyTorch policy. `in sampling` is the share of the update's",
-        "time that its rollouts take; the rest is learning. `random` steps all tasks at once; the",
-        "others as many at a time as `metajax.parallel.default_chunk` says.",
+        "Gymnasium's, as many. `update` is whole meta-updates from the initialization on;",
+        "`sampling` is the rollouts of one of its adaptation steps, under the policy; `random` is",
+        "the environments alone, with random actions. Gymnasium's environments are stepped by a",
+        "PyTorch policy. `in sampling` is the share of the update's time that its rollouts take;",
+        "the rest is learning. `random` steps all tasks at once; the others as many at a time as",
+        "`metajax.parallel.default_chunk` says. Navigation's step is two additions: next to that",
+        "any learning takes most of the time.",
         "",
     ]
 
