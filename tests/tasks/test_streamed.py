@@ -149,18 +149,17 @@ def test_a_stopped_run_continues_with_the_same_tasks(mapped, resident, tmp_path)
     assert_equal(fit(tasks, workdir=tmp_path).state, resident.state)
 
 
-class Slow(StreamedFewShot):
-    """Counts what is read, and how far reading is ahead of its use."""
+class Counting(StreamedFewShot):
+    """Counts what is read."""
 
     fetches = 0
 
     def fetch(self, draw):
-        Slow.fetches += 1
-        time.sleep(0.02)
+        Counting.fetches += 1
         return super().fetch(draw)
 
 
-jax.tree_util.register_static(Slow)
+jax.tree_util.register_static(Counting)
 
 
 def read_ahead(tasks, run, calls=((0, 4), (4, 4))):
@@ -175,16 +174,20 @@ def read_ahead(tasks, run, calls=((0, 4), (4, 4))):
 
 def test_one_block_is_read_while_the_one_before_is_used(images, monkeypatch):
     monkeypatch.setattr(stream, "BLOCK_BYTES", STEP_BYTES)
-    monkeypatch.setattr(Slow, "fetches", 0)
-    read_before_use = []
+    monkeypatch.setattr(Counting, "fetches", 0)
+    read, blocks = [], 8
 
     def run(state, tasks, block, *, length):
-        time.sleep(0.1)  # as a busy device
-        read_before_use.append(Slow.fetches)
+        # A busy device, until the next block is there, and then as long as one too many would take.
+        wanted, patience = min(len(read) + 2, blocks), time.monotonic() + 60
+        while Counting.fetches < wanted and time.monotonic() < patience:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        read.append(Counting.fetches)
         return state, {"x": np.zeros(length)}
 
-    read_ahead(Slow(images, **SETTINGS), run)
-    assert read_before_use == [2, 3, 4, 5, 6, 7, 8, 8]
+    read_ahead(Counting(images, **SETTINGS), run)
+    assert read == [2, 3, 4, 5, 6, 7, 8, 8]
 
 
 def test_what_goes_wrong_in_the_background_is_raised(images, monkeypatch):
