@@ -51,8 +51,8 @@ def navigation_table(results: list[Result]) -> list[str]:
         "over tasks, or over seeds where there are several; the paper's row is Finn 2017. The",
         "preset `two_steps` was chosen among some ten settings on other goals, but with the",
         "returns of seeds 0 to 2 on their 40 test goals in sight; seeds 3 to 5 and the evaluation",
-        "on 400 goals came after the choice. All but the run of 500 meta-steps were repeated,",
-        "unchanged, with the present line search.",
+        "on 400 goals came after the choice. The runs of `two_steps` were repeated, unchanged,",
+        "with the present line search; the others are of earlier ones.",
         "",
         "| | surrogate | preset | goals | 0 | 1 | 2 | 3 | meta-steps | env steps | training "
         "| device |",

@@ -211,8 +211,8 @@ def throughput(rows: Sequence[Row]) -> list[str]:
         "the environments alone, with random actions. Gymnasium's environments are stepped by a",
         "PyTorch policy. `in sampling` is the share of the update's time that its rollouts take;",
         "the rest is learning. `random` steps all tasks at once; the others as many at a time as",
-        "`metajax.parallel.default_chunk` says. Navigation's step is two additions: next to that",
-        "any learning takes most of the time.",
+        "`metajax.parallel.default_chunk` says. A step of navigation is a few operations on two",
+        "numbers: next to it, learning takes nearly all the time.",
         "",
     ]
 

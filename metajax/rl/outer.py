@@ -40,7 +40,7 @@ from metajax.rl.objective import (
 
 
 class LineSearch(NamedTuple):
-    scale: Array
+    scale: Array  # of the next try, in whole steps
     tried: Array
     accepted: Array
     meta_params: MetaParams
@@ -185,8 +185,8 @@ def trust_region(
             # To nine tenths of the bound, so that the next try is not over it by a rounding.
             within = jnp.sqrt(0.9 * bound / jnp.maximum(kl, jnp.finfo(kl.dtype).tiny))
             back = jnp.clip(within, min(0.5, backtrack), backtrack)
-            factor = jnp.where(finite & (kl > bound), back, backtrack)
-            factor = jnp.where(accepted, within, factor)
+            beyond = finite & (kl > bound)
+            factor = jnp.where(accepted, within, jnp.where(beyond, back, backtrack))
             return LineSearch(last.scale * factor, last.tried + 1, accepted, *keep)
 
         def unfinished(last: LineSearch) -> Array:
