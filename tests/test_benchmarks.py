@@ -22,6 +22,14 @@ def test_useful_operations_are_what_the_compiled_program_cannot_do_without(order
     assert 1 <= counted / problems.useful_flops(problem, order) < 1.15
 
 
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("case", [problems.omniglot, problems.mini_imagenet])
+def test_the_updates_lower_for_accelerators(case, platform):
+    update, arguments = problems.update(case(tasks=2, queries=1))
+    lowered = jax.jit(update).trace(*arguments).lower(lowering_platforms=(platform,))
+    assert "dot_general" in lowered.as_text()
+
+
 def test_peers_compute_the_same_meta_gradient():
     torch_peers = pytest.importorskip("benchmarks.torch_peers")
     problem = problems.omniglot(tasks=2, queries=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen
 from jax import lax
@@ -176,8 +177,8 @@ def max_pool(x: Array, *, padding: str = "VALID") -> Array:
     .. math:: y_{nhwc} = \max_{i, j \in \{0, 1\}} x_{n,\, 2h+i,\, 2w+j,\, c}
 
     Slices and maxima only, so that the backward pass is a select, not the select-and-scatter of
-    `jax.lax.reduce_window`, and derivatives of every order exist. Where values tie, the gradient
-    is shared, equally between two or four; `reduce_window` gives it all to the first.
+    `jax.lax.reduce_window`, and derivatives of every order exist, forward and backward. Where
+    values tie, the gradient is of the first in reading order, as there.
 
     Args:
       x: `[examples, height, width, channels]`, floating point.
@@ -214,9 +215,26 @@ def max_pool(x: Array, *, padding: str = "VALID") -> Array:
     margins = [(0, 0, 0), (0, height % 2 * change, 0), (0, width % 2 * change, 0), (0, 0, 0)]
     even = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), margins)
     out_height, out_width = even.shape[1] // 2, even.shape[2] // 2
-    windows = even.reshape(examples, out_height, 2, out_width, 2, channels)
+    return _largest(even.reshape(examples, out_height, 2, out_width, 2, channels))
+
+
+@jax.custom_jvp
+def _largest(windows: Array) -> Array:
+    """Of `[examples, height, 2, width, 2, channels]`, over the two axes of size 2."""
     rows = jnp.maximum(windows[:, :, 0], windows[:, :, 1])
     return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
+
+
+@_largest.defjvp
+def _largest_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (windows,), (tangent,) = primals, tangents
+    a, b, c, d = (windows[:, :, i, :, j] for i in (0, 1) for j in (0, 1))
+    top, bottom = jnp.maximum(a, b), jnp.maximum(c, d)
+    first = jnp.where(top >= bottom, jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
+    # Not by slices of the tangent: their transposes are paddings, each a pass over memory.
+    position = jnp.arange(4, dtype=jnp.int8).reshape(1, 1, 2, 1, 2, 1)
+    chosen = jnp.expand_dims(first.astype(jnp.int8), (2, 4)) == position
+    return jnp.maximum(top, bottom), jnp.sum(jnp.where(chosen, tangent, 0), axis=(2, 4))
 
 
 def _channels(module: linen.Module, name: str, init: Initializer, x: Array) -> Array:

@@ -136,14 +136,14 @@ def test_max_pool_has_second_derivatives(padding):
     np.testing.assert_allclose(reverse, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("pixels", "shares"),
-    [([[1, 1], [0, 0]], [[0.5, 0.5], [0, 0]]), ([[1, 1], [1, 1]], [[0.25, 0.25], [0.25, 0.25]])],
-)
-def test_equal_pixels_share_the_gradient(pixels, shares):
-    x = jnp.asarray(pixels, jnp.float32).reshape(1, 2, 2, 1)
-    gradient = jax.grad(lambda x: nn.max_pool(x).sum())(x)
-    np.testing.assert_array_equal(gradient[0, :, :, 0], shares)
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
+def test_of_equal_pixels_the_first_has_the_gradient(padding):
+    x = jax.random.randint(jax.random.key(0), (2, 9, 9, 3), 0, 3).astype(jnp.float32)
+    found, pullback = jax.vjp(lambda x: nn.max_pool(x, padding=padding), x)
+    expected, reference_pullback = jax.vjp(lambda x: windows(x, padding), x)
+    np.testing.assert_array_equal(found, expected)
+    cotangent = jax.random.normal(jax.random.key(1), found.shape)
+    np.testing.assert_array_equal(pullback(cotangent)[0], reference_pullback(cotangent)[0])
 
 
 def test_the_backward_pass_of_max_pool_does_not_scatter():
