@@ -3,7 +3,8 @@
 Command: python -m benchmarks.meta_gradient [--cases NAME ...] [--devices=N] [--rounds=N] [--slow]
 
 Needs `pip install "metajax[bench]"`. Every peer's meta-gradient is compared with ours before it is
-timed, so that all race for the same number. Cases that are not named keep their rows of the record.
+timed, so that all race for the same number. Cases that are not named keep their rows of the record,
+as do other devices.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def main() -> None:
     timing.write(
         "meta_gradient",
         rows,
-        key=("case", "order"),
+        key=("case", "order", "device"),
         rounds=arguments.rounds,
         peers=timing.peer_versions(),
     )

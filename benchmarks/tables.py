@@ -60,20 +60,19 @@ def meta_gradient(rows: Sequence[Row]) -> list[str]:
 
     def cells(row: Row) -> list[str]:
         order = "second" if row["order"] == 2 else "first"
+        of = [row["case"], order, row["device"]["kind"], row["library"]]
         if "failed" in row:
-            return [row["case"], order, row["library"], "failed", "", "", ""]
+            return [*of, "failed", "", "", ""]
         compile_ = f"{row['compile_seconds']:.1f} s" if "compile_seconds" in row else ""
         return [
-            row["case"],
-            order,
-            row["library"],
+            *of,
             f"{row['median']:.3f}",
             f"{row['speedup']:.2f}x",
             f"{row['share_of_matmul_rate']:.0%}",
             compile_,
         ]
 
-    heads = ["case", "order", "library", "seconds", "speedup", "of matmul", "compile"]
+    heads = ["case", "order", "device", "library", "seconds", "speedup", "of matmul", "compile"]
     return lines + table(heads, map(cells, rows))
 
 

@@ -109,20 +109,24 @@ def write(
 ) -> Path:
     """Writes `benchmarks/results/NAME[_gpu].jsonl`: a line for each case, with its provenance.
 
-    With a `key`, lines that are there already stay if no new case has their values of it.
+    With a `key`, lines that are there already stay if no new one has their values of it.
     """
     provenance = train.provenance()
     platform = jax.default_backend()
     path = RESULTS / f"{name}{'' if platform == 'cpu' else '_' + platform}.jsonl"
     RESULTS.mkdir(parents=True, exist_ok=True)
-    new = {tuple(case[part] for part in key) for case in cases}
-    kept = [
-        line
-        for line in (path.read_text().splitlines() if key and path.exists() else [])
-        if tuple(json.loads(line)[part] for part in key) not in new
-    ]
-    lines = [json.dumps({"benchmark": name, **case, **common, **provenance}) for case in cases]
-    lines = sorted(kept + lines, key=lambda line: [json.loads(line)[part] for part in key])
+    rows = [{"benchmark": name, **case, **common, **provenance} for case in cases]
+
+    def values(row: Mapping[str, Any]) -> list[str]:
+        return [json.dumps(row[part], sort_keys=True) for part in key]
+
+    if key and path.exists():
+        new = [values(row) for row in rows]
+        rows += [
+            row for row in map(json.loads, path.read_text().splitlines()) if values(row) not in new
+        ]
+    # Sorting keeps the order of rows that have the same key, or no key.
+    lines = [json.dumps(row) for row in sorted(rows, key=values)]
     path.write_text("\n".join(lines) + "\n")
     for case in cases:
         print(json.dumps(case), flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,9 +16,20 @@ Padding = str | Sequence[tuple[int, int]]
 Elementwise = Callable[[Array], Array]
 PerExample = Callable[[Array], PyTree]
 
-# Patches of so many bytes are multiplied at a time on a CPU, whose caches hold them: read off the
-# rows of `python -m benchmarks.convolution`.
+
+def _last_level_cache() -> int:
+    """Its bytes, or 0 where the system does not say."""
+    try:
+        return max(os.sysconf("SC_LEVEL3_CACHE_SIZE"), 0)
+    except (AttributeError, OSError, ValueError):
+        return 0
+
+
+# On a CPU patches of so many bytes are multiplied at a time, which the caches of a core hold. All
+# together they stay in memory for the backward pass where the last cache holds them beside all
+# else. Both are read off the rows of `python -m benchmarks.convolution`.
 CPU_PATCH_BYTES = 2 * 1024 * 1024
+CPU_KEPT_BYTES = max(_last_level_cache() // 32, CPU_PATCH_BYTES)
 
 
 def conv(
@@ -54,8 +66,9 @@ def conv(
       after: a function of the output, of each example apart, such as pooling. What it returns,
         arrays `[examples, ...]`, is returned instead; the output itself is not kept either.
       example_chunk: examples whose patches are in memory at a time; those of the backward pass are
-        then cut out again instead of kept. By default a GPU or TPU takes all at once, and a CPU
-        as many as make `CPU_PATCH_BYTES`. It changes no number beyond rounding.
+        then cut out again instead of kept. By default a GPU or TPU takes all at once, and so does
+        a CPU where they make no more than `CPU_KEPT_BYTES`; else as many as make
+        `CPU_PATCH_BYTES`. It changes no number beyond rounding.
 
     Returns:
       `[examples, out_height, out_width, out_channels]`, in the type `x` and `kernel` promote to, or
@@ -167,11 +180,13 @@ def _finished(y: Array, after: PerExample | None) -> PyTree:
 def default_example_chunk(examples: int, bytes_per_example: int) -> int:
     """The examples whose patches are multiplied at a time where `conv` is not told.
 
-    All of them on an accelerator. On a CPU as many as make `CPU_PATCH_BYTES`, because larger
-    patches than a cache holds cost more to write and read than to multiply; somewhat fewer where
-    that makes equal chunks, because a rest is computed apart and all results are copied together.
+    All of them on an accelerator, and on a CPU whose last cache holds the patches from the forward
+    to the backward pass. Otherwise as many as make `CPU_PATCH_BYTES`, because larger patches than a
+    cache holds cost more to write and read than to multiply; somewhat fewer where that makes equal
+    chunks, because a rest is computed apart and all results are copied together.
     """
-    if jax.default_backend() != "cpu":
+    kept = examples * bytes_per_example <= CPU_KEPT_BYTES
+    if kept or jax.default_backend() != "cpu":
         return max(examples, 1)
     limit = max(min(examples, CPU_PATCH_BYTES // max(bytes_per_example, 1)), 1)
     equal = next(chunk for chunk in range(limit, 0, -1) if examples % chunk == 0)

@@ -111,12 +111,30 @@ def test_vmap_over_kernels_is_a_loop_over_tasks(shared_images, chunk):
 
 
 def test_a_cpu_takes_as_many_examples_as_make_two_megabytes(monkeypatch):
+    monkeypatch.setattr(conv_module, "CPU_KEPT_BYTES", conv_module.CPU_PATCH_BYTES)
     assert conv_module.default_example_chunk(75, 49 * 576 * 4) == 15
     assert conv_module.default_example_chunk(75, 100) == 75
     assert conv_module.default_example_chunk(101, 2**19) == 4
     assert conv_module.default_example_chunk(3, 2**30) == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert conv_module.default_example_chunk(75, 2**30) == 75
+
+
+def test_a_cpu_whose_cache_holds_them_takes_all_examples_at_once(monkeypatch):
+    monkeypatch.setattr(conv_module, "CPU_KEPT_BYTES", 9 * 2**20)
+    assert conv_module.default_example_chunk(75, 49 * 576 * 4) == 75
+    assert conv_module.default_example_chunk(101, 2**19) == 4
+
+
+@pytest.mark.parametrize("answer", [-1, ValueError("unrecognized"), AttributeError("sysconf")])
+def test_where_the_system_names_no_cache_it_counts_for_nothing(answer, monkeypatch):
+    def sysconf(name):
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(conv_module.os, "sysconf", sysconf, raising=False)
+    assert conv_module._last_level_cache() == 0
 
 
 def test_of_many_examples_only_a_chunk_of_patches_is_in_memory():
