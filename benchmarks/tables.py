@@ -19,10 +19,10 @@ PAGE = Path(__file__).parent / "README.md"
 HEAD = """# Benchmarks
 
 Rendered by `python -m benchmarks.report` from the records in `results/`, one JSON line a case with
-device, versions and commit. Every table is one run of `python -m benchmarks.NAME`: cases take turns
-in one process, medians are shown, and ratios are within the run. Memory that is freed stays with
-the process, for all libraries alike, in the runs since commit 1e182b7; the others also time how
-the system maps it anew at every call.
+device, versions and commit. The rows of a case are one run of `python -m benchmarks.NAME`: they take
+turns in one process, medians are shown, and ratios are within the run. Memory that is freed stays
+with the process, for all libraries alike, in the runs since commit 1e182b7; the others also time
+how the system maps it anew at every call.
 """
 
 
@@ -275,6 +275,7 @@ def draw() -> None:
     if not rows:
         return
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     sizes = sorted({r["varied"] for r in rows if not r["varied"].startswith("chunk")})
     figure, axes = plt.subplots(
@@ -288,6 +289,8 @@ def draw() -> None:
         axes[1, column].set_xlabel(name.replace("_", " "))
         for axis in axes[:, column]:
             axis.set(xscale="log", yscale="log", xticks=values, xticklabels=values)
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
             axis.minorticks_off()
     axes[0, 0].set_ylabel("seconds a meta-update")
     axes[1, 0].set_ylabel("temporary MB")

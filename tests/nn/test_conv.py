@@ -126,15 +126,13 @@ def test_a_cpu_whose_cache_holds_them_takes_all_examples_at_once(monkeypatch):
     assert conv_module.default_example_chunk(101, 2**19) == 4
 
 
-@pytest.mark.parametrize("answer", [-1, ValueError("unrecognized"), AttributeError("sysconf")])
-def test_where_the_system_names_no_cache_it_counts_for_nothing(answer, monkeypatch):
-    def sysconf(name):
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    monkeypatch.setattr(conv_module.os, "sysconf", sysconf, raising=False)
-    assert conv_module._last_level_cache() == 0
+@pytest.mark.parametrize(
+    ("text", "size"), [("491520K\n", 480 * 2**20), ("", 0), ("many\n", 0), (None, 0)]
+)
+def test_the_size_of_the_last_cache_is_read_where_the_system_says_it(text, size, tmp_path):
+    if text is not None:
+        (tmp_path / "size").write_text(text)
+    assert conv_module._last_level_cache(str(tmp_path / "size")) == size
 
 
 def test_of_many_examples_only_a_chunk_of_patches_is_in_memory():
