@@ -19,10 +19,10 @@ PAGE = Path(__file__).parent / "README.md"
 HEAD = """# Benchmarks
 
 Rendered by `python -m benchmarks.report` from the records in `results/`, one JSON line a case with
-device, versions and commit. The rows of a case are one run of `python -m benchmarks.NAME`: they take
-turns in one process, medians are shown, and ratios are within the run. Memory that is freed stays
-with the process, for all libraries alike, in the runs since commit 1e182b7; the others also time
-how the system maps it anew at every call.
+device, versions and commit. The rows of a case are one run of `python -m benchmarks.NAME`: they
+take turns in one process, medians are shown, and ratios are within the run. Memory that is freed
+stays with the process, for all libraries alike, in the runs since commit 1e182b7; the others also
+time how the system maps it anew at every call.
 """
 
 
