@@ -131,7 +131,8 @@ def main() -> None:
         }
         for name in times
     ]
-    timing.write("sinusoid", rows, rounds=rounds, peers=timing.peer_versions())
+    peers = timing.peer_versions()
+    timing.write("sinusoid", rows, key=("device",), rounds=rounds, peers=peers)
 
 
 if __name__ == "__main__":

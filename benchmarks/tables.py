@@ -77,14 +77,12 @@ def meta_gradient(rows: Sequence[Row]) -> list[str]:
 
 
 def sinusoid(rows: Sequence[Row]) -> list[str]:
-    heads = ["library", "meta-iterations per second", "metajax is faster by"]
-    return table(
-        heads,
-        (
-            [r["library"], f"{r['meta_iterations_per_second']:,.0f}", f"{r['speedup']:.1f}x"]
-            for r in rows
-        ),
-    )
+    def cells(row: Row) -> list[str]:
+        rate, speedup = row["meta_iterations_per_second"], row["speedup"]
+        return [row["device"]["kind"], row["library"], f"{rate:,.0f}", f"{speedup:.1f}x"]
+
+    heads = ["device", "library", "meta-iterations per second", "metajax is faster by"]
+    return table(heads, map(cells, rows))
 
 
 def sampling(rows: Sequence[Row]) -> list[str]:
