@@ -125,7 +125,7 @@ def main() -> None:
     timing.write(
         "meta_gradient",
         rows,
-        key=("case", "order", "device"),
+        key=lambda row: (row["case"], row["order"], row["device"]["kind"]),
         rounds=arguments.rounds,
         peers=timing.peer_versions(),
     )

@@ -131,8 +131,13 @@ def main() -> None:
         }
         for name in times
     ]
-    peers = timing.peer_versions()
-    timing.write("sinusoid", rows, key=("device",), rounds=rounds, peers=peers)
+    timing.write(
+        "sinusoid",
+        rows,
+        key=lambda row: row["device"]["kind"],
+        rounds=rounds,
+        peers=timing.peer_versions(),
+    )
 
 
 if __name__ == "__main__":

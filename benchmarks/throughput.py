@@ -17,6 +17,7 @@ Cases that are not named keep their rows of the record.
 from __future__ import annotations
 
 import argparse
+import operator
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -196,7 +197,7 @@ def main() -> None:
     timing.write(
         "throughput",
         rows,
-        key=("case",),
+        key=operator.itemgetter("case"),
         rounds=arguments.rounds,
         peers=timing.peer_versions("torch", "gymnasium", "mujoco", "brax"),
     )

@@ -6,7 +6,9 @@ import contextlib
 import ctypes
 import importlib.metadata
 import json
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -105,29 +107,27 @@ def peer_versions(*packages: str) -> dict[str, str]:
 
 
 def write(
-    name: str, cases: Sequence[Mapping[str, Any]], *, key: Sequence[str] = (), **common: Any
+    name: str,
+    cases: Sequence[Mapping[str, Any]],
+    *,
+    key: Callable[[Mapping[str, Any]], Any] | None = None,
+    **common: Any,
 ) -> Path:
     """Writes `benchmarks/results/NAME[_gpu].jsonl`: a line for each case, with its provenance.
 
-    With a `key`, lines that are there already stay if no new one has their values of it.
+    With a `key` of lines, those that are there already stay if no new one has theirs, in its order.
     """
-    provenance = train.provenance()
     platform = jax.default_backend()
     path = RESULTS / f"{name}{'' if platform == 'cpu' else '_' + platform}.jsonl"
     RESULTS.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
+    provenance = {"command": command, **train.provenance()}
     rows = [{"benchmark": name, **case, **common, **provenance} for case in cases]
-
-    def values(row: Mapping[str, Any]) -> list[str]:
-        return [json.dumps(row[part], sort_keys=True) for part in key]
-
     if key and path.exists():
-        new = [values(row) for row in rows]
-        rows += [
-            row for row in map(json.loads, path.read_text().splitlines()) if values(row) not in new
-        ]
-    # Sorting keeps the order of rows that have the same key, or no key.
-    lines = [json.dumps(row) for row in sorted(rows, key=values)]
-    path.write_text("\n".join(lines) + "\n")
+        new = set(map(key, rows))
+        old = map(json.loads, path.read_text().splitlines())
+        rows = sorted([*rows, *(row for row in old if key(row) not in new)], key=key)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for case in cases:
         print(json.dumps(case), flush=True)
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,12 @@ Elementwise = Callable[[Array], Array]
 PerExample = Callable[[Array], PyTree]
 
 
-def _last_level_cache(path: str = "/sys/devices/system/cpu/cpu0/cache/index3/size") -> int:
-    """Its bytes, or 0 where the system does not say."""
-    try:
-        kibibytes = Path(path).read_text().strip().removesuffix("K")
-    except OSError:
-        return 0
-    return 1024 * int(kibibytes) if kibibytes.isdecimal() else 0
-
-
-# On a CPU patches of so many bytes are multiplied at a time, which the caches of a core hold. All
-# together they stay in memory for the backward pass where the last cache holds them beside all
-# else. Both are read off the rows of `python -m benchmarks.convolution`.
+# On a CPU patches of so many bytes are multiplied at a time, which the caches of a core hold; all
+# are kept for the backward pass where they make no more than this share of its last cache, which
+# has to hold the rest of an update, too. Read off `python -m benchmarks.convolution` and races of
+# whole updates.
 CPU_PATCH_BYTES = 2 * 1024 * 1024
-CPU_KEPT_BYTES = max(_last_level_cache() // 32, CPU_PATCH_BYTES)
+CPU_KEPT_SHARE = 1 / 32
 
 
 def conv(
@@ -68,8 +61,8 @@ def conv(
         arrays `[examples, ...]`, is returned instead; the output itself is not kept either.
       example_chunk: examples whose patches are in memory at a time; those of the backward pass are
         then cut out again instead of kept. By default a GPU or TPU takes all at once, and so does
-        a CPU where they make no more than `CPU_KEPT_BYTES`; else as many as make
-        `CPU_PATCH_BYTES`. It changes no number beyond rounding.
+        a CPU whose last cache is large; else as many as make `CPU_PATCH_BYTES`, see
+        `default_example_chunk`. It changes no number beyond rounding.
 
     Returns:
       `[examples, out_height, out_width, out_channels]`, in the type `x` and `kernel` promote to, or
@@ -186,12 +179,22 @@ def default_example_chunk(examples: int, bytes_per_example: int) -> int:
     cache holds cost more to write and read than to multiply; somewhat fewer where that makes equal
     chunks, because a rest is computed apart and all results are copied together.
     """
-    kept = examples * bytes_per_example <= CPU_KEPT_BYTES
+    kept = examples * bytes_per_example <= CPU_KEPT_SHARE * _last_cache_bytes()
     if kept or jax.default_backend() != "cpu":
         return max(examples, 1)
     limit = max(min(examples, CPU_PATCH_BYTES // max(bytes_per_example, 1)), 1)
     equal = next(chunk for chunk in range(limit, 0, -1) if examples % chunk == 0)
     return equal if 2 * equal >= limit else limit
+
+
+@functools.cache
+def _last_cache_bytes(path: str = "/sys/devices/system/cpu/cpu0/cache/index3/size") -> int:
+    """Of the third level; 0 where the system does not say."""
+    try:
+        kibibytes = Path(path).read_text().strip().removesuffix("K")
+    except OSError:
+        return 0
+    return 1024 * int(kibibytes) if kibibytes.isdecimal() else 0
 
 
 def _in_chunks(fn: Callable[[Array], PyTree], x: Array, chunk: int) -> PyTree:

@@ -176,9 +176,9 @@ def max_pool(x: Array, *, padding: str = "VALID") -> Array:
 
     .. math:: y_{nhwc} = \max_{i, j \in \{0, 1\}} x_{n,\, 2h+i,\, 2w+j,\, c}
 
-    Slices and maxima only, so that the backward pass is a select, not the select-and-scatter of
-    `jax.lax.reduce_window`, and derivatives of every order exist, forward and backward. Where
-    values tie, the gradient is of the first in reading order, as there.
+    Slices and maxima, whose derivative is a select and not the select-and-scatter of
+    `jax.lax.reduce_window`; it has derivatives of every order, forward and backward. Where values
+    tie, the gradient is of the first in reading order, as there.
 
     Args:
       x: `[examples, height, width, channels]`, floating point.

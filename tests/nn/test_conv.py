@@ -111,7 +111,7 @@ def test_vmap_over_kernels_is_a_loop_over_tasks(shared_images, chunk):
 
 
 def test_a_cpu_takes_as_many_examples_as_make_two_megabytes(monkeypatch):
-    monkeypatch.setattr(conv_module, "CPU_KEPT_BYTES", conv_module.CPU_PATCH_BYTES)
+    monkeypatch.setattr(conv_module, "_last_cache_bytes", lambda: 0)
     assert conv_module.default_example_chunk(75, 49 * 576 * 4) == 15
     assert conv_module.default_example_chunk(75, 100) == 75
     assert conv_module.default_example_chunk(101, 2**19) == 4
@@ -121,7 +121,7 @@ def test_a_cpu_takes_as_many_examples_as_make_two_megabytes(monkeypatch):
 
 
 def test_a_cpu_whose_cache_holds_them_takes_all_examples_at_once(monkeypatch):
-    monkeypatch.setattr(conv_module, "CPU_KEPT_BYTES", 9 * 2**20)
+    monkeypatch.setattr(conv_module, "_last_cache_bytes", lambda: 32 * 9 * 2**20)
     assert conv_module.default_example_chunk(75, 49 * 576 * 4) == 75
     assert conv_module.default_example_chunk(101, 2**19) == 4
 
@@ -132,7 +132,7 @@ def test_a_cpu_whose_cache_holds_them_takes_all_examples_at_once(monkeypatch):
 def test_the_size_of_the_last_cache_is_read_where_the_system_says_it(text, size, tmp_path):
     if text is not None:
         (tmp_path / "size").write_text(text)
-    assert conv_module._last_level_cache(str(tmp_path / "size")) == size
+    assert conv_module._last_cache_bytes(str(tmp_path / "size")) == size
 
 
 def test_of_many_examples_only_a_chunk_of_patches_is_in_memory():
