@@ -11,6 +11,12 @@ import shutil
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+PLATFORMS = ("cpu", "gpu", "tpu")
+
+
+def named(name: str, platform: str) -> str:
+    """The file, but for its ending, that keeps what was measured on a platform."""
+    return name if platform == "cpu" else f"{name}_{platform}"
 
 
 def record(workdir: Path, name: str | None = None, *, figures: bool = True) -> Path:

@@ -20,6 +20,7 @@ from torch.func import functional_call, grad, vmap
 
 import metajax
 from benchmarks import timing
+from benchmarks.torch_peers import DEVICE, synchronize
 from experiments.common import squared_error
 from metajax import nn
 from metajax.tasks import Sinusoid, meta_batch
@@ -44,16 +45,17 @@ def ours() -> timing.Case:
 
 
 def _sample() -> tuple[torch.Tensor, ...]:
-    amplitude = torch.rand(TASKS, 1, 1) * 4.9 + 0.1
-    phase = torch.rand(TASKS, 1, 1) * math.pi
-    x = torch.rand(TASKS, 2 * SHOTS, 1) * 10 - 5
+    amplitude = torch.rand(TASKS, 1, 1, device=DEVICE) * 4.9 + 0.1
+    phase = torch.rand(TASKS, 1, 1, device=DEVICE) * math.pi
+    x = torch.rand(TASKS, 2 * SHOTS, 1, device=DEVICE) * 10 - 5
     y = amplitude * torch.sin(x - phase)
     return x[:, :SHOTS], y[:, :SHOTS], x[:, SHOTS:], y[:, SHOTS:]
 
 
 def _network() -> torch.nn.Module:
     linear, relu = torch.nn.Linear, torch.nn.ReLU
-    return torch.nn.Sequential(linear(1, 40), relu(), linear(40, 40), relu(), linear(40, 1))
+    layers = (linear(1, 40), relu(), linear(40, 40), relu(), linear(40, 1))
+    return torch.nn.Sequential(*layers).to(DEVICE)
 
 
 def torch_loop(steps: int) -> timing.Case:
@@ -105,6 +107,7 @@ def _repeat(step: Callable[[], None], steps: int) -> timing.Case:
     def run() -> None:
         for _ in range(steps):
             step()
+        synchronize()
 
     return run
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import RESULTS
+from benchmarks.record import PLATFORMS, RESULTS, named
 
 Row = dict[str, Any]
 PEERS = ("torch", "higher", "torchopt", "brax", "gymnasium", "mujoco")
@@ -229,12 +229,19 @@ def throughput(rows: Sequence[Row]) -> list[str]:
 
 
 def growth(rows: Sequence[Row]) -> list[str]:
+    sizes, chunks = plots(rows)
     return [
-        "![seconds and memory against sizes](growth.png)",
+        f"![seconds and memory against sizes]({sizes})",
         "",
-        "![seconds against tasks per vmap](chunks.png)",
+        f"![seconds against tasks per vmap]({chunks})",
         "",
     ]
+
+
+def plots(rows: Sequence[Row]) -> tuple[str, str]:
+    """The files that `draw` makes of a growth record, which are of one platform."""
+    platform = rows[0]["device"]["platform"]
+    return f"{named('growth', platform)}.png", f"{named('chunks', platform)}.png"
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], list[str]]]] = {
@@ -254,11 +261,11 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], list[str]]]] = {
 def render() -> str:
     lines = [HEAD]
     for name, (title, section) in SECTIONS.items():
-        for recorded in (name, f"{name}_gpu"):
-            rows = read(recorded)
+        for platform in PLATFORMS:
+            rows = read(named(name, platform))
             if rows:
                 lines += [
-                    f"## {title}",
+                    f"## {title}" + ("" if platform == "cpu" else f", {platform.upper()}"),
                     "",
                     f"`python -m benchmarks.{name}`: {where(rows)}",
                     "",
@@ -268,10 +275,14 @@ def render() -> str:
 
 
 def draw() -> None:
-    """The plots of the growth record."""
-    rows = read("growth")
-    if not rows:
-        return
+    """The plots of the growth records, beside the page."""
+    for platform in PLATFORMS:
+        rows = read(named("growth", platform))
+        if rows:
+            _draw(rows, *(PAGE.parent / name for name in plots(rows)))
+
+
+def _draw(rows: Sequence[Row], sizes_file: Path, chunks_file: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator
 
@@ -292,7 +303,7 @@ def draw() -> None:
             axis.minorticks_off()
     axes[0, 0].set_ylabel("seconds a meta-update")
     axes[1, 0].set_ylabel("temporary MB")
-    figure.savefig(PAGE.parent / "growth.png", dpi=100)
+    figure.savefig(sizes_file, dpi=100)
     plt.close(figure)
 
     figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
@@ -310,5 +321,5 @@ def draw() -> None:
     )
     axis.minorticks_off()
     axis.legend()
-    figure.savefig(PAGE.parent / "chunks.png", dpi=100)
+    figure.savefig(chunks_file, dpi=100)
     plt.close(figure)

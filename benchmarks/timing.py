@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.record import RESULTS
+from benchmarks.record import RESULTS, named
 from metajax import train
 
 Case = Callable[[], Any]
@@ -90,10 +90,12 @@ def temporary_bytes(program: jax.stages.Compiled) -> int:
 
 
 def matmul_case(size: int = 4096) -> tuple[Case, float]:
-    """A square float32 product, the yardstick of the hardware, and how many operations it is."""
+    """A square float32 product, the yardstick of the hardware, and how many operations it is.
+
+    At JAX's default precision, as the networks: accelerators round the factors to fewer bits.
+    """
     matrix = jnp.ones((size, size), jnp.float32)
-    with jax.default_matmul_precision("float32"):
-        case, _, _ = compiled(jnp.matmul, matrix, matrix)
+    case, _, _ = compiled(jnp.matmul, matrix, matrix)
     return case, 2.0 * size**3
 
 
@@ -115,10 +117,11 @@ def write(
 ) -> Path:
     """Writes `benchmarks/results/NAME[_gpu].jsonl`: a line for each case, with its provenance.
 
+    The file is one of this platform, see `benchmarks.record.named`.
+
     With a `key` of lines, those that are there already stay if no new one has theirs, in its order.
     """
-    platform = jax.default_backend()
-    path = RESULTS / f"{name}{'' if platform == 'cpu' else '_' + platform}.jsonl"
+    path = RESULTS / f"{named(name, jax.default_backend())}.jsonl"
     RESULTS.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
     provenance = {"command": command, **train.provenance()}

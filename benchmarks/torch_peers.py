@@ -71,7 +71,7 @@ def tensors(problem: Problem) -> tuple[torch.Tensor, ...]:
     return images(xs), labels(ys), images(xq), labels(yq)
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
 
@@ -95,7 +95,7 @@ def loop(problem: Problem, order: int) -> Callable[[], Any]:
             value = functional.cross_entropy(functional_call(network, adapted, xq), yq)
             for t, g in zip(total, torch.autograd.grad(value, list(params.values())), strict=True):
                 t += g / problem.tasks
-        _synchronize()
+        synchronize()
         return total
 
     return step
@@ -126,7 +126,7 @@ def func(problem: Problem, order: int, compile: bool = False) -> Callable[[], An
 
     def step() -> list[torch.Tensor]:
         result = meta_gradient(params, *data)
-        _synchronize()
+        synchronize()
         return list(result.values())
 
     return step
@@ -160,7 +160,7 @@ def higher_loop(problem: Problem, order: int) -> Callable[[], Any]:
                         strict=True,
                     ):
                         p.grad = g if p.grad is None else p.grad + g
-        _synchronize()
+        synchronize()
         return [p.grad for p in network.parameters() if p.grad is not None]
 
     return step
@@ -186,7 +186,7 @@ def torchopt_loop(problem: Problem, order: int) -> Callable[[], Any]:
                 t += g
             torchopt.recover_state_dict(network, start_network)
             torchopt.recover_state_dict(inner, start_inner)
-        _synchronize()
+        synchronize()
         return total
 
     return step

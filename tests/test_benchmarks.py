@@ -1,15 +1,35 @@
 """What the benchmarks count and render."""
 
+import json
+import re
+
 import jax
 import numpy as np
 import pytest
 
 import metajax
-from benchmarks import problems, rl_runs, tables
+from benchmarks import problems, record, rl_runs, tables
 
 
 def test_the_page_is_rendered_from_the_records():
     assert tables.PAGE.read_text() == tables.render()
+
+
+def test_records_of_another_platform_are_sections_with_plots_of_their_own(tmp_path, monkeypatch):
+    for name in tables.SECTIONS:
+        rows = tables.read(name)
+        for row in rows:
+            row["device"] = {"platform": "gpu", "kind": "an accelerator", "count": 1}
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{record.named(name, 'gpu')}.jsonl").write_text(text)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "PAGE", tmp_path / "README.md")
+    page = tables.render()
+    assert page.count("\n## ") == page.count(", GPU\n") == len(tables.SECTIONS)
+    tables.draw()
+    shown = re.findall(r"\]\((\w+\.png)\)", page)
+    assert shown == ["growth_gpu.png", "chunks_gpu.png"]
+    assert all((tmp_path / name).stat().st_size > 1_000 for name in shown)
 
 
 @pytest.mark.parametrize("order", [1, 2])
