@@ -168,17 +168,22 @@ def convolution(rows: Sequence[Row]) -> list[str]:
     """A line for each layer, and the functions side by side."""
     names = list(dict.fromkeys(row["convolution"] for row in rows))
     found = {(row["layer"], row["tasks"], row["convolution"]): row for row in rows}
+
+    def milliseconds(row: Row | None) -> str:
+        return f"{1e3 * row['median']:.1f} ms" if row else ""
+
     cells = [
         [
             layer,
             str(tasks),
-            *(f"{1e3 * found[layer, tasks, name]['median']:.1f} ms" for name in names),
+            *(milliseconds(found.get((layer, tasks, name))) for name in names),
         ]
         for layer, tasks in dict.fromkeys((row["layer"], row["tasks"]) for row in rows)
     ]
     return [
         "Forward and backward pass of 75 images of a task; of two tasks under `vmap`, each with a",
-        "kernel of its own. `conv` chooses how many images' patches are in memory at a time.",
+        "kernel of its own. `conv` chooses how many images' patches are in memory at a time, and",
+        "whether patches are of the whole window or of one row, whose products are summed last.",
         "",
         *table(["layer", "tasks", *(f"`{name}`" for name in names)], cells),
     ]

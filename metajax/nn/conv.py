@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ PerExample = Callable[[Array], PyTree]
 # whole updates.
 CPU_PATCH_BYTES = 2 * 1024 * 1024
 CPU_KEPT_SHARE = 1 / 32
+# Outputs have so many rows where `conv` may sum over those of the kernel.
+CPU_ROWS = 8
 
 
 def conv(
@@ -34,6 +37,7 @@ def conv(
     padding: Padding = "SAME",
     before: Elementwise | None = None,
     after: PerExample | None = None,
+    row_sums: bool | None = None,
     example_chunk: int | None = None,
 ) -> Any:
     r"""Two-dimensional convolution, channels last, equal to `jax.lax.conv_general_dilated`.
@@ -49,6 +53,10 @@ def conv(
     size of the papers' networks, for kernels per task and for a single one (see
     `python -m benchmarks.convolution`). Layers take it everywhere, or else `native_conv`.
 
+    Patches of many channels cost more to write than to multiply. With `row_sums` they are one row
+    high, `[width, in_channels]`, and the product with all rows of the kernel is summed over rows
+    afterwards: the sum over i in the equation comes last.
+
     Args:
       x: `[examples, height, width, in_channels]`.
       kernel: `[kernel_height, kernel_width, in_channels, out_channels]`.
@@ -59,6 +67,9 @@ def conv(
         but computed again in the backward pass.
       after: a function of the output, of each example apart, such as pooling. What it returns,
         arrays `[examples, ...]`, is returned instead; the output itself is not kept either.
+      row_sums: whether the rows of the kernel are summed after the product instead of within it,
+        for a vertical stride of 1. By default where that was measured to be faster, see
+        `default_row_sums`. It changes no number beyond rounding.
       example_chunk: examples whose patches are in memory at a time; those of the backward pass are
         then cut out again instead of kept. By default a GPU or TPU takes all at once, and so does
         a CPU whose last cache is large; else as many as make `CPU_PATCH_BYTES`, see
@@ -70,8 +81,9 @@ def conv(
 
     Raises:
       ValueError: if ranks or channels do not match, a stride or `example_chunk` is not positive,
-        the padding is unknown, the padded image is smaller than the kernel, `before` changes the
-        shape of the images, or `after` loses the axis of the examples.
+        the padding is unknown, the padded image is smaller than the kernel, `row_sums` is asked for
+        at another vertical stride than 1, `before` changes the shape of the images, or `after`
+        loses the axis of the examples.
 
     Example:
 
@@ -81,33 +93,27 @@ def conv(
     (2, 14, 14, 64)
     """
     _check(x, kernel, strides)
-    examples, *size, channels = x.shape
-    window, features = kernel.shape[:2], kernel.shape[-1]
+    examples, *size, _ = x.shape
+    window = kernel.shape[:2]
     pads = _pads(size, window, strides, padding)
     out = _out_size(size, window, strides, pads, padding)
     images = _checked_before(before, x)
     dtype = jnp.result_type(images, kernel)
-    patch = window[0] * window[1] * channels
-    # The longer of patch and output comes last: the product that is the gradient of the kernel runs
-    # faster so on a CPU. One transposition of all four axes at once, or XLA would undo it.
-    patch_last = patch > features
-    matrix = kernel.transpose(3, 0, 1, 2) if patch_last else kernel
-    matrix = matrix.reshape((features, patch) if patch_last else (patch, features))
+    if row_sums is None:
+        row_sums = default_row_sums(kernel.shape, strides, out)
+    elif row_sums and strides[0] != 1:
+        raise ValueError(f"conv: row_sums is for a vertical stride of 1, got strides {strides}.")
+    by = _by_row_sums if row_sums else _by_patches
+    multiply, numbers = by(kernel.astype(dtype), strides, out)
+    margins = [(0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)]
 
     def product(x: Array) -> PyTree:
-        patches = _patches(before(x) if before else x, window, strides, pads, out)
-        # Two plain matrices: contracting several axes at once would copy more in the gradient.
-        y = lax.dot_general(
-            lax.collapse(patches, 0, 3).astype(dtype),
-            matrix.astype(dtype),
-            (((1,), (1 if patch_last else 0,)), ((), ())),
-            preferred_element_type=jnp.promote_types(dtype, jnp.float32),
-        )
-        return _finished(y.reshape(x.shape[0], *out, features).astype(dtype), after)
+        x = (before(x) if before else x).astype(dtype)
+        y = multiply(lax.pad(x, jnp.zeros((), dtype), margins))
+        return _finished(y.astype(dtype), after)
 
     if example_chunk is None:
-        bytes_per_example = out[0] * out[1] * patch * dtype.itemsize
-        example_chunk = default_example_chunk(examples, bytes_per_example)
+        example_chunk = default_example_chunk(examples, numbers * dtype.itemsize)
     return _in_chunks(product, x, check_integer("example_chunk", example_chunk))
 
 
@@ -171,6 +177,25 @@ def _finished(y: Array, after: PerExample | None) -> PyTree:
     return result
 
 
+def default_row_sums(
+    kernel_shape: Sequence[int], strides: tuple[int, int], out: Sequence[int]
+) -> bool:
+    """Whether `conv` sums over the rows of the kernel after the product where it is not told.
+
+    On a CPU, at a vertical stride of 1, where fewer numbers are written: patches are, once cut out
+    and once put beside one another, and products are once. Images of few rows have too many
+    products in their margins.
+    """
+    height, width, channels, features = kernel_shape
+    patches, row_patches, products = (
+        2 * height * width * channels,
+        2 * width * channels,
+        height * features,
+    )
+    fewer = row_patches + products < patches
+    return jax.default_backend() == "cpu" and strides[0] == 1 and out[0] >= CPU_ROWS and fewer
+
+
 def default_example_chunk(examples: int, bytes_per_example: int) -> int:
     """The examples whose patches are multiplied at a time where `conv` is not told.
 
@@ -211,31 +236,108 @@ def _in_chunks(fn: Callable[[Array], PyTree], x: Array, chunk: int) -> PyTree:
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), y, fn(x[split:]))
 
 
-def _patches(
-    x: Array,
-    window: Sequence[int],
-    strides: tuple[int, int],
-    pads: Sequence[tuple[int, int]],
-    out: Sequence[int],
-) -> Array:
-    """What the window sees at every output: `[examples, out_height, out_width, patch]`."""
-    examples, *_, channels = x.shape
-    margins = [(0, 0, 0), *((before, after, 0) for before, after in pads), (0, 0, 0)]
-    padded = lax.pad(x, jnp.zeros((), x.dtype), margins)
+Multiply = Callable[[Array], Array]
+
+
+def _by_patches(
+    kernel: Array, strides: tuple[int, int], out: Sequence[int]
+) -> tuple[Multiply, int]:
+    """What the window sees at every output, times the kernel.
+
+    Returns:
+      The convolution of padded images, in float32 or wider, and how many numbers it writes on the
+      way for each example.
+    """
     (sh, sw), (oh, ow) = strides, out
-    return jnp.concatenate(
-        [
-            lax.slice(
-                padded,
-                (0, i, j, 0),
-                (examples, i + (oh - 1) * sh + 1, j + (ow - 1) * sw + 1, channels),
-                (1, sh, sw, 1),
-            )
-            for i in range(window[0])
-            for j in range(window[1])
-        ],
-        axis=-1,
-    )
+    height, width, channels, features = kernel.shape
+    patch = height * width * channels
+    # XLA's product is slower on a CPU where the length that it sums over is no multiple of four.
+    spare = -patch % 4
+    # The longer of patch and output comes last: the product that is the gradient of the kernel runs
+    # faster so on a CPU. One transposition of all four axes at once, or XLA would undo it.
+    patch_last = patch > features
+    if patch_last:
+        matrix = kernel.transpose(3, 0, 1, 2).reshape(features, patch)
+        matrix = jnp.pad(matrix, ((0, 0), (0, spare)))
+    else:
+        matrix = jnp.pad(kernel.reshape(patch, features), ((0, spare), (0, 0)))
+
+    def multiply(padded: Array) -> Array:
+        if sh == 1:  # each column once for all rows
+            columns = _beside(_along(padded, 2, width, sw, ow))
+            seen = _along(columns, 1, height, 1, oh)
+        else:  # in one slice, whose transpose is one padding
+            examples, bottom, right = padded.shape[0], (oh - 1) * sh + 1, (ow - 1) * sw + 1
+            seen = [
+                lax.slice(
+                    padded,
+                    (0, i, j, 0),
+                    (examples, i + bottom, j + right, channels),
+                    (1, sh, sw, 1),
+                )
+                for i in range(height)
+                for j in range(width)
+            ]
+        if spare:
+            seen.append(jnp.zeros((*seen[0].shape[:-1], spare), padded.dtype))
+        patches = _beside(seen)
+        # Two plain matrices: contracting several axes at once would copy more in the gradient.
+        y = _product(lax.collapse(patches, 0, 3), matrix, 1 if patch_last else 0)
+        return y.reshape(-1, oh, ow, features)
+
+    return multiply, math.prod(out) * patch
+
+
+def _by_row_sums(
+    kernel: Array, strides: tuple[int, int], out: Sequence[int]
+) -> tuple[Multiply, int]:
+    """The same from patches of one row: their products with every row of the kernel, summed."""
+    height, width, channels, features = kernel.shape
+    matrix = kernel.transpose(1, 2, 0, 3).reshape(width * channels, height * features)
+
+    def multiply(padded: Array) -> Array:
+        patches = _beside(_along(padded, 2, width, strides[1], out[1]))
+        products = _product(lax.collapse(patches, 0, 3), matrix, 0)
+        return _sum_over_rows(products.reshape(*patches.shape[:3], -1), height)
+
+    rows = out[0] + height - 1
+    return multiply, rows * out[1] * (width * channels + height * features)
+
+
+def _along(x: Array, axis: int, window: int, stride: int, out: int) -> list[Array]:
+    """What each pixel of a window along one axis sees at every output."""
+    end = (out - 1) * stride + 1
+    return [lax.slice_in_dim(x, i, i + end, stride, axis) for i in range(window)]
+
+
+def _beside(arrays: Sequence[Array]) -> Array:
+    return jnp.concatenate(arrays, axis=-1)
+
+
+def _product(patches: Array, matrix: Array, axis: int) -> Array:
+    wide = jnp.promote_types(patches.dtype, jnp.float32)
+    contracted = (((1,), (axis,)), ((), ()))
+    return lax.dot_general(patches, matrix, contracted, preferred_element_type=wide)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _sum_over_rows(products: Array, height: int) -> Array:
+    """`[examples, rows, width, height * features]`, of which the i-th features move up i rows."""
+    out = products.shape[1] - height + 1
+    parts = jnp.split(products, height, axis=-1)
+    moved = [lax.slice_in_dim(part, i, i + out, axis=1) for i, part in enumerate(parts)]
+    return functools.reduce(jnp.add, moved)
+
+
+@_sum_over_rows.defjvp
+def _sum_over_rows_jvp(height: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (products,), (tangent,) = primals, tangents
+    # The same sum, but padded and then cropped, whose transpose pads once and slices that. Slices
+    # would become paddings, in each of which XLA computes anew all that leads to what it pads.
+    last, parts = height - 1, jnp.split(tangent, height, axis=-1)
+    moved = [jnp.pad(x, ((0, 0), (last - i, i), (0, 0), (0, 0))) for i, x in enumerate(parts)]
+    cropped = functools.reduce(jnp.add, moved)[:, last : products.shape[1]]
+    return _sum_over_rows(products, height), cropped
 
 
 def _out_size(

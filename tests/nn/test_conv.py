@@ -27,6 +27,12 @@ CASES = [
     ((5, 5), (3, 3), (2, 2), ((2, 1), (0, 3))),
     ((6, 6), (3, 3), (1, 1), ((-1, 0), (1, -2))),
 ]
+ROW_SUMS = [
+    ((7, 6), (3, 3), (1, 1), "SAME"),
+    ((7, 8), (3, 2), (1, 3), "VALID"),
+    ((6, 6), (1, 3), (1, 1), "SAME"),
+    ((6, 6), (2, 3), (1, 2), ((-1, 0), (1, -2))),
+]
 
 
 def reference(x, kernel, *, strides=(1, 1), padding="SAME"):
@@ -59,11 +65,14 @@ def test_the_native_convolution_is_the_same(image, window, strides, padding):
 # Three examples one at a time, or two and the one left over, as well as all at once.
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
-    ("image", "window", "strides", "padding", "example_chunk"),
-    [(*case, None) for case in CASES] + [(*CASES[0], 1), (*CASES[1], 2), (*CASES[5], 2)],
+    ("image", "window", "strides", "padding", "row_sums", "example_chunk"),
+    [(*case, False, None) for case in CASES]
+    + [(*CASES[0], False, 1), (*CASES[1], None, 2), (*CASES[5], None, 2)]
+    + [(*case, True, None) for case in ROW_SUMS]
+    + [(*ROW_SUMS[0], True, 1), (*ROW_SUMS[1], True, 2)],
 )
 def test_value_and_derivatives_of_every_mode_are_those_of_lax(
-    image, window, strides, padding, example_chunk
+    image, window, strides, padding, row_sums, example_chunk
 ):
     at = operands(image, window)
     along = operands(image, window, seed=1)
@@ -86,22 +95,24 @@ def test_value_and_derivatives_of_every_mode_are_those_of_lax(
             "reverse over reverse": jax.grad(slope, (0, 1))(*at),
         }
 
-    ours = functools.partial(nn.conv, example_chunk=example_chunk)
+    ours = functools.partial(nn.conv, row_sums=row_sums, example_chunk=example_chunk)
     found, expected = (jax.jit(derivatives, static_argnums=0)(c) for c in (ours, reference))
     assert found["value"].dtype == jnp.float64
     assert_close(found, expected, 1e-10)
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("row_sums", [False, True])
 @pytest.mark.parametrize(("shared_images", "chunk"), [(False, None), (True, None), (False, 2)])
-def test_vmap_over_kernels_is_a_loop_over_tasks(shared_images, chunk):
+def test_vmap_over_kernels_is_a_loop_over_tasks(shared_images, chunk, row_sums):
     x, kernels = operands((7, 8), (3, 3), tasks=(3,))
+    strides = (1 if row_sums else 2, 2)
 
     def hessian_vector(conv, x, kernel):
-        gradient = jax.grad(lambda k: jnp.sum(conv(x, k, strides=(2, 2)) ** 3))
+        gradient = jax.grad(lambda k: jnp.sum(conv(x, k, strides=strides) ** 3))
         return gradient(kernel), jax.jvp(gradient, (kernel,), (jnp.cos(kernel),))[1]
 
-    ours = functools.partial(nn.conv, example_chunk=chunk)
+    ours = functools.partial(nn.conv, row_sums=row_sums, example_chunk=chunk)
     mapped = jax.vmap(functools.partial(hessian_vector, ours), (None if shared_images else 0, 0))
     found = jax.jit(mapped)(x[0] if shared_images else x, kernels)
     looped = [
@@ -135,11 +146,45 @@ def test_the_size_of_the_last_cache_is_read_where_the_system_says_it(text, size,
     assert conv_module._last_cache_bytes(str(tmp_path / "size")) == size
 
 
+@pytest.mark.parametrize(
+    ("channels", "features", "strides", "rows", "expected"),
+    [
+        (32, 32, (1, 1), 42, True),  # Mini-ImageNet's second layer
+        (3, 32, (1, 1), 84, False),  # its first
+        (16, 32, (1, 2), 42, True),
+        (64, 64, (2, 2), 14, False),  # Omniglot's second
+        (32, 32, (1, 1), 5, False),
+    ],
+)
+def test_rows_are_summed_last_where_less_is_written(
+    channels, features, strides, rows, expected, monkeypatch
+):
+    arguments = ((3, 3, channels, features), strides, (rows, rows))
+    assert conv_module.default_row_sums(*arguments) is expected
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert not conv_module.default_row_sums(*arguments)
+
+
+def test_the_default_takes_the_form_that_the_rule_says():
+    def products(features):
+        x, kernel = jnp.ones((2, 12, 12, 8)), jnp.ones((3, 3, 8, features))
+        text = str(jax.make_jaxpr(nn.conv)(x, kernel))
+        return [line.split("=")[0] for line in text.splitlines() if "dot_general[" in line]
+
+    assert "f32[336,24]" in products(8)[0]  # 2 x 14 rows of 12 pixels, 3 x 8 features
+    assert "f32[288,64]" in products(64)[0]  # 2 x 12 rows of 12 pixels
+
+
+def test_sums_over_rows_are_refused_where_rows_are_skipped():
+    with pytest.raises(ValueError, match=r"row_sums is for a vertical stride of 1.*\(2, 1\)"):
+        nn.conv(jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4)), strides=(2, 1), row_sums=True)
+
+
 def test_of_many_examples_only_a_chunk_of_patches_is_in_memory():
     x, kernel = jnp.ones((64, 32, 32, 8)), jnp.ones((3, 3, 8, 8))
 
     def temporary_bytes(chunk):
-        conv = functools.partial(nn.conv, example_chunk=chunk)
+        conv = functools.partial(nn.conv, row_sums=False, example_chunk=chunk)
         gradient = jax.jit(jax.grad(lambda x, k: jnp.sum(conv(x, k) ** 2), (0, 1)))
         return gradient.lower(x, kernel).compile().memory_analysis().temp_size_in_bytes
 
