@@ -25,7 +25,7 @@ PerExample = Callable[[Array], PyTree]
 # whole updates.
 CPU_PATCH_BYTES = 2 * 1024 * 1024
 CPU_KEPT_SHARE = 1 / 32
-# Outputs have so many rows where `conv` may sum over those of the kernel.
+# Outputs of fewer rows are not worth summing over those of the kernel last.
 CPU_ROWS = 8
 
 
@@ -182,18 +182,15 @@ def default_row_sums(
 ) -> bool:
     """Whether `conv` sums over the rows of the kernel after the product where it is not told.
 
-    On a CPU, at a vertical stride of 1, where fewer numbers are written: patches are, once cut out
-    and once put beside one another, and products are once. Images of few rows have too many
-    products in their margins.
+    On a CPU, at a vertical stride of 1, where fewer numbers are written: of a patch each twice, cut
+    out and put beside the others, of a product once. Images of few rows spend too many products on
+    their margins. Read off `python -m benchmarks.convolution`.
     """
     height, width, channels, features = kernel_shape
-    patches, row_patches, products = (
-        2 * height * width * channels,
-        2 * width * channels,
-        height * features,
-    )
-    fewer = row_patches + products < patches
-    return jax.default_backend() == "cpu" and strides[0] == 1 and out[0] >= CPU_ROWS and fewer
+    of_patches = 2 * height * width * channels
+    of_row_sums = 2 * width * channels + height * features
+    measured = jax.default_backend() == "cpu" and strides[0] == 1 and out[0] >= CPU_ROWS
+    return measured and of_row_sums < of_patches
 
 
 def default_example_chunk(examples: int, bytes_per_example: int) -> int:
