@@ -11,7 +11,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
-from metajax.base import PyTree, check_integer
+from metajax.base import Array, PyTree, check_integer
 
 # Parameters and data of a chunk of tasks up to which one `vmap` is no slower on a CPU than a scan:
 # read off the rows of `chunk` in `benchmarks/growth.py`.
@@ -84,7 +84,6 @@ def over_tasks(
             return fn(shared, tasks, thread)
         num_chunks, rest = divmod(num_tasks, chunk)
         split = num_chunks * chunk
-        chunks = jax.tree.map(lambda x: x[:split].reshape(num_chunks, chunk, *x.shape[1:]), tasks)
 
         def weighted(total: PyTree, result: PyTree, weight: float) -> PyTree:
             # Integers (step counts of an optimizer) are equal over tasks: kept, not averaged.
@@ -94,17 +93,22 @@ def over_tasks(
                 result,
             )
 
-        def body(carried, tasks):
+        def chunk_at(start: Array) -> PyTree:
+            return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, chunk), tasks)
+
+        def body(carried, start):
+            # Not over reshaped tasks, of which XLA would make a copy first.
             total, thread = carried
-            result, thread = fn(shared, tasks, thread)
+            result, thread = fn(shared, chunk_at(start), thread)
             if stack:
                 return (total, thread), result
             return (weighted(total, result, chunk / num_tasks), thread), ()
 
-        first = jax.tree.map(lambda x: x[0], chunks)
+        starts = chunk * jnp.arange(num_chunks)
+        first = jax.eval_shape(chunk_at, starts[0])
         shapes = () if stack else jax.eval_shape(fn, shared, first, thread)[0]
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        (result, thread), stacked = jax.lax.scan(body, (zeros, thread), chunks)
+        (result, thread), stacked = jax.lax.scan(body, (zeros, thread), starts)
         if stack:
             result = jax.tree.map(lambda x: x.reshape(split, *x.shape[2:]), stacked)
         if rest:
