@@ -1,4 +1,4 @@
-"""Convolution as a matrix product against the native one, for every layer of the papers' networks.
+"""Convolution as a matrix product against the native one, for the layers of the papers' networks.
 
 Command: python -m benchmarks.convolution [--rounds=N]
 
@@ -28,6 +28,11 @@ LAYERS = {
     "mini-imagenet, first": ((84, 84, 3), 32, (1, 1)),
     "mini-imagenet, second": ((42, 42, 32), 32, (1, 1)),
     "mini-imagenet, third": ((21, 21, 32), 32, (1, 1)),
+    "mini-imagenet, fourth": ((10, 10, 32), 32, (1, 1)),
+    # Where it is decided what is summed last.
+    "42 x 42, 16 channels to 32": ((42, 42, 16), 32, (1, 1)),
+    "10 x 10, 64 channels": ((10, 10, 64), 64, (1, 1)),
+    "5 x 5, 64 channels": ((5, 5, 64), 64, (1, 1)),
 }
 EXAMPLES = 75
 CONVOLUTIONS = {

@@ -17,6 +17,7 @@ from metajax.base import Array, PyTree, check_integer
 Padding = str | Sequence[tuple[int, int]]
 Elementwise = Callable[[Array], Array]
 PerExample = Callable[[Array], PyTree]
+Multiply = Callable[[Array], Array]
 
 
 # On a CPU patches of so many bytes are multiplied at a time, which the caches of a core hold; all
@@ -231,9 +232,6 @@ def _in_chunks(fn: Callable[[Array], PyTree], x: Array, chunk: int) -> PyTree:
     if split == examples:
         return y
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), y, fn(x[split:]))
-
-
-Multiply = Callable[[Array], Array]
 
 
 def _by_patches(
