@@ -221,11 +221,14 @@ def _last_cache_bytes(path: str = "/sys/devices/system/cpu/cpu0/cache/index3/siz
 
 
 def _in_chunks(fn: Callable[[Array], PyTree], x: Array, chunk: int) -> PyTree:
-    """`fn(x)`, of so many examples at a time, which keeps nothing for the backward pass but `x`."""
+    """`fn(x)`, of so many examples at a time; nothing else than `x` is kept for two derivatives."""
     examples = x.shape[0]
     if chunk >= examples:
         return fn(x)
-    fn = jax.checkpoint(fn, prevent_cse=False)
+    checkpoint = functools.partial(jax.checkpoint, prevent_cse=False)
+    # Once for each derivative: what the first keeps nothing of is an ordinary function again where
+    # that gradient is differentiated, as every inner step's is.
+    fn = checkpoint(checkpoint(fn))
     split = examples // chunk * chunk
     y = lax.map(fn, x[:split].reshape(-1, chunk, *x.shape[1:]))
     y = jax.tree.map(lambda y: y.reshape(split, *y.shape[2:]), y)
