@@ -369,7 +369,10 @@ def inner_loop(
 ) -> metajax.Adapt:
     """The configured adaptation, with the steps and batches of training or of evaluation."""
     algorithm, carry = config["algorithm"], config["carry"]
-    meta_gradient, proximal = metajax.second_order(), 0.0
+    # Both exact. Of several steps the first keeps the parameters only, which for convolutions takes
+    # less time as well.
+    meta_gradient = metajax.mixed_mode() if num_steps > 1 else metajax.second_order()
+    proximal = 0.0
     if algorithm in FIRST_ORDER:
         meta_gradient = metajax.first_order()
     elif algorithm == "imaml" and num_steps:

@@ -58,7 +58,9 @@ def second_order(*, remat: bool = False) -> MetaGradient:
 
     Args:
       remat: recompute each inner step in the backward pass instead of storing its activations:
-        memory per further step falls to about the size of the parameters.
+        memory per further step falls to about the size of the parameters. Where these are the
+        smaller ones, as in a convolutional network, that can take less time as well (see
+        `python -m benchmarks.engines`).
 
     References:
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
