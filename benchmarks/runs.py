@@ -149,10 +149,6 @@ def interval(row: dict[str, Any], step: int, digits: int, scale: float) -> str:
     return f"{scale * row['mean'][step]:.{digits}f} ± {scale * row['ci95'][step]:.{digits}f}"
 
 
-def _seconds(result: Result) -> str:
-    return f"{result['wall_seconds']:.0f} s, {where(result)}"
-
-
 def where(result: Result) -> str:
     trained = result.get("trained_on", result)
     device = trained["device"]

@@ -20,7 +20,7 @@ from torch.func import functional_call, grad, vmap
 
 import metajax
 from benchmarks import timing
-from benchmarks.torch_peers import DEVICE, synchronize
+from benchmarks.torch_peers import device, synchronize
 from experiments.common import squared_error
 from metajax import nn
 from metajax.tasks import Sinusoid, meta_batch
@@ -45,9 +45,9 @@ def ours() -> timing.Case:
 
 
 def _sample() -> tuple[torch.Tensor, ...]:
-    amplitude = torch.rand(TASKS, 1, 1, device=DEVICE) * 4.9 + 0.1
-    phase = torch.rand(TASKS, 1, 1, device=DEVICE) * math.pi
-    x = torch.rand(TASKS, 2 * SHOTS, 1, device=DEVICE) * 10 - 5
+    amplitude = torch.rand(TASKS, 1, 1, device=device()) * 4.9 + 0.1
+    phase = torch.rand(TASKS, 1, 1, device=device()) * math.pi
+    x = torch.rand(TASKS, 2 * SHOTS, 1, device=device()) * 10 - 5
     y = amplitude * torch.sin(x - phase)
     return x[:, :SHOTS], y[:, :SHOTS], x[:, SHOTS:], y[:, SHOTS:]
 
@@ -55,7 +55,7 @@ def _sample() -> tuple[torch.Tensor, ...]:
 def _network() -> torch.nn.Module:
     linear, relu = torch.nn.Linear, torch.nn.ReLU
     layers = (linear(1, 40), relu(), linear(40, 40), relu(), linear(40, 1))
-    return torch.nn.Sequential(*layers).to(DEVICE)
+    return torch.nn.Sequential(*layers).to(device())
 
 
 def torch_loop(steps: int) -> timing.Case:
@@ -139,7 +139,7 @@ def main() -> None:
         rows,
         key=lambda row: row["device"]["kind"],
         rounds=rounds,
-        peers=timing.peer_versions(),
+        peers=timing.peer_versions("torch"),
     )
 
 

@@ -19,10 +19,11 @@ PAGE = Path(__file__).parent / "README.md"
 HEAD = """# Benchmarks
 
 Rendered by `python -m benchmarks.report` from the records in `results/`, one JSON line a case with
-device, versions and commit. The rows of a case are one run of `python -m benchmarks.NAME`: they
-take turns in one process, medians are shown, and ratios are within the run. Memory that is freed
-stays with the process, for all libraries alike, in the runs since commit 1e182b7; the others also
-time how the system maps it anew at every call.
+device, versions and commit. The rows of a case are one run of `python -m benchmarks.NAME`, and
+ratios are within it. They take turns in one process, and medians are shown; but a row of devices
+and cores has a process of its own, and the time to the first result and bfloat16 are of one run
+each. Memory that is freed stays with the process, for all libraries alike, in the runs since commit
+1e182b7; the others also time how the system maps it anew at every call.
 """
 
 
@@ -46,15 +47,25 @@ def _provenance(row: Row) -> str:
     cores = f", {device['cpu_cores']} cores" if device["platform"] == "cpu" else ""
     named = ", ".join(f"{name} {versions[name]}" for name in ("jax", *PEERS) if name in versions)
     set_ = "".join(f", `{name}={value}`" for name, value in row.get("environment", {}).items())
-    return f"{kind}{cores}, {named}{set_}, commit {row['commit'][:10]}"
+    return f"{kind}{cores}, {named}{set_}, commit {commit(row)}"
+
+
+def commit(row: Row) -> str:
+    """Short; `-dirty` where the code was not that of the commit."""
+    if not row["commit"]:
+        return "unknown"
+    name, *dirty = row["commit"].split("-")
+    return "-".join([name[:10], *dirty])
 
 
 def meta_gradient(rows: Sequence[Row]) -> list[str]:
     lines = [
-        "Seconds per meta-gradient of the meta-batch from the same weights and data, and checked",
-        "to be the same. `speedup` is over the fastest peer of the case; `of matmul` is the share",
-        "that useful operations reach of the rate of a 4096 x 4096 float32 product in the same",
-        "run.",
+        "Seconds per meta-gradient of the meta-batch from the same weights and data. `speedup` is",
+        "over the fastest peer of the case; `of matmul` is the share that useful operations reach",
+        "of the rate of a 4096 x 4096 product of float32 arrays in the same run, at JAX's default",
+        "precision, as the networks (TF32 on an NVIDIA GPU, for PyTorch alike); `differs` is the",
+        "distance from the first row's meta-gradient, relative in norm: what is a tenth away does",
+        "not race.",
         "",
     ]
 
@@ -62,7 +73,7 @@ def meta_gradient(rows: Sequence[Row]) -> list[str]:
         order = "second" if row["order"] == 2 else "first"
         of = [row["case"], order, row["device"]["kind"], row["library"]]
         if "failed" in row:
-            return [*of, "failed", "", "", ""]
+            return [*of, f"failed: {row['failed']}", "", "", "", differs(row), commit(row)]
         compile_ = f"{row['compile_seconds']:.1f} s" if "compile_seconds" in row else ""
         return [
             *of,
@@ -70,18 +81,25 @@ def meta_gradient(rows: Sequence[Row]) -> list[str]:
             f"{row['speedup']:.2f}x",
             f"{row['share_of_matmul_rate']:.0%}",
             compile_,
+            differs(row),
+            commit(row),
         ]
 
-    heads = ["case", "order", "device", "library", "seconds", "speedup", "of matmul", "compile"]
+    def differs(row: Row) -> str:
+        return f"{row['gradient_difference']:.0e}" if "gradient_difference" in row else ""
+
+    of = ["case", "order", "device", "library"]
+    heads = [*of, "seconds", "speedup", "of matmul", "compile", "differs", "commit"]
     return lines + table(heads, map(cells, rows))
 
 
 def sinusoid(rows: Sequence[Row]) -> list[str]:
     def cells(row: Row) -> list[str]:
         rate, speedup = row["meta_iterations_per_second"], row["speedup"]
-        return [row["device"]["kind"], row["library"], f"{rate:,.0f}", f"{speedup:.1f}x"]
+        of = [row["device"]["kind"], row["library"]]
+        return [*of, f"{rate:,.0f}", f"{speedup:.1f}x", commit(row)]
 
-    heads = ["device", "library", "meta-iterations per second", "metajax is faster by"]
+    heads = ["device", "library", "meta-iterations per second", "metajax is faster by", "commit"]
     return table(heads, map(cells, rows))
 
 
@@ -222,6 +240,7 @@ def throughput(rows: Sequence[Row]) -> list[str]:
         share = row.get("sampling_share")
         return [
             row["case"],
+            row["device"]["kind"],
             row["what"],
             f"{row['env_steps_per_second']:,.0f}",
             f"{row['of_random']:.1%}",
@@ -229,7 +248,8 @@ def throughput(rows: Sequence[Row]) -> list[str]:
             "" if share is None else f"{share:.0%}",
         ]
 
-    heads = ["case", "what", "steps per second", "of random", "over Gymnasium", "in sampling"]
+    of = ["case", "device", "what"]
+    heads = [*of, "steps per second", "of random", "over Gymnasium", "in sampling"]
     return lines + table(heads, map(cells, rows))
 
 

@@ -17,7 +17,6 @@ Cases that are not named keep their rows of the record.
 from __future__ import annotations
 
 import argparse
-import operator
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -197,7 +196,7 @@ def main() -> None:
     timing.write(
         "throughput",
         rows,
-        key=operator.itemgetter("case"),
+        key=lambda row: (row["case"], row["device"]["kind"]),
         rounds=arguments.rounds,
         peers=timing.peer_versions("torch", "gymnasium", "mujoco", "brax"),
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 from torch.func import functional_call, grad, vmap
@@ -12,31 +14,35 @@ from torch.nn import functional
 
 from benchmarks.problems import Problem, episodes, parameters
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+@functools.cache
+def device() -> torch.device:
+    """Where JAX computes, too. Products are as precise there: TF32 where a GPU has it."""
+    platform = jax.default_backend()
+    if platform == "cpu":
+        return torch.device("cpu")
+    if platform != "gpu" or not torch.cuda.is_available():
+        raise RuntimeError(
+            f"the peers have no {platform} to compute on as JAX does: install a build of PyTorch "
+            "for it, or race on the CPU with JAX_PLATFORMS=cpu."
+        )
+    torch.set_float32_matmul_precision("high")
+    return torch.device("cuda")
 
 
 class Network(torch.nn.Module):
     """The four convolutions in PyTorch's own layout, native convolution and batch norm."""
 
     one: torch.Tensor
+    head: torch.nn.Parameter
+    head_bias: torch.nn.Parameter
 
     def __init__(self, problem: Problem):
         super().__init__()
-        params = parameters(problem)["params"]
         self.pool = problem.pool
-        for i in range(4):
-            kernel = np.asarray(params[f"Conv_{i}"]["kernel"]).transpose(3, 2, 0, 1)
-            self.register_parameter(f"kernel{i}", _parameter(kernel))
-            self.register_parameter(
-                f"bias{i}", _parameter(np.asarray(params[f"BatchNorm_{i}"]["bias"]))
-            )
-        # Height, width, channels in JAX; channels first here.
-        head = np.asarray(params["head"]["kernel"])
-        features = problem.features
-        head = head.reshape(-1, features, head.shape[-1]).transpose(2, 1, 0)
-        self.head = _parameter(head.reshape(head.shape[0], -1))
-        self.head_bias = _parameter(np.asarray(params["head"]["bias"]))
-        self.register_buffer("one", torch.ones(features))
+        for name, array in arrays(parameters(problem), problem).items():
+            self.register_parameter(name, torch.nn.Parameter(torch.tensor(array)))
+        self.register_buffer("one", torch.ones(problem.features))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         stride = 2 if self.pool == "stride" else 1
@@ -54,8 +60,19 @@ class Network(torch.nn.Module):
         return functional.linear(x, self.head, self.head_bias)
 
 
-def _parameter(array: np.ndarray) -> torch.nn.Parameter:
-    return torch.nn.Parameter(torch.tensor(np.ascontiguousarray(array)))
+def arrays(tree: Any, problem: Problem) -> dict[str, np.ndarray]:
+    """The parameters of the JAX network, or a gradient, in the names, order and layout of ours."""
+    params = jax.tree.map(np.asarray, tree["params"])
+    found: dict[str, np.ndarray] = {}
+    for i in range(4):
+        found[f"kernel{i}"] = params[f"Conv_{i}"]["kernel"].transpose(3, 2, 0, 1)
+        found[f"bias{i}"] = params[f"BatchNorm_{i}"]["bias"]
+    # Height, width, channels in JAX; channels first here.
+    head = params["head"]["kernel"]
+    head = head.reshape(-1, problem.features, head.shape[-1]).transpose(2, 1, 0)
+    found["head"] = head.reshape(head.shape[0], -1)
+    found["head_bias"] = params["head"]["bias"]
+    return {name: np.ascontiguousarray(array) for name, array in found.items()}
 
 
 def tensors(problem: Problem) -> tuple[torch.Tensor, ...]:
@@ -63,22 +80,22 @@ def tensors(problem: Problem) -> tuple[torch.Tensor, ...]:
     (xs, ys), (xq, yq) = episodes(problem)
 
     def images(x: np.ndarray) -> torch.Tensor:
-        return torch.tensor(np.ascontiguousarray(np.moveaxis(x, -1, 2)), device=DEVICE)
+        return torch.tensor(np.ascontiguousarray(np.moveaxis(x, -1, 2)), device=device())
 
     def labels(y: np.ndarray) -> torch.Tensor:
-        return torch.tensor(y, dtype=torch.long, device=DEVICE)
+        return torch.tensor(y, dtype=torch.long, device=device())
 
     return images(xs), labels(ys), images(xq), labels(yq)
 
 
 def synchronize() -> None:
-    if DEVICE.type == "cuda":
+    if device().type == "cuda":
         torch.cuda.synchronize()
 
 
 def loop(problem: Problem, order: int) -> Callable[[], Any]:
     """A Python loop over tasks; gradients by `autograd.grad`, as learn2learn's MAML."""
-    network, data = Network(problem).to(DEVICE), tensors(problem)
+    network, data = Network(problem).to(device()), tensors(problem)
     params: dict[str, torch.Tensor] = dict(network.named_parameters())
 
     def step() -> list[torch.Tensor]:
@@ -103,7 +120,7 @@ def loop(problem: Problem, order: int) -> Callable[[], Any]:
 
 def func(problem: Problem, order: int, compile: bool = False) -> Callable[[], Any]:
     """`torch.func`: vmap over tasks of a gradient through a gradient."""
-    network, data = Network(problem).to(DEVICE), tensors(problem)
+    network, data = Network(problem).to(device()), tensors(problem)
     params = {name: p.detach() for name, p in network.named_parameters()}
     buffers = dict(network.named_buffers())
 
@@ -136,7 +153,7 @@ def higher_loop(problem: Problem, order: int) -> Callable[[], Any]:
     """`higher`: a functional copy of module and optimizer for every task."""
     import higher
 
-    network, data = Network(problem).to(DEVICE), tensors(problem)
+    network, data = Network(problem).to(device()), tensors(problem)
     optimizer = torch.optim.SGD(network.parameters(), lr=problem.learning_rate)
 
     def step() -> list[torch.Tensor]:
@@ -170,7 +187,7 @@ def torchopt_loop(problem: Problem, order: int) -> Callable[[], Any]:
     """TorchOpt's differentiable MetaSGD, rolled back after every task."""
     import torchopt
 
-    network, data = Network(problem).to(DEVICE), tensors(problem)
+    network, data = Network(problem).to(device()), tensors(problem)
     inner = torchopt.MetaSGD(network, lr=problem.learning_rate)
     params = list(network.parameters())
 

@@ -243,6 +243,11 @@ def resolve(
     }
     existing = _existing(experiment) if MODE.value == "eval" else {}
     name = existing.get("preset", PRESET.value or default)
+    if PRESET.value not in (None, name):
+        raise UsageError(
+            f"--mode=eval keeps the configuration of the run, which has --preset={name}: leave out "
+            "--preset."
+        )
     if name not in presets:
         raise UsageError(f"--preset={name} is unknown; --preset=list prints the presets.")
     preset = presets[name]
@@ -275,8 +280,20 @@ def resolve(
         raise UsageError(f"--tail={tail} is for fomaml with at least one step.")
     with as_usage_error():  # before data are loaded
         train.check_counts(**{name: config[name] for name in COUNTS})
+    shared = ["meta_batch_size", "eval_tasks"]
+    if config.get("choose", "validation") == "validation":
+        shared.append("validation_tasks")
+    for name in shared:
+        count = {**config, **evaluation}.get(name, 0)
+        if count % NUM_DEVICES.value:
+            raise UsageError(
+                f"--{name}={count}: {NUM_DEVICES.value} devices cannot share so many tasks "
+                f"equally; make it a multiple of {NUM_DEVICES.value}, or change --num_devices."
+            )
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     workdir = Path(WORKDIR.value or f"runs/{experiment}-{config['algorithm']}-{now}")
+    if workdir.exists() and not workdir.is_dir():
+        raise UsageError(f"--workdir={workdir} is a file: name a directory.")
     return Settings(config, evaluation, workdir)
 
 

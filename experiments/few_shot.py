@@ -20,6 +20,7 @@ import metajax
 from experiments import baselines, common, plots, protocols
 from metajax import nn, train
 from metajax.tasks import audit, cifar, meta_batch, mini_imagenet, omniglot, place
+from metajax.train.workdir import claim
 
 flags.adopt_module_key_flags(common)  # so that --help shows them
 DATA_DIR = flags.DEFINE_string(
@@ -327,7 +328,10 @@ def run(family: str, default: str) -> None:
         protocols.BY_ALGORITHM[family],
         (*common.ALGORITHMS, *common.BASELINES),
     )
-    config, _, _ = settings
+    config, _, workdir = settings
+    check_inner_batches(config)
+    if common.MODE.value != "eval" and (workdir / "config.json").exists():
+        claim(workdir, config)  # before anything is written to another run's
     data = load(config)
     test_tasks = tasks_of(config, data, "test")
     make = baseline if config["algorithm"] in common.BASELINES else meta_learning
@@ -352,6 +356,18 @@ def run(family: str, default: str) -> None:
         audit=leaks,
     )
     report(settings, fitted, evaluation)
+
+
+def check_inner_batches(config: common.Config) -> None:
+    """Refuses inner batches that are larger than the support which they are drawn from."""
+    shots = {"inner_batch": config["train_shots"] or config["shots"]}
+    shots["eval_inner_batch"] = config["shots"]
+    for name, per_class in shots.items():
+        support = config["ways"] * per_class
+        if config[name] > support:
+            raise common.UsageError(
+                f"--{name}={config[name]} is more than the {support} examples of a support set."
+            )
 
 
 def test(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.scipy.sparse.linalg import cg
 
 from metajax.base import Array, Params, PyTree, check_integer
@@ -58,9 +59,9 @@ def second_order(*, remat: bool = False) -> MetaGradient:
 
     Args:
       remat: recompute each inner step in the backward pass instead of storing its activations:
-        memory per further step falls to about the size of the parameters. Where these are the
-        smaller ones, as in a convolutional network, that can take less time as well (see
-        `python -m benchmarks.engines`).
+        memory per further step becomes the size of the parameters. Where activations are larger, as
+        in a convolutional network, that can take less time as well; where they are smaller, as in a
+        multi-layer perceptron on few examples, it is more memory (`python -m benchmarks.engines`).
 
     References:
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
@@ -171,12 +172,29 @@ def _stopped(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _forward_over_reverse(fn: Callable[..., Any]) -> Callable[..., Any]:
     def gradient(params: Params, *operands: PyTree) -> tuple[Params, PyTree]:
-        # What the loss closes over may be meta-learned, too: it becomes an operand.
-        closed, closed_over = jax.closure_convert(fn, params, *operands)
-        grads, aux = _symmetric(closed, params, (*operands, *closed_over))
+        # What the loss closes over may be meta-learned, or be mapped over: it becomes an operand.
+        closed, closed_over = _closed(fn, params, *operands)
+        grads, aux = _symmetric(closed, params, (*operands, closed_over))
         return grads, jax.lax.stop_gradient(aux)
 
     return gradient
+
+
+def _closed(fn: Callable[..., PyTree], *args: PyTree) -> tuple[Callable[..., PyTree], list[Array]]:
+    """`fn` as a function of `(*args, closed_over)`, and all arrays that it closes over.
+
+    `jax.closure_convert` would leave those that have no derivative, such as integers and keys, and
+    a custom rule must not meet them where they are traced.
+    """
+    traced, result = jax.make_jaxpr(fn, return_shape=True)(*args)
+    treedef = jax.tree.structure(result)
+
+    def closed(*args_and_closed_over: PyTree) -> PyTree:
+        *args, closed_over = args_and_closed_over
+        run = jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, closed_over))
+        return jax.tree.unflatten(treedef, run(*jax.tree.leaves(args)))
+
+    return closed, traced.consts
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -185,7 +203,8 @@ def _symmetric(fn: Callable[..., Any], params: Params, operands: PyTree) -> tupl
 
 
 def _symmetric_forward(fn, params, operands):
-    return _symmetric(fn, params, operands), (params, operands)
+    # Not by `_symmetric` again: wrong derivatives where this rule is differentiated within a scan.
+    return jax.grad(fn, has_aux=True)(params, *operands), (params, operands)
 
 
 def _symmetric_backward(fn, residuals, cotangents):

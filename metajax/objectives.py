@@ -11,6 +11,7 @@ import numpy as np
 from metajax.base import (
     Adapt,
     Array,
+    Batch,
     Episode,
     Key,
     LossFn,
@@ -34,6 +35,9 @@ def query_loss(loss: LossFn) -> Objective:
       An objective with the metrics `query_loss`, `query` (the loss function's own metrics),
       `support_loss` `[num_steps]` and `support`.
 
+    Raises:
+      ValueError: when traced, if the query set has no examples.
+
     Example:
 
     >>> import jax.numpy as jnp, optax, metajax
@@ -50,6 +54,7 @@ def query_loss(loss: LossFn) -> Objective:
     def objective(
         adapt: Adapt, meta_params: MetaParams, episode: Episode, rng: Key, /, *, inner_state=()
     ):
+        _check_query("query_loss", episode.query)
         adapt_rng, query_rng = jax.random.split(rng)
         adapted, info = adapt.apply(
             meta_params, episode.support, adapt_rng, inner_state=inner_state
@@ -71,8 +76,8 @@ def multi_step_query_loss(
         default all are `1 / num_steps`.
 
     Raises:
-      ValueError: when traced, if there are not `num_steps` weights, or if the adaptation
-        differentiates its final parameters only (`implicit()`).
+      ValueError: when traced, if the query set has no examples, if there are not `num_steps`
+        weights, or if the adaptation differentiates its final parameters only (`implicit()`).
 
     References:
       Antoniou et al., `How to train your MAML <https://arxiv.org/abs/1810.09502>`_, 2019,
@@ -88,6 +93,7 @@ def multi_step_query_loss(
                 "multi_step_query_loss needs the gradient of every step, implicit() has only that "
                 "of the final parameters: use query_loss, or second_order() or first_order()."
             )
+        _check_query("multi_step_query_loss", episode.query)
         adapt_rng, query_rng = jax.random.split(rng)
 
         def probe(params, step):
@@ -139,7 +145,7 @@ def displacement(loss: LossFn | None = None) -> Objective:
         squares = jax.tree.map(lambda t, p: jnp.sum((t - p) ** 2), meta_params.params, adapted)
         value = 0.5 * sum(jax.tree.leaves(squares), start=0.0)
         measured: tuple[PyTree, ...] = ()
-        if loss is not None and jax.tree.leaves(episode.query):
+        if loss is not None and _num_numbers(episode.query):
             measured = check_loss(loss(adapted, episode.query, query_rng))
         return value, (_metrics(info, *measured), info.inner_state)
 
@@ -218,7 +224,7 @@ def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Obj
         value = _descends(meta_params.params, step)
         info, ended, before, adapted = jax.lax.stop_gradient((info, ended, before, adapted))
         measured: tuple[PyTree, ...] = ()
-        if loss is not None and jax.tree.leaves(episode.query):
+        if loss is not None and _num_numbers(episode.query):
             # Before the tail has trained on the query.
             measured = check_loss(loss(before if tail else adapted, episode.query, query_rng))
         return value, (_metrics(info, *measured), ended)
@@ -276,11 +282,23 @@ def weighted_updates(weights: Sequence[float], loss: LossFn | None = None) -> Ob
         value = _descends(meta_params.params, jax.tree.map(combined, info.probe))
         adapted, info = jax.lax.stop_gradient((adapted, info))
         measured: tuple[PyTree, ...] = ()
-        if loss is not None and jax.tree.leaves(episode.query):
+        if loss is not None and _num_numbers(episode.query):
             measured = check_loss(loss(adapted, episode.query, query_rng))
         return value, (_metrics(info, *measured), info.inner_state)
 
     return objective
+
+
+def _num_numbers(batch: Batch) -> int:
+    return sum(jnp.size(leaf) for leaf in jax.tree.leaves(batch))
+
+
+def _check_query(name: str, query: Batch) -> None:
+    if jax.tree.leaves(query) and not _num_numbers(query):
+        raise ValueError(
+            f"{name}: the query set has no examples. Sample some (queries=), or meta-learn by "
+            "displacement(), last_update() or weighted_updates(), which need none."
+        )
 
 
 def _descends(params: Params, step: Params) -> Array:

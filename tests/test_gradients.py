@@ -92,6 +92,65 @@ def test_mixed_mode_is_exact_for_all_that_a_loss_depends_on(batches):
     np.testing.assert_allclose(found, found[0], rtol=1e-12)
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("steps", [1, 3])
+def test_mixed_mode_is_differentiated_again(steps):
+    # As where hyper-parameters of the outer loop are learned through several meta-updates.
+    def value(params, engine):
+        adapt = metajax.inner_loop(mlp_loss, optax.sgd(0.1), steps, meta_gradient=engine)
+        objective = metajax.query_loss(mlp_loss)
+        return objective(adapt, metajax.MetaParams(params), regression(), jax.random.key(0))[0]
+
+    def of_gradient(params, engine):
+        found = jax.grad(value)(params, engine)
+        return sum(jnp.sum(jnp.sin(g)) for g in jax.tree.leaves(found))
+
+    plain, mixed = (
+        jax.jit(jax.grad(lambda params, e=e: of_gradient(params, e)))(mlp_params())
+        for e in (metajax.second_order(), metajax.mixed_mode())
+    )
+    assert_close(mixed, plain, rtol=1e-10)
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.vmap])
+@pytest.mark.parametrize("kind", ["float", "integer", "boolean", "key"])
+def test_mixed_mode_takes_losses_that_close_over_traced_arrays_of_any_type(kind, transform):
+    (x, y), _ = regression()
+    closed_over = {
+        "float": jnp.linspace(0.5, 1.5, len(x)),
+        "integer": jnp.asarray([0, 2]),
+        "boolean": jnp.arange(len(x)) % 2 == 0,
+        "key": jax.random.key(1),
+    }[kind]
+    weigh = {
+        "float": lambda errors, c: errors * c,
+        "integer": lambda errors, c: errors[c],
+        "boolean": lambda errors, c: jnp.where(c, errors, 0),
+        "key": lambda errors, c: errors * jax.random.uniform(c, errors.shape),
+    }[kind]
+
+    def gradient_of(closed_over, engine):
+        def inner_loss(params, batch, rng):
+            x, y = batch
+            errors = (mlp(params, x) - y).reshape(len(x), -1)[:, 0] ** 2
+            return jnp.mean(weigh(errors, closed_over)), {}
+
+        adapt = metajax.inner_loop(inner_loss, optax.sgd(0.1), 2, meta_gradient=engine)
+
+        def value(params):
+            adapted, _ = adapt.apply(metajax.MetaParams(params), (x, y), jax.random.key(0))
+            return mlp_loss(adapted, (x, y), jax.random.key(0))[0]
+
+        return jax.grad(value)(mlp_params())
+
+    stacked = jnp.stack([closed_over, closed_over]) if transform is jax.vmap else closed_over
+    plain, mixed = (
+        transform(lambda c, e=e: gradient_of(c, e))(stacked)
+        for e in (metajax.second_order(), metajax.mixed_mode())
+    )
+    assert_close(mixed, plain, rtol=1e-4)
+
+
 def test_mixed_mode_refuses_forward_mode():
     adapt = metajax.inner_loop(mlp_loss, optax.sgd(0.1), 1, meta_gradient=metajax.mixed_mode())
     assert not adapt.forward

@@ -22,8 +22,8 @@ Multiply = Callable[[Array], Array]
 
 # On a CPU patches of so many bytes are multiplied at a time, which the caches of a core hold; all
 # are kept for the backward pass where they make no more than this share of its last cache, which
-# has to hold the rest of an update, too. Read off `python -m benchmarks.convolution` and races of
-# whole updates.
+# has to hold the rest of an update, too. Chosen by races of whole updates; for a layer alone, as in
+# `python -m benchmarks.convolution`, another choice may be faster.
 CPU_PATCH_BYTES = 2 * 1024 * 1024
 CPU_KEPT_SHARE = 1 / 32
 # Outputs of fewer rows are not worth summing over those of the kernel last.
@@ -48,8 +48,9 @@ def conv(
     The patches of `x` are cut out by slices, of as many examples as `example_chunk` says at a time,
     and multiplied with the kernel as one matrix. Where `jax.vmap` runs over kernels, as over tasks
     whose weights have adapted, that stays a batched matrix product; `lax.conv_general_dilated`
-    would become a grouped convolution, which XLA runs two orders of magnitude slower on a CPU. It
-    is made of linear operations that JAX can differentiate to any order, forward and backward.
+    would become a grouped convolution, which XLA runs far slower on a CPU (the rows of plain `vmap`
+    in `python -m benchmarks.meta_gradient`). It is made of linear operations that JAX can
+    differentiate to any order, forward and backward.
     Products of low-precision arrays accumulate in float32. On a CPU it is the faster one at every
     size of the papers' networks, for kernels per task and for a single one (see
     `python -m benchmarks.convolution`). Layers take it everywhere, or else `native_conv`.
@@ -296,7 +297,7 @@ def _by_row_sums(
     def multiply(padded: Array) -> Array:
         patches = _beside(_along(padded, 2, width, strides[1], out[1]))
         products = _product(lax.collapse(patches, 0, 3), matrix, 0)
-        return _sum_over_rows(products.reshape(*patches.shape[:3], -1), height)
+        return _sum_over_rows(products.reshape(*patches.shape[:3], height * features), height)
 
     rows = out[0] + height - 1
     return multiply, rows * out[1] * (width * channels + height * features)

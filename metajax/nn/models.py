@@ -42,7 +42,6 @@ class MLP(linen.Module):
     batch_norm: bool = False
     kernel_init: Initializer = linen.initializers.xavier_uniform()
     dtype: DTypeLike | None = None
-    convolution: Convolution = conv
 
     @linen.compact
     def __call__(self, x: Array) -> Array:

@@ -29,7 +29,7 @@ def audit(splits: Splits, *, rotations: bool = False, cap: int = 20) -> dict[str
       splits: by name, such as `"train"`: the images, uint8 `[classes, examples, height, width,
         channels]`, and the names of the classes.
       rotations: look also for classes that are quarter turns of one another, such as the rotated
-        characters that some protocols add to Omniglot. Takes some five times as long.
+        characters that some protocols add to Omniglot. Takes several times as long.
       cap: how many classes or pairs of images are named at most of each kind.
 
     Returns:

@@ -169,7 +169,7 @@ class FewShot:
 def _distinct(rng: Key, shape: tuple[int, ...], num: int) -> Array:
     """Draws `num` different indices into the last axis of `shape`, in random order."""
     # The places of the largest of random numbers. XLA has a fast path for the top of float32,
-    # where integers, and the sort behind `jax.random.choice`, are some 25 times slower.
+    # where integers, and the sort behind `jax.random.choice`, are many times slower.
     return jax.lax.top_k(jax.random.uniform(rng, shape, jnp.float32), num)[1]
 
 

@@ -119,7 +119,8 @@ def from_folder(
     Args:
       path: the folder. Files of other kinds than images are passed over.
       size: height and width in pixels, one number if they are equal. Images of another size are
-        resized with the Lanczos filter of Pillow, whatever their proportions.
+        resized with the Lanczos filter of Pillow, whatever their proportions. They are turned as
+        their Exif data say; what is transparent is white; 16 bits become 8.
       grey: one channel of brightness rather than three of colour.
       examples_per_class: as in `from_arrays`; the first in the order of the file names.
 
@@ -241,7 +242,7 @@ def from_tfds(
                 pixels = np.asarray(record[image])
                 pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
                 of_class.append(_resized(image_module.fromarray(pixels), size, grey))
-    return _gather(images, examples_per_class)
+    return _gather({name: found for name, found in images.items() if found}, examples_per_class)
 
 
 def _pillow() -> Any:
@@ -255,7 +256,15 @@ def _pillow() -> Any:
 
 
 def _resized(image: Any, size: int | tuple[int, int], grey: bool) -> np.ndarray:
+    from PIL import ImageOps
+
     height, width = (size, size) if isinstance(size, int) else size
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # Of 16 bits, which Pillow would cut off at 255.
+        image = _pillow().fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = _pillow().alpha_composite(_pillow().new("RGBA", image.size, "white"), image)
     image = image.convert("L" if grey else "RGB")
     if image.size != (width, height):
         image = image.resize((width, height), _pillow().Resampling.LANCZOS)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from metajax.base import Adapt, MetaLearner, MetaParams, MetaState, Params, PyTree
@@ -76,7 +77,11 @@ class Checkpoints:
             state=ocp.args.StandardRestore(abstract),
             best=ocp.args.StandardRestore(abstract),
         )
-        return Checkpoint(states["state"], states["best"], record)
+        # On no device in particular, as what starts anew: a learner's mesh may have others.
+        state, best = jax.tree.map(
+            lambda x: jnp.asarray(np.asarray(x)), (states["state"], states["best"])
+        )
+        return Checkpoint(state, best, record)
 
     def restore_meta_params(self, like: MetaParams) -> MetaParams | None:
         """The best meta-parameters of the latest checkpoint, whatever learner made them.

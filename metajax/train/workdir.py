@@ -150,15 +150,21 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit the library was run from; `-dirty` where tracked files differ from it."""
+    """The commit the library was run from; `-dirty` where its code differs from it.
+
+    Outside a git repository, as in a container, what `$METAJAX_COMMIT` says.
+    """
+    elsewhere = os.environ.get("METAJAX_COMMIT")
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
         status = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
+            [*git, "status", "--porcelain", "--untracked-files=no", "--", ":/*.py"],
+            capture_output=True,
+            text=True,
         )
     except OSError:
-        return None
+        return elsewhere
     if head.returncode:
-        return None
+        return elsewhere
     return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")

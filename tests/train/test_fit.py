@@ -346,3 +346,9 @@ def test_provenance_names_device_versions_environment_and_commit(monkeypatch):
     assert found["device"]["platform"] == "cpu"
     assert found["versions"]["jax"] == jax.__version__
     assert "commit" in found
+
+
+def test_the_commit_of_a_container_is_what_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("METAJAX_COMMIT", "0123456789")
+    monkeypatch.setattr("metajax.train.workdir.__file__", str(tmp_path / "workdir.py"))
+    assert train.provenance.__wrapped__()["commit"] == "0123456789"
