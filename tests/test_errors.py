@@ -13,6 +13,14 @@ SGD = optax.sgd(0.1)
 KEY = jax.random.key(0)
 
 
+def update_without_queries(objective):
+    learner = metajax.meta_learner(inner(), objective(mlp_loss), SGD)
+    support, _ = regression(tasks=2)
+    query = jax.tree.map(lambda x: x[:, :0], support)
+    params = mlp_params()
+    learner.update(learner.init(params), metajax.Episode(support, query), KEY)
+
+
 def inner(**kwargs):
     arguments = {"loss": mlp_loss, "optimizer": SGD, "num_steps": 1, **kwargs}
     return metajax.inner_loop(**arguments)
@@ -67,6 +75,11 @@ def inner(**kwargs):
         ),
         (lambda: metajax.multi_step_query_loss(None), "multi_step_query_loss: loss must be"),
         (lambda: metajax.displacement(3), "displacement: loss must be"),
+        (lambda: update_without_queries(metajax.query_loss), "query_loss: the query set has no"),
+        (
+            lambda: update_without_queries(metajax.multi_step_query_loss),
+            "multi_step_query_loss: the query set has no examples",
+        ),
         (lambda: metajax.last_update(3), "last_update: loss must be"),
         (lambda: metajax.last_update(tail=SGD), "last_update: tail must come from inner_loop"),
         (

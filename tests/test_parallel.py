@@ -53,7 +53,7 @@ def test_evaluation_over_devices():
 
 
 def test_training_over_devices(tmp_path):
-    def fitted(mesh, workdir, num_meta_steps=4):
+    def fitted(mesh, workdir, num_meta_steps=4, told=True):
         learner = metajax.maml(mlp_loss, SGD, optax.adam(1e-2), mesh=mesh)
         return train.fit(
             learner,
@@ -65,15 +65,17 @@ def test_training_over_devices(tmp_path):
             steps_per_call=2,
             checkpoint_every=2,
             workdir=workdir,
-            mesh=mesh,
+            mesh=mesh if told else None,
             show_progress=False,
         ).state
 
     mesh = metajax.task_mesh(4)
     single = fitted(None, None)
     assert_close(fitted(mesh, None).meta_params, single.meta_params, rtol=1e-4, atol=1e-6)
-    fitted(mesh, tmp_path, 2)
-    assert_close(fitted(mesh, tmp_path).meta_params, single.meta_params, rtol=1e-4, atol=1e-6)
+    for told in (True, False):  # the learner knows its devices
+        fitted(mesh, tmp_path / str(told), 2, told)
+        again = fitted(mesh, tmp_path / str(told), 4, told)
+        assert_close(again.meta_params, single.meta_params, rtol=1e-4, atol=1e-6)
 
 
 def test_errors():

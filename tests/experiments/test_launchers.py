@@ -14,6 +14,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments import common, omniglot, protocols, sinusoid
+from metajax import train
 from tests.experiments.launching import launch
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +87,12 @@ def test_omniglot_trains_and_is_evaluated_again(tmp_path, omniglot_data_dir, cap
     assert_figures(tmp_path, "learning_curve.png", "training.png")
     elsewhere = {"num_devices": 4, "device": {"platform": "tpu"}}
     (tmp_path / "result.json").write_text(json.dumps({**first, "trained_on": elsewhere}))
+    with pytest.raises(common.UsageError, match="has --preset=finn2017/omniglot_5w1s"):
+        launch(omniglot, "--mode=eval", "--preset=finn2017/omniglot_20w1s", *where)
+    (tmp_path / "audit.json").unlink()
+    with pytest.raises(train.WorkdirError, match="ways: 5 there, 4 here"):
+        launch(omniglot, *SMALL, "--shots=2", "--ways=4", *where)
+    assert not (tmp_path / "audit.json").exists()  # nothing is written to another run's
     launch(omniglot, "--mode=eval", "--num_eval_steps=3", "--eval_tasks=5", *where)
     again = read(tmp_path)
     assert again["trained_on"] == elsewhere
@@ -127,6 +134,10 @@ def test_omniglot_runs_other_algorithms(tmp_path, omniglot_data_dir, algorithm):
         ("sinusoid", ["--preset=finn2016"], "--preset=finn2016 is unknown"),
         ("sinusoid", ["--mode=eval"], "--mode=eval needs --workdir"),
         ("sinusoid", ["--algorithm=reptile", "--num_steps=0"], "reptile needs at least one step"),
+        ("sinusoid", ["--num_devices=2", "--meta_batch_size=5"], "--meta_batch_size=5: 2 devices"),
+        ("sinusoid", ["--workdir=README.md"], "README.md is a file"),
+        ("omniglot", ["--inner_batch=9"], "--inner_batch=9 is more than the 5 examples"),
+        ("omniglot", ["--num_devices=3", "--meta_batch_size=6"], "--validation_tasks=200: 3 dev"),
         ("omniglot", ["--ways=0"], "flag --ways=0"),
         ("omniglot", ["--data_dir=/nowhere"], "no prepared Omniglot in /nowhere"),
         ("omniglot", ["--tail=shared"], "--tail=shared is for fomaml"),

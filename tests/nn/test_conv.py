@@ -175,6 +175,12 @@ def test_the_default_takes_the_form_that_the_rule_says():
     assert "f32[288,64]" in products(64)[0]  # 2 x 12 rows of 12 pixels
 
 
+@pytest.mark.parametrize("row_sums", [False, True])
+def test_no_examples_make_none(row_sums):
+    x, kernel = jnp.ones((0, 5, 6, 2)), jnp.ones((3, 3, 2, 4))
+    assert nn.conv(x, kernel, row_sums=row_sums).shape == (0, 5, 6, 4)
+
+
 def test_sums_over_rows_are_refused_where_rows_are_skipped():
     with pytest.raises(ValueError, match=r"row_sums is for a vertical stride of 1.*\(2, 1\)"):
         nn.conv(jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4)), strides=(2, 1), row_sums=True)

@@ -105,6 +105,26 @@ def test_sizes_and_grey(folder):
     np.testing.assert_array_equal(small[0, 0, ..., 0], np.asarray(resized))
 
 
+def test_files_are_what_a_viewer_shows(tmp_path):
+    # A black bar on the left of white paper, in all the ways that programs save it.
+    ink = np.full((20, 20), 255, np.uint8)
+    ink[:, :5] = 0
+    clear = np.zeros((20, 20, 4), np.uint8)
+    clear[..., 3] = 255 - ink
+    turned = Image.Exif()
+    turned[0x0112] = 6  # shown turned by a quarter, clockwise
+    (tmp_path / "bar").mkdir()
+    save = Image.fromarray(clear).save
+    save(tmp_path / "bar" / "transparent.png")
+    Image.fromarray(clear).convert("LA").save(tmp_path / "bar" / "transparent_grey.png")
+    Image.fromarray(ink.astype(np.uint16) * 257).save(tmp_path / "bar" / "wide.png")
+    Image.fromarray(np.rot90(ink)).save(tmp_path / "bar" / "turned.png", exif=turned)
+    found = few_shot.from_folder(tmp_path, size=20, grey=True).images[0, ..., 0]
+    assert len(found) == 4
+    for image in found:
+        np.testing.assert_array_equal(image, ink)
+
+
 def test_folders_of_unequal_size(folder):
     (folder / "dog" / "1.PNG").unlink()
     with pytest.raises(ValueError, match=r"from 1 \('dog'\) to 2 images"):
@@ -161,6 +181,15 @@ def test_tfds(mock, name, grey, shape):
     pixels = Image.fromarray(record["image"].squeeze())
     resized = np.asarray(pixels.resize((7, 9), Image.Resampling.LANCZOS)).reshape(shape)
     np.testing.assert_array_equal(data.images[3, 0], resized)
+
+
+def test_classes_that_a_split_does_not_have_are_left_out(mock, monkeypatch):
+    tfds, path = mock
+    only = [{"image": np.zeros((28, 28, 1), np.uint8), "label": label} for label in (3, 3, 5, 5)]
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "as_data_source", lambda self, split: [only])
+    data = few_shot.from_tfds("mnist", "test", size=4, grey=True, data_dir=path)
+    assert data.names == ("3", "5")
+    assert data.images.shape == (2, 2, 4, 4, 1)
 
 
 def test_tfds_of_unequal_classes_and_unknown_features(mock):
