@@ -4,8 +4,8 @@ Command: python -m benchmarks.engines [--rounds=N]
 
 Omniglot's network, 5-way 1-shot with 15 queries, 8 tasks. The error is that of the float32
 meta-gradient against the float64 one of `second_order()`, relative in norm; for `first_order()` it
-is the approximation's. So it is for `implicit()`, of an inner problem with a proximal term so strong
-and steps so small that they get near its minimum. A second network, a multi-layer perceptron, is
+is the approximation's. So it is for `implicit()`, of a problem with so strong a proximal term
+and so small steps that they get near its minimum. A second network, a multi-layer perceptron, is
 bound by its parameters instead of its activations.
 """
 

@@ -134,9 +134,10 @@ def engines(rows: Sequence[Row]) -> list[str]:
         *table(["network", "engine", "parameters"], _per_step(rows)),
     ]
     lines = [
-        "`error` is the distance of the float32 meta-gradient from the exact one in float64, relative",
-        "in norm. That of `first_order` is the approximation's; so is that of `implicit`, whose inner",
-        "problem has a strong proximal term and small steps, near whose minimum many of them get.",
+        "`error` is the distance of the float32 meta-gradient from the exact one in float64,",
+        "relative in norm. That of `first_order` is the approximation's; so is that of `implicit`,",
+        "whose inner problem has a strong proximal term and small steps, of which many come near",
+        "its minimum.",
         "",
     ]
     return lines + table(heads, map(cells, rows)) + per_step
