@@ -44,7 +44,7 @@ def omniglot(**sizes: Any) -> Problem:
 
 def mini_imagenet(**sizes: Any) -> Problem:
     ways = sizes.get("ways", 5)
-    defaults = {"tasks": 4, "num_steps": 5, "learning_rate": 0.05}
+    defaults = {"tasks": 4, "num_steps": 5, "learning_rate": 0.01}
     return Problem(nn.mini_imagenet_conv(ways), "max", 32, (84, 84, 3), **{**defaults, **sizes})
 
 

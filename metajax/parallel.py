@@ -71,11 +71,14 @@ def over_tasks(
       `(shared, tasks, thread=()) -> (result, thread)` on leaves `[tasks, ...]`.
 
     Raises:
-      ValueError: if `task_chunk` is not a positive integer; when traced, if the devices cannot
-        share the tasks equally, or a thread would have to pass from device to device.
+      ValueError: if `task_chunk` is not a positive integer or `mesh` no mesh; when traced, if the
+        devices cannot share the tasks equally, or a thread would have to pass from device to
+        device.
     """
     if task_chunk is not None:
         task_chunk = check_integer("task_chunk", task_chunk)
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise ValueError(f"mesh must be a jax.sharding.Mesh such as task_mesh(), got {mesh!r}.")
 
     def on_one_device(shared: PyTree, tasks: PyTree, thread: PyTree) -> tuple[PyTree, PyTree]:
         num_tasks = _num_tasks(tasks)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from metajax.base import Array, PyTree, check_integer
@@ -363,7 +364,7 @@ def _pads(
 ) -> Sequence[tuple[int, int]]:
     if padding in ("SAME", "VALID"):
         return lax.padtype_to_pads(size, window, strides, padding)
-    if isinstance(padding, str) or len(padding) != 2:
+    if isinstance(padding, str) or np.shape(padding) != (2, 2):
         raise ValueError(
             'conv: padding must be "SAME", "VALID" or ((top, bottom), (left, right)), got '
             f"{padding!r}."
@@ -381,5 +382,5 @@ def _check(x: Array, kernel: Array, strides: tuple[int, int]) -> None:
         raise ValueError(
             f"conv: the images have {x.shape[-1]} channels, the kernel takes {kernel.shape[2]}."
         )
-    if len(strides) != 2 or min(strides) < 1:
+    if np.shape(strides) != (2,) or min(strides) < 1:
         raise ValueError(f"conv: strides must be two positive integers, got {strides!r}.")

@@ -292,6 +292,8 @@ def test_images_of_integers_take_the_type_of_the_kernel():
         ((2, 2, 2, 3), (3, 3, 3, 4), {"padding": "VALID"}, "3 x 3 does not fit images of 2 x 2"),
         ((2, 8, 8, 3), (3, 3, 3, 4), {"padding": "HALF"}, "padding must be .* got 'HALF'"),
         ((2, 8, 8, 3), (3, 3, 3, 4), {"padding": ((1, 1),)}, "padding must be"),
+        ((2, 8, 8, 3), (3, 3, 3, 4), {"padding": 1}, "padding must be .* got 1"),
+        ((2, 8, 8, 3), (3, 3, 3, 4), {"strides": 2}, "strides must be two .* got 2"),
         ((2, 8, 8, 3), (3, 3, 3, 4), {"strides": (0, 1)}, r"strides must be .* got \(0, 1\)"),
     ],
 )
