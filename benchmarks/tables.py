@@ -137,7 +137,7 @@ def engines(rows: Sequence[Row]) -> list[str]:
         "`error` is the distance of the float32 meta-gradient from the exact one in float64,",
         "relative in norm. That of `first_order` is the approximation's; so is that of `implicit`,",
         "whose inner problem has a strong proximal term and small steps, of which many come near",
-        "its minimum.",
+        "its minimum; where they do not settle (the perceptron's 100) the two gradients part.",
         "",
     ]
     return lines + table(heads, map(cells, rows)) + per_step
