@@ -242,7 +242,10 @@ def from_tfds(
                 pixels = np.asarray(record[image])
                 pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
                 of_class.append(_resized(image_module.fromarray(pixels), size, grey))
-    return _gather({name: found for name, found in images.items() if found}, examples_per_class)
+    found = {of_class: kept for of_class, kept in images.items() if kept}
+    if not found:
+        raise ValueError(f"{name} has no images in {', '.join(map(repr, splits))}")
+    return _gather(found, examples_per_class)
 
 
 def _pillow() -> Any:

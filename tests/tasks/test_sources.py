@@ -190,6 +190,9 @@ def test_classes_that_a_split_does_not_have_are_left_out(mock, monkeypatch):
     data = few_shot.from_tfds("mnist", "test", size=4, grey=True, data_dir=path)
     assert data.names == ("3", "5")
     assert data.images.shape == (2, 2, 4, 4, 1)
+    only.clear()
+    with pytest.raises(ValueError, match="mnist has no images in 'test'"):
+        few_shot.from_tfds("mnist", "test", size=4, data_dir=path)
 
 
 def test_tfds_of_unequal_classes_and_unknown_features(mock):
