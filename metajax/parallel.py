@@ -13,8 +13,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from metajax.base import Array, PyTree, check_integer
 
-# Parameters and data of a chunk of tasks up to which one `vmap` on a CPU is within some fifth of the
-# fastest: read off the rows of `chunk` in `benchmarks/growth.py`.
+# Parameters and data of a chunk of tasks up to which one `vmap` on a CPU is within some fifth of
+# the fastest: read off the rows of `chunk` in `benchmarks/growth.py`.
 CPU_CHUNK_BYTES = 256 * 1024
 
 
