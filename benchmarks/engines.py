@@ -31,7 +31,7 @@ ENGINES = {
     "implicit": metajax.implicit(),
 }
 STEPS = (1, 5, 20, 100)
-# The images are noise, which batch normalization amplifies: curvature at the start is near 1,000.
+# The images are noise, which batch normalization amplifies: curvature at the start is large.
 PROXIMAL, PROXIMAL_RATE = 400.0, 5e-4
 
 

@@ -114,8 +114,7 @@ def test_files_are_what_a_viewer_shows(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6  # shown turned by a quarter, clockwise
     (tmp_path / "bar").mkdir()
-    save = Image.fromarray(clear).save
-    save(tmp_path / "bar" / "transparent.png")
+    Image.fromarray(clear).save(tmp_path / "bar" / "transparent.png")
     Image.fromarray(clear).convert("LA").save(tmp_path / "bar" / "transparent_grey.png")
     Image.fromarray(ink.astype(np.uint16) * 257).save(tmp_path / "bar" / "wide.png")
     Image.fromarray(np.rot90(ink)).save(tmp_path / "bar" / "turned.png", exif=turned)
