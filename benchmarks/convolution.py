@@ -4,8 +4,8 @@ Command: python -m benchmarks.convolution [--rounds=N]
 
 Forward and backward pass of the query images of a task, with kernels of its own for every task of
 a chunk or one kernel for all of it. A layer takes any of these functions as its `convolution`.
-`conv` chooses by itself the examples whose patches are in memory at a time, and whether the rows of
-the kernel are summed last; the rows that name either show what the choice is read off.
+`conv` chooses by itself the method and the examples whose patches are in memory at a time; the rows
+that name either show what the choice is read off.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ LAYERS = {
 EXAMPLES = 75
 CONVOLUTIONS = {
     "conv": nn.conv,
-    "conv, patches": functools.partial(nn.conv, row_sums=False),
-    "conv, row sums": functools.partial(nn.conv, row_sums=True),
+    **{
+        f"conv, {method}": functools.partial(nn.conv, method=method)
+        for method in ("patches", "row_sums", "native")
+    },
     **{
         f"conv, {chunk} at a time": functools.partial(nn.conv, example_chunk=chunk)
         for chunk in (1, 5, 15, 25, EXAMPLES)
     },
-    "native_conv": nn.native_conv,
 }
 
 
@@ -66,7 +67,7 @@ def measure(layer: str, tasks: int, rounds: int) -> list[dict[str, Any]]:
     cases = {
         name: timing.compiled(gradient(convolution, strides, tasks), kernel, x)[0]
         for name, convolution in CONVOLUTIONS.items()
-        if strides[0] == 1 or name != "conv, row sums"
+        if strides[0] == 1 or name != "conv, row_sums"
     }
     times = timing.race(cases, rounds)
     return [
@@ -75,7 +76,7 @@ def measure(layer: str, tasks: int, rounds: int) -> list[dict[str, Any]]:
             "tasks": tasks,
             "convolution": name,
             **times[name],
-            "of_native": times[name]["median"] / times["native_conv"]["median"],
+            "of_native": times[name]["median"] / times["conv, native"]["median"],
         }
         for name in cases
     ]

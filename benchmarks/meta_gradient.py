@@ -10,6 +10,7 @@ done; those that are not named keep their rows of the record, as do other device
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 from collections.abc import Iterable
 from typing import Any
@@ -83,7 +84,8 @@ def measure(name: str, order: int, rounds: int, slow: bool) -> list[dict[str, An
 
     def enter_plain() -> None:
         """What one writes first: `vmap` over tasks of a network with native convolutions."""
-        model = problem.model.clone(convolution=nn.native_conv)
+        native = functools.partial(nn.conv, method="native")
+        model = problem.model.clone(convolution=native)
         engine = ENGINES[order]["metajax"]()
         enter_ours(PLAIN, model, meta_gradient=engine, task_chunk=problem.tasks)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
@@ -25,20 +26,28 @@ from benchmarks import problems, timing
 TASKS = 32
 
 
+def all_reduces(program: jax.stages.Compiled) -> dict[str, int]:
+    """How many there are in a program, and the bytes that they sum."""
+    found = re.findall(r" = (.*?) all-reduce(?:-start)?\(", program.as_text() or "")
+    arrays = [array for shapes in found for array in re.findall(r"[a-z]+(\d+)\[([\d,]*)\]", shapes)]
+    return {
+        "all_reduces": len(found),
+        "all_reduce_bytes": sum(
+            int(bits) // 8 * math.prod(int(n) for n in shape.split(",") if n)
+            for bits, shape in arrays
+        ),
+    }
+
+
 def measure(devices: int, tasks: int, rounds: int) -> dict[str, Any]:
     problem = problems.omniglot(tasks=tasks)
     mesh = metajax.task_mesh(devices) if devices > 1 else None
     update, arguments = problems.update(problem, mesh=mesh)
     case, program, _ = timing.compiled(update, *arguments)
-    shapes = re.findall(
-        r"= \(?(\w+)\[([\d,]*)\]\S* all-reduce(?:-start)?\(", program.as_text() or ""
-    )
-    num_bytes = [4 * int(size or 1) for _, size in shapes]
     return {
         "devices": devices,
         "tasks": tasks,
-        "all_reduces": len(shapes),
-        "all_reduce_bytes": sum(num_bytes),
+        **all_reduces(program),
         **timing.race({"update": case}, rounds)["update"],
     }
 

@@ -207,10 +207,41 @@ def convolution(rows: Sequence[Row]) -> list[str]:
     ]
     return [
         "Forward and backward pass of 75 images of a task; of two tasks under `vmap`, each with a",
-        "kernel of its own. `conv` chooses how many images' patches are in memory at a time, and",
-        "whether patches are of the whole window or of one row, whose products are summed last.",
+        "kernel of its own. `conv` chooses by itself how many images' patches are in memory at a",
+        "time, and whether they are of the whole window or of one row, whose products are summed",
+        "last (`row_sums`).",
         "",
         *table(["layer", "tasks", *(f"`{name}`" for name in names)], cells),
+    ]
+
+
+def deviceless(rows: Sequence[Row]) -> list[str]:
+    """What the compilers of accelerators say, without a clock."""
+    heads = ["case", "target", "devices", "tasks", "engine", "convolutions", "temporary"]
+    heads += ["moved", "all-reduces", "compile", "commit"]
+
+    def cells(row: Row) -> list[str]:
+        moved, moved_across = row["bytes_accessed"], row["devices"] > 1
+        return [
+            row["case"],
+            row["target"],
+            *(str(row[name]) for name in ("devices", "tasks", "engine", "method")),
+            f"{row['temporary_bytes'] / 1e6:,.0f} MB",
+            "" if moved is None else f"{moved / 1e9:.1f} GB",
+            f"{row['all_reduces']}, {row['all_reduce_bytes']:,} bytes"
+            if row["devices"] > 1
+            else "",
+            f"{row['compile_seconds']:.0f} s",
+            commit(row),
+        ]
+
+    return [
+        "Compiled for devices that were not there: no time was measured. `temporary` is the memory",
+        "of a device beside arguments and results, `moved` the bytes that its operations read and",
+        "write, as the compiler counts them, loops over inner steps once; those of the GPU have no",
+        "such count.",
+        "",
+        *table(heads, map(cells, rows)),
     ]
 
 
@@ -283,6 +314,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], list[str]]]] = {
     "engines": ("Engines", engines),
     "scaling": ("Devices", scaling),
     "convolution": ("Convolutions", convolution),
+    "deviceless": ("Compiled for accelerators", deviceless),
     "compile_time": ("Time to the first result", compile_time),
     "precision": ("bfloat16", precision),
     "throughput": ("Environment steps", throughput),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import metajax
-from benchmarks import problems, record, rl_runs, tables
+from benchmarks import deviceless, problems, record, rl_runs, tables
 
 
 def test_the_page_is_rendered_from_the_records():
@@ -49,7 +49,30 @@ def test_the_updates_lower_for_accelerators(case, platform, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu" if platform == "cuda" else platform)
     update, arguments = problems.update(case(tasks=2, queries=1))
     lowered = jax.jit(update).trace(*arguments).lower(lowering_platforms=(platform,))
-    assert "dot_general" in lowered.as_text()
+    assert ("stablehlo.convolution" in lowered.as_text()) == (platform == "tpu")
+
+
+@pytest.mark.parametrize("method", ["patches", "native"])
+def test_an_update_compiles_for_devices_that_are_only_described(method):
+    problem = problems.omniglot(tasks=2, queries=1)
+    row = deviceless.measure(problem, "gpu", jax.devices()[:2], "first_order", method)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(problems.parameters(problem)))
+    # The gradient and its metrics are one vector.
+    assert row["all_reduces"] == 1
+    assert 4 * parameters < row["all_reduce_bytes"] < 4 * parameters + 64
+    assert row["temporary_bytes"] > 0
+
+
+@pytest.mark.parametrize("target", deviceless.TARGETS)
+def test_a_target_without_its_compiler_says_what_brings_it(target, monkeypatch, capsys):
+    def missing(**description):
+        raise NotImplementedError("no plugin")
+
+    monkeypatch.setattr(deviceless.topologies, "get_topology_desc", missing)
+    monkeypatch.setattr("sys.argv", ["deviceless", "--targets", target])
+    with pytest.raises(SystemExit):
+        deviceless.main()
+    assert re.search(rf"{target}: no plugin\n.*jax\[tpu\]", capsys.readouterr().err)
 
 
 def test_peers_compute_the_same_meta_gradient():

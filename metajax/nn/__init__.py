@@ -1,7 +1,6 @@
 """Flax linen models of the papers, and the layers they are made of."""
 
 from metajax.nn.conv import conv as conv
-from metajax.nn.conv import native_conv as native_conv
 from metajax.nn.layers import BatchNorm as BatchNorm
 from metajax.nn.layers import Conv as Conv
 from metajax.nn.layers import Moments as Moments

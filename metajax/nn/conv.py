@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,9 @@ from metajax.base import Array, PyTree, check_integer
 Padding = str | Sequence[tuple[int, int]]
 Elementwise = Callable[[Array], Array]
 PerExample = Callable[[Array], PyTree]
-Multiply = Callable[[Array], Array]
+Convolve = Callable[[Array], Array]
+Pads = Sequence[tuple[int, int]]
+Method = Literal["patches", "row_sums", "native"]
 
 
 # On a CPU patches of so many bytes are multiplied at a time, which the caches of a core hold; all
@@ -39,26 +41,28 @@ def conv(
     padding: Padding = "SAME",
     before: Elementwise | None = None,
     after: PerExample | None = None,
-    row_sums: bool | None = None,
+    method: Method | None = None,
     example_chunk: int | None = None,
 ) -> Any:
     r"""Two-dimensional convolution, channels last, equal to `jax.lax.conv_general_dilated`.
 
     .. math:: y_{nhwo} = \sum_{ijc} x_{n,\, hs+i,\, ws+j,\, c} \; k_{ijco}
 
-    The patches of `x` are cut out by slices, of as many examples as `example_chunk` says at a time,
-    and multiplied with the kernel as one matrix. Where `jax.vmap` runs over kernels, as over tasks
-    whose weights have adapted, that stays a batched matrix product; `lax.conv_general_dilated`
-    would become a grouped convolution, which XLA runs far slower on a CPU (the rows of plain `vmap`
-    in `python -m benchmarks.meta_gradient`). It is made of linear operations that JAX can
-    differentiate to any order, forward and backward.
-    Products of low-precision arrays accumulate in float32. On a CPU it is the faster one at every
-    size of the papers' networks, for kernels per task and for a single one (see
-    `python -m benchmarks.convolution`). Layers take it everywhere, or else `native_conv`.
+    Three methods compute it, each differentiable to any order, forward and backward:
 
-    Patches of many channels cost more to write than to multiply. With `row_sums` they are one row
-    high, `[width, in_channels]`, and the product with all rows of the kernel is summed over rows
-    afterwards: the sum over i in the equation comes last.
+    - `"patches"`: the patches of `x` are cut out by slices, of as many examples as `example_chunk`
+      says at a time, and multiplied with the kernel as one matrix. Where `jax.vmap` runs over
+      kernels, as over tasks whose weights have adapted, that stays a batched matrix product.
+    - `"row_sums"`: the same with patches one row high, `[width, in_channels]`, whose products with
+      all rows of the kernel are summed over rows afterwards: the sum over i in the equation comes
+      last. Patches of many channels cost more to write than to multiply. For a vertical stride
+      of 1.
+    - `"native"`: `jax.lax.conv_general_dilated`, which `vmap` over kernels makes a grouped
+      convolution. XLA runs that far slower on a CPU (the rows of plain `vmap` in
+      `python -m benchmarks.meta_gradient`); on a TPU patches are what costs.
+
+    By default backend and shapes choose the method, see `default_method`.
+    Products of low-precision arrays accumulate in float32, those of `"native"` as XLA sees fit.
 
     Args:
       x: `[examples, height, width, in_channels]`.
@@ -70,9 +74,7 @@ def conv(
         but computed again in the backward pass.
       after: a function of the output, of each example apart, such as pooling. What it returns,
         arrays `[examples, ...]`, is returned instead; the output itself is not kept either.
-      row_sums: whether the rows of the kernel are summed after the product instead of within it,
-        for a vertical stride of 1. By default where that was measured to be faster, see
-        `default_row_sums`. It changes no number beyond rounding.
+      method: how it is computed. It changes no number beyond rounding.
       example_chunk: examples whose patches are in memory at a time; those of the backward pass are
         then cut out again instead of kept. By default a GPU or TPU takes all at once, and so does
         a CPU whose last cache is large; else as many as make `CPU_PATCH_BYTES`, see
@@ -84,89 +86,47 @@ def conv(
 
     Raises:
       ValueError: if ranks or channels do not match, a stride or `example_chunk` is not positive,
-        the padding is unknown, the padded image is smaller than the kernel, `row_sums` is asked for
-        at another vertical stride than 1, `before` changes the shape of the images, or `after`
-        loses the axis of the examples.
+        the padding or the method is unknown, the padded image is smaller than the kernel,
+        `"row_sums"` is asked for at another vertical stride than 1, `before` changes the shape of
+        the images, or `after` loses the axis of the examples.
 
     Example:
 
+    >>> import functools
     >>> import jax.numpy as jnp
-    >>> from metajax.nn import conv
-    >>> conv(jnp.ones((2, 28, 28, 1)), jnp.ones((3, 3, 1, 64)), strides=(2, 2)).shape
+    >>> from metajax import nn
+    >>> nn.conv(jnp.ones((2, 28, 28, 1)), jnp.ones((3, 3, 1, 64)), strides=(2, 2)).shape
     (2, 14, 14, 64)
+
+    A network whose convolutions are those of XLA:
+
+    >>> native = functools.partial(nn.conv, method="native")
+    >>> model = nn.ConvNet(5, convolution=native)
     """
     _check(x, kernel, strides)
     examples, *size, _ = x.shape
     window = kernel.shape[:2]
     pads = _pads(size, window, strides, padding)
     out = _out_size(size, window, strides, pads, padding)
-    images = _checked_before(before, x)
-    dtype = jnp.result_type(images, kernel)
-    if row_sums is None:
-        row_sums = default_row_sums(kernel.shape, strides, out)
-    elif row_sums and strides[0] != 1:
-        raise ValueError(f"conv: row_sums is for a vertical stride of 1, got strides {strides}.")
-    by = _by_row_sums if row_sums else _by_patches
-    multiply, numbers = by(kernel.astype(dtype), strides, out)
-    margins = [(0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)]
-
-    def product(x: Array) -> PyTree:
-        x = (before(x) if before else x).astype(dtype)
-        y = multiply(lax.pad(x, jnp.zeros((), dtype), margins))
-        return _finished(y.astype(dtype), after)
-
-    if example_chunk is None:
-        example_chunk = default_example_chunk(examples, numbers * dtype.itemsize)
-    return _in_chunks(product, x, check_integer("example_chunk", example_chunk))
-
-
-def native_conv(
-    x: Array,
-    kernel: Array,
-    *,
-    strides: tuple[int, int] = (1, 1),
-    padding: Padding = "SAME",
-    before: Elementwise | None = None,
-    after: PerExample | None = None,
-) -> Any:
-    """The same by `jax.lax.conv_general_dilated`, with the arguments and errors of `conv`.
-
-    What a layer takes as its `convolution` where `python -m benchmarks.convolution` finds it
-    faster.
-
-    Example:
-
-    >>> import jax, jax.numpy as jnp
-    >>> from metajax import nn
-    >>> layer = nn.Conv(64, strides=(2, 2), convolution=nn.native_conv)
-    >>> images = jnp.zeros((5, 28, 28, 1))
-    >>> layer.apply(layer.init(jax.random.key(0), images), images).shape
-    (5, 14, 14, 64)
-    """
-    _check(x, kernel, strides)
-    pads = _pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-    _out_size(x.shape[1:3], kernel.shape[:2], strides, pads, padding)
-    _checked_before(before, x)
-    x = before(x) if before else x
-    dtype = jnp.result_type(x, kernel)
-    y = lax.conv_general_dilated(
-        x.astype(dtype),
-        kernel.astype(dtype),
-        strides,
-        pads,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    return _finished(y, after)
-
-
-def _checked_before(before: Elementwise | None, x: Array) -> jax.ShapeDtypeStruct:
-    """What the convolution is of."""
     images = jax.eval_shape(before or (lambda x: x), x)
     if getattr(images, "shape", None) != x.shape:
         raise ValueError(
             f"conv: before must be elementwise, it makes {images} of images of shape {x.shape}."
         )
-    return images
+    dtype = jnp.result_type(images, kernel)
+    if method is None:
+        method = default_method(kernel.shape, strides, out)
+    elif method not in METHODS:
+        raise ValueError(f"conv: method must be one of {', '.join(METHODS)}, got {method!r}.")
+    convolve, numbers = METHODS[method](kernel.astype(dtype), strides, pads, out)
+
+    def product(x: Array) -> PyTree:
+        y = convolve((before(x) if before else x).astype(dtype))
+        return _finished(y.astype(dtype), after)
+
+    if example_chunk is None:
+        example_chunk = default_example_chunk(examples, numbers * dtype.itemsize)
+    return _in_chunks(product, x, check_integer("example_chunk", example_chunk))
 
 
 def _finished(y: Array, after: PerExample | None) -> PyTree:
@@ -180,20 +140,28 @@ def _finished(y: Array, after: PerExample | None) -> PyTree:
     return result
 
 
-def default_row_sums(
+def default_method(
     kernel_shape: Sequence[int], strides: tuple[int, int], out: Sequence[int]
-) -> bool:
-    """Whether `conv` sums over the rows of the kernel after the product where it is not told.
+) -> Method:
+    """The method of `conv` where it is not told.
 
-    On a CPU, at a vertical stride of 1, where fewer numbers are written: of a patch each twice, cut
-    out and put beside the others, of a product once. Images of few rows spend too many products on
-    their margins. Read off `python -m benchmarks.convolution`.
+    On a CPU `"row_sums"` at a vertical stride of 1 where fewer numbers are written, else
+    `"patches"`: of a patch each number is written twice, cut out and put beside the others, of a
+    product once. Images of few rows spend too many products on their margins. Read off
+    `python -m benchmarks.convolution`.
+
+    On a TPU `"native"`: as its compiler counts them, those programs move a fraction of the bytes
+    and need a fraction of the memory (`python -m benchmarks.deviceless`). On a GPU `"patches"`,
+    which neither that count nor a clock has decided.
     """
     height, width, channels, features = kernel_shape
+    backend = jax.default_backend()
+    if backend == "tpu":
+        return "native"
     of_patches = 2 * height * width * channels
     of_row_sums = 2 * width * channels + height * features
-    measured = jax.default_backend() == "cpu" and strides[0] == 1 and out[0] >= CPU_ROWS
-    return measured and of_row_sums < of_patches
+    measured = backend == "cpu" and strides[0] == 1 and out[0] >= CPU_ROWS
+    return "row_sums" if measured and of_row_sums < of_patches else "patches"
 
 
 def default_example_chunk(examples: int, bytes_per_example: int) -> int:
@@ -240,13 +208,12 @@ def _in_chunks(fn: Callable[[Array], PyTree], x: Array, chunk: int) -> PyTree:
 
 
 def _by_patches(
-    kernel: Array, strides: tuple[int, int], out: Sequence[int]
-) -> tuple[Multiply, int]:
+    kernel: Array, strides: tuple[int, int], pads: Pads, out: Sequence[int]
+) -> tuple[Convolve, int]:
     """What the window sees at every output, times the kernel.
 
     Returns:
-      The convolution of padded images, in float32 or wider, and how many numbers it writes on the
-      way for each example.
+      The convolution of images and how many numbers it writes on the way for each example.
     """
     (sh, sw), (oh, ow) = strides, out
     height, width, channels, features = kernel.shape
@@ -262,7 +229,8 @@ def _by_patches(
     else:
         matrix = jnp.pad(kernel.reshape(patch, features), ((0, spare), (0, 0)))
 
-    def multiply(padded: Array) -> Array:
+    def convolve(x: Array) -> Array:
+        padded = _padded(x, pads)
         if sh == 1:  # each column once for all rows
             columns = _beside(_along(padded, 2, width, sw, ow))
             seen = _along(columns, 1, height, 1, oh)
@@ -285,23 +253,48 @@ def _by_patches(
         y = _product(lax.collapse(patches, 0, 3), matrix, 1 if patch_last else 0)
         return y.reshape(-1, oh, ow, features)
 
-    return multiply, math.prod(out) * patch
+    return convolve, math.prod(out) * patch
 
 
 def _by_row_sums(
-    kernel: Array, strides: tuple[int, int], out: Sequence[int]
-) -> tuple[Multiply, int]:
+    kernel: Array, strides: tuple[int, int], pads: Pads, out: Sequence[int]
+) -> tuple[Convolve, int]:
     """The same from patches of one row: their products with every row of the kernel, summed."""
+    if strides[0] != 1:
+        raise ValueError(
+            f'conv: method "row_sums" is for a vertical stride of 1, got strides {strides}.'
+        )
     height, width, channels, features = kernel.shape
     matrix = kernel.transpose(1, 2, 0, 3).reshape(width * channels, height * features)
 
-    def multiply(padded: Array) -> Array:
-        patches = _beside(_along(padded, 2, width, strides[1], out[1]))
+    def convolve(x: Array) -> Array:
+        patches = _beside(_along(_padded(x, pads), 2, width, strides[1], out[1]))
         products = _product(lax.collapse(patches, 0, 3), matrix, 0)
         return _sum_over_rows(products.reshape(*patches.shape[:3], height * features), height)
 
     rows = out[0] + height - 1
-    return multiply, rows * out[1] * (width * channels + height * features)
+    return convolve, rows * out[1] * (width * channels + height * features)
+
+
+def _natively(
+    kernel: Array, strides: tuple[int, int], pads: Pads, out: Sequence[int]
+) -> tuple[Convolve, int]:
+    """The same by XLA's own convolution, which writes nothing on the way."""
+
+    def convolve(x: Array) -> Array:
+        return lax.conv_general_dilated(
+            x, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    return convolve, 0
+
+
+METHODS = {"patches": _by_patches, "row_sums": _by_row_sums, "native": _natively}
+
+
+def _padded(x: Array, pads: Pads) -> Array:
+    margins = [(0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)]
+    return lax.pad(x, jnp.zeros((), x.dtype), margins)
 
 
 def _along(x: Array, axis: int, window: int, stride: int, out: int) -> list[Array]:
@@ -344,7 +337,7 @@ def _out_size(
     size: Sequence[int],
     window: Sequence[int],
     strides: tuple[int, int],
-    pads: Sequence[tuple[int, int]],
+    pads: Pads,
     padding: Padding,
 ) -> list[int]:
     out = [
@@ -361,7 +354,7 @@ def _out_size(
 
 def _pads(
     size: Sequence[int], window: Sequence[int], strides: Sequence[int], padding: Padding
-) -> Sequence[tuple[int, int]]:
+) -> Pads:
     if padding in ("SAME", "VALID"):
         return lax.padtype_to_pads(size, window, strides, padding)
     if isinstance(padding, str) or np.shape(padding) != (2, 2):

@@ -30,7 +30,8 @@ class Conv(linen.Module):
       kernel_init: initializer of the kernel.
       dtype: what images and kernel are computed in, such as `jnp.bfloat16`; by default their own
         types. Parameters stay float32, and products accumulate in it.
-      convolution: what computes it, `conv` or a function of its arguments such as `native_conv`.
+      convolution: what computes it, `conv` or a function of its arguments such as
+        `functools.partial(conv, method="native")`.
 
     Example:
 

@@ -13,6 +13,7 @@ from jax import lax
 import metajax
 from metajax import nn
 
+native_conv = functools.partial(nn.conv, method="native")
 conv_module = sys.modules["metajax.nn.conv"]  # `metajax.nn.conv` is the function.
 
 CASES = [
@@ -56,23 +57,27 @@ def assert_close(found, expected, tolerance):
 
 
 @pytest.mark.parametrize(("image", "window", "strides", "padding"), CASES)
-def test_the_native_convolution_is_the_same(image, window, strides, padding):
+def test_every_method_is_the_same_in_float32(image, window, strides, padding):
     x, kernel = (a.astype(jnp.float32) for a in operands(image, window))
-    found = nn.native_conv(x, kernel, strides=strides, padding=padding)
-    assert_close(found, nn.conv(x, kernel, strides=strides, padding=padding), 1e-5)
+    methods = [m for m in conv_module.METHODS if m != "row_sums" or strides[0] == 1]
+    expected = reference(x, kernel, strides=strides, padding=padding)
+    for method in methods:
+        found = nn.conv(x, kernel, strides=strides, padding=padding, method=method)
+        assert_close(found, expected, 1e-5)
 
 
 # Three examples one at a time, or two and the one left over, as well as all at once.
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
-    ("image", "window", "strides", "padding", "row_sums", "example_chunk"),
-    [(*case, False, None) for case in CASES]
-    + [(*CASES[0], False, 1), (*CASES[1], None, 2), (*CASES[5], None, 2)]
-    + [(*case, True, None) for case in ROW_SUMS]
-    + [(*ROW_SUMS[0], True, 1), (*ROW_SUMS[1], True, 2)],
+    ("image", "window", "strides", "padding", "method", "example_chunk"),
+    [(*case, "patches", None) for case in CASES]
+    + [(*CASES[0], "patches", 1), (*CASES[1], None, 2), (*CASES[5], None, 2)]
+    + [(*case, "row_sums", None) for case in ROW_SUMS]
+    + [(*ROW_SUMS[0], "row_sums", 1), (*ROW_SUMS[1], "row_sums", 2)]
+    + [(*CASES[1], "native", 2)],
 )
 def test_value_and_derivatives_of_every_mode_are_those_of_lax(
-    image, window, strides, padding, row_sums, example_chunk
+    image, window, strides, padding, method, example_chunk
 ):
     at = operands(image, window)
     along = operands(image, window, seed=1)
@@ -95,24 +100,24 @@ def test_value_and_derivatives_of_every_mode_are_those_of_lax(
             "reverse over reverse": jax.grad(slope, (0, 1))(*at),
         }
 
-    ours = functools.partial(nn.conv, row_sums=row_sums, example_chunk=example_chunk)
+    ours = functools.partial(nn.conv, method=method, example_chunk=example_chunk)
     found, expected = (jax.jit(derivatives, static_argnums=0)(c) for c in (ours, reference))
     assert found["value"].dtype == jnp.float64
     assert_close(found, expected, 1e-10)
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("row_sums", [False, True])
+@pytest.mark.parametrize("method", conv_module.METHODS)
 @pytest.mark.parametrize(("shared_images", "chunk"), [(False, None), (True, None), (False, 2)])
-def test_vmap_over_kernels_is_a_loop_over_tasks(shared_images, chunk, row_sums):
+def test_vmap_over_kernels_is_a_loop_over_tasks(shared_images, chunk, method):
     x, kernels = operands((7, 8), (3, 3), tasks=(3,))
-    strides = (1 if row_sums else 2, 2)
+    strides = (1 if method == "row_sums" else 2, 2)
 
     def hessian_vector(conv, x, kernel):
         gradient = jax.grad(lambda k: jnp.sum(conv(x, k, strides=strides) ** 3))
         return gradient(kernel), jax.jvp(gradient, (kernel,), (jnp.cos(kernel),))[1]
 
-    ours = functools.partial(nn.conv, row_sums=row_sums, example_chunk=chunk)
+    ours = functools.partial(nn.conv, method=method, example_chunk=chunk)
     mapped = jax.vmap(functools.partial(hessian_vector, ours), (None if shared_images else 0, 0))
     found = jax.jit(mapped)(x[0] if shared_images else x, kernels)
     looped = [
@@ -149,20 +154,21 @@ def test_the_size_of_the_last_cache_is_read_where_the_system_says_it(text, size,
 @pytest.mark.parametrize(
     ("channels", "features", "strides", "rows", "expected"),
     [
-        (32, 32, (1, 1), 42, True),  # Mini-ImageNet's second layer
-        (3, 32, (1, 1), 84, False),  # its first
-        (16, 32, (1, 2), 42, True),
-        (64, 64, (2, 2), 14, False),  # Omniglot's second
-        (32, 32, (1, 1), 5, False),
+        (32, 32, (1, 1), 42, "row_sums"),  # Mini-ImageNet's second layer
+        (3, 32, (1, 1), 84, "patches"),  # its first
+        (16, 32, (1, 2), 42, "row_sums"),
+        (64, 64, (2, 2), 14, "patches"),  # Omniglot's second
+        (32, 32, (1, 1), 5, "patches"),
     ],
 )
 def test_rows_are_summed_last_where_less_is_written(
     channels, features, strides, rows, expected, monkeypatch
 ):
     arguments = ((3, 3, channels, features), strides, (rows, rows))
-    assert conv_module.default_row_sums(*arguments) is expected
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert not conv_module.default_row_sums(*arguments)
+    assert conv_module.default_method(*arguments) == expected
+    for backend, method in {"gpu": "patches", "tpu": "native"}.items():
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        assert conv_module.default_method(*arguments) == method
 
 
 def test_the_default_takes_the_form_that_the_rule_says():
@@ -175,15 +181,20 @@ def test_the_default_takes_the_form_that_the_rule_says():
     assert "f32[288,64]" in products(64)[0]  # 2 x 12 rows of 12 pixels
 
 
-@pytest.mark.parametrize("row_sums", [False, True])
-def test_no_examples_make_none(row_sums):
+@pytest.mark.parametrize("method", conv_module.METHODS)
+def test_no_examples_make_none(method):
     x, kernel = jnp.ones((0, 5, 6, 2)), jnp.ones((3, 3, 2, 4))
-    assert nn.conv(x, kernel, row_sums=row_sums).shape == (0, 5, 6, 4)
+    assert nn.conv(x, kernel, method=method).shape == (0, 5, 6, 4)
 
 
 def test_sums_over_rows_are_refused_where_rows_are_skipped():
-    with pytest.raises(ValueError, match=r"row_sums is for a vertical stride of 1.*\(2, 1\)"):
-        nn.conv(jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4)), strides=(2, 1), row_sums=True)
+    with pytest.raises(ValueError, match=r'"row_sums" is for a vertical stride of 1.*\(2, 1\)'):
+        nn.conv(jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4)), strides=(2, 1), method="row_sums")
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match=r"method must be one of patches, .* got 'winograd'"):
+        nn.conv(jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4)), method="winograd")
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -191,7 +202,7 @@ def test_of_many_examples_only_a_chunk_of_patches_is_in_memory(order):
     x, kernel = jnp.ones((64, 32, 32, 8)), jnp.ones((3, 3, 8, 8))
 
     def temporary_bytes(chunk):
-        conv = functools.partial(nn.conv, row_sums=False, example_chunk=chunk)
+        conv = functools.partial(nn.conv, method="patches", example_chunk=chunk)
 
         def value(x, kernel):
             return jnp.sum(conv(x, kernel) ** 2)
@@ -223,7 +234,7 @@ def test_what_comes_before_is_differentiated_with_all_it_is_made_of(chunk):
         return gradient(at), jax.jvp(gradient, (at,), (jax.tree.map(jnp.cos, at),))[1]
 
     expected = derivatives(lambda x, kernel, before: reference(before(x), kernel))
-    native = derivatives(lambda x, kernel, before: nn.native_conv(x, kernel, before=before))
+    native = derivatives(lambda x, kernel, before: native_conv(x, kernel, before=before))
     ours = functools.partial(nn.conv, example_chunk=chunk)
     found = derivatives(lambda x, kernel, before: ours(x, kernel, before=before))
     assert_close(found, expected, 1e-10)
@@ -248,7 +259,7 @@ def test_what_comes_after_is_of_each_example(chunk):
 
     expected = derivatives(lambda x, kernel: after(reference(x, kernel)))
     ours = functools.partial(nn.conv, after=after, example_chunk=chunk)
-    for convolution in (ours, functools.partial(nn.native_conv, after=after)):
+    for convolution in (ours, functools.partial(native_conv, after=after)):
         assert_close(derivatives(convolution), expected, 1e-10)
 
 
@@ -298,20 +309,20 @@ def test_images_of_integers_take_the_type_of_the_kernel():
     ],
 )
 def test_errors_name_what_does_not_fit(image, kernel, options, message):
-    for convolution in (nn.conv, nn.native_conv):
+    for convolution in (nn.conv, native_conv):
         with pytest.raises(ValueError, match=message):
             convolution(jnp.zeros(image), jnp.zeros(kernel), **options)
 
 
 @pytest.mark.parametrize("before", [jnp.sum, lambda x: (x, x), lambda x: x[1:]])
 def test_what_comes_before_is_elementwise(before):
-    for convolution in (nn.conv, nn.native_conv):
+    for convolution in (nn.conv, native_conv):
         with pytest.raises(ValueError, match="before must be elementwise"):
             convolution(jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 4)), before=before)
 
 
 def test_what_comes_after_keeps_the_examples():
-    for convolution in (nn.conv, nn.native_conv):
+    for convolution in (nn.conv, native_conv):
         with pytest.raises(ValueError, match="after must return arrays of 2 examples"):
             convolution(jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 4)), after=jnp.sum)
 
@@ -354,4 +365,4 @@ def test_the_meta_gradient_is_made_of_matrix_products():
 
 def test_the_convolution_of_lax_becomes_a_grouped_one():
     # What the test above guards against, and the proof that it can fail.
-    assert grouped(lowered_meta_gradient(nn.native_conv))
+    assert grouped(lowered_meta_gradient(native_conv))
