@@ -221,7 +221,8 @@ def deviceless(rows: Sequence[Row]) -> list[str]:
     heads += ["moved", "all-reduces", "compile", "commit"]
 
     def cells(row: Row) -> list[str]:
-        moved, moved_across = row["bytes_accessed"], row["devices"] > 1
+        moved = row["bytes_accessed"]
+        across = f"{row['all_reduces']} of {row['all_reduce_bytes']:,} bytes"
         return [
             row["case"],
             row["target"],
