@@ -229,9 +229,7 @@ def deviceless(rows: Sequence[Row]) -> list[str]:
             *(str(row[name]) for name in ("devices", "tasks", "engine", "method")),
             f"{row['temporary_bytes'] / 1e6:,.0f} MB",
             "" if moved is None else f"{moved / 1e9:.1f} GB",
-            f"{row['all_reduces']}, {row['all_reduce_bytes']:,} bytes"
-            if row["devices"] > 1
-            else "",
+            across if row["devices"] > 1 else "",
             f"{row['compile_seconds']:.0f} s",
             commit(row),
         ]
