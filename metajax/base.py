@@ -149,6 +149,16 @@ def check_integer(what: str, value: Any, minimum: int = 1) -> int:
     return int(value)
 
 
+def equal_chunk(count: int, limit: int) -> int:
+    """The largest divisor of `count` within `limit`, or `limit` where that is under half of it.
+
+    Unequal chunks leave a rest, which is compiled and run apart.
+    """
+    limit = max(min(count, limit), 1)
+    equal = next(chunk for chunk in range(limit, 0, -1) if count % chunk == 0)
+    return equal if 2 * equal >= limit else limit
+
+
 def check_function(what: str, fn: Any, arguments: str, remedy: str = "") -> None:
     """Raises `ValueError` unless `fn` can be called with `"a, b, *, c"`, the arguments' names."""
     positional, _, keywords = arguments.partition(", *, ")

@@ -11,11 +11,12 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
-from metajax.base import Array, PyTree, check_integer
+from metajax.base import Array, PyTree, check_integer, equal_chunk
 
-# Parameters and data of a chunk of tasks up to which one `vmap` on a CPU is within some fifth of
-# the fastest: read off the rows of `chunk` in `benchmarks/growth.py`.
+# Parameters and data of a chunk of tasks, and the number of these, up to which one `vmap` on a CPU
+# is within some fifth of the fastest: read off the rows of `chunk` in `benchmarks/growth.py`.
 CPU_CHUNK_BYTES = 256 * 1024
+CPU_CHUNK_TASKS = 8
 
 
 def task_mesh(num_devices: int | None = None) -> Mesh:
@@ -157,18 +158,17 @@ def over_tasks(
 def default_chunk(shared: PyTree, tasks: PyTree, mesh: Mesh | None = None) -> int:
     """The tasks per `vmap` where none are asked for.
 
-    An accelerator takes all tasks of a device at once. A CPU takes as many as keep the parameters
-    and data of a chunk within `CPU_CHUNK_BYTES`: small tasks are bound by the number of operations
-    and gain from each other's company, large ones by its cache, and lose.
+    An accelerator takes all tasks of a device at once. A CPU takes `CPU_CHUNK_TASKS`, or as many as
+    keep the parameters and data of a chunk within `CPU_CHUNK_BYTES`: small tasks are bound by the
+    number of operations and gain from each other's company, large ones by its cache, and lose.
     """
     num_tasks = _num_tasks(tasks)
     platform = mesh.devices.flat[0].platform if mesh is not None else jax.default_backend()
     if platform != "cpu":
         return num_tasks
     bytes_per_task = _num_bytes(shared) + _num_bytes(tasks) / num_tasks
-    limit = int(np.clip(CPU_CHUNK_BYTES // max(bytes_per_task, 1), 1, num_tasks))
-    # Equal chunks where that is possible: another one for the rest would be compiled, too.
-    return -(-num_tasks // -(-num_tasks // limit))
+    limit = min(CPU_CHUNK_TASKS, int(CPU_CHUNK_BYTES // max(bytes_per_task, 1)))
+    return equal_chunk(num_tasks, limit)
 
 
 def map_tasks(fn: Callable[..., PyTree], *tasks: PyTree) -> PyTree:

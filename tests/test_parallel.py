@@ -95,8 +95,16 @@ def test_errors():
 
 
 @pytest.mark.parametrize(
-    ("parameters", "chunk"), [(1, 12), (CPU_CHUNK_BYTES // 16, 3), (CPU_CHUNK_BYTES, 1)]
+    ("parameters", "tasks", "chunk"),
+    [
+        (1, 5, 5),
+        (1, 12, 6),  # in equal chunks of no more than 8
+        (1, 25, 5),
+        (1, 23, 8),  # and a rest of 7
+        (CPU_CHUNK_BYTES // 16, 12, 3),
+        (CPU_CHUNK_BYTES, 12, 1),
+    ],
 )
-def test_a_cpu_takes_as_many_tasks_as_its_cache_holds(parameters, chunk):
+def test_a_cpu_takes_few_tasks_at_a_time_that_its_cache_holds(parameters, tasks, chunk):
     shared = np.zeros(parameters, np.float32)
-    assert default_chunk(shared, np.zeros((12, 1), np.float32)) == chunk
+    assert default_chunk(shared, np.zeros((tasks, 1), np.float32)) == chunk

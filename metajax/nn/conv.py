@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from metajax.base import Array, PyTree, check_integer
+from metajax.base import Array, PyTree, check_integer, equal_chunk
 
 Padding = str | Sequence[tuple[int, int]]
 Elementwise = Callable[[Array], Array]
@@ -175,9 +175,7 @@ def default_example_chunk(examples: int, bytes_per_example: int) -> int:
     kept = examples * bytes_per_example <= CPU_KEPT_SHARE * _last_cache_bytes()
     if kept or jax.default_backend() != "cpu":
         return max(examples, 1)
-    limit = max(min(examples, CPU_PATCH_BYTES // max(bytes_per_example, 1)), 1)
-    equal = next(chunk for chunk in range(limit, 0, -1) if examples % chunk == 0)
-    return equal if 2 * equal >= limit else limit
+    return equal_chunk(examples, CPU_PATCH_BYTES // max(bytes_per_example, 1))
 
 
 @functools.cache
