@@ -175,9 +175,15 @@ def inner_loop(
                     "of training."
                 )
             opt_state = inner_state
-        (params, opt_state), (values, auxes, probed) = jax.lax.scan(
-            body, (initial, opt_state), jnp.arange(num_steps), unroll=unroll
-        )
+        steps = jnp.arange(num_steps)
+        if num_steps == 1:
+            # In a scan each task of a `vmap` would start from a copy of its own.
+            (params, opt_state), once = body((initial, opt_state), steps[0])
+            values, auxes, probed = jax.tree.map(lambda x: jnp.asarray(x)[None], once)
+        else:
+            (params, opt_state), (values, auxes, probed) = jax.lax.scan(
+                body, (initial, opt_state), steps, unroll=unroll
+            )
 
         def optimality(params):
             return jax.grad(penalized, has_aux=True)(params, *operands(num_steps - 1))[0]

@@ -1,5 +1,7 @@
 """Meta-gradients against finite differences and against each other; what they cost."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -388,3 +390,16 @@ def test_first_order_needs_fewer_operations():
         for engine in (metajax.first_order(), metajax.second_order())
     ]
     assert flops[0] < 0.75 * flops[1]
+
+
+def test_the_first_of_one_step_runs_on_parameters_that_all_tasks_share():
+    adapt = metajax.inner_loop(mlp_loss, optax.sgd(0.1), 1)
+    meta_params = metajax.MetaParams(mlp_params(sizes=(2, 1)))
+
+    def adapted(support):
+        return adapt.apply(meta_params, support, jax.random.key(0))[0]
+
+    program = str(jax.make_jaxpr(jax.vmap(adapted))(regression(tasks=3).support))
+    batch_axes = re.findall(r"dot_general\[\s*dimension_numbers=\(\(.*?\), (\(.*?\))\)", program)
+    # The layer's product of all tasks, and the gradients of its weights for each.
+    assert sorted(batch_axes) == ["([0], [0])", "([], [])"]
