@@ -11,12 +11,14 @@ from jax.flatten_util import ravel_pytree
 
 import metajax
 from tests.helpers import (
+    RECORDER,
     assert_close,
     distance,
     meta_gradient,
     mlp,
     mlp_loss,
     mlp_params,
+    recorded_gradient,
     regression,
 )
 
@@ -305,6 +307,42 @@ def test_implicit_needs_every_parameter_to_adapt():
     # A first step of zero is no frozen parameter, nor is a gradient whose mean is subtracted.
     adapt(SOUND["schedule"]).init(DEAD)
     adapt(optax.chain(optax.centralize(), optax.sgd(0.1))).init(jnp.ones((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [*EXACT.values(), metajax.first_order(), metajax.implicit()],
+    ids=[*EXACT, "first_order", "implicit"],
+)
+def test_tasks_of_a_convolution_of_lax_are_those_apart(engine):
+    # Under `vmap` its gradients are mapped along their channels.
+    def loss(params, batch, rng):
+        x, y = batch
+        layout = ("NHWC", "HWIO", "NHWC")
+        x = jax.lax.conv_general_dilated(
+            x, params["kernel"], (1, 1), "SAME", dimension_numbers=layout
+        )
+        return jnp.mean((jnp.tanh(x).mean((1, 2)) @ params["head"] - y) ** 2), {}
+
+    rng = np.random.default_rng(0)
+    params = {
+        "kernel": jnp.asarray(rng.normal(size=(3, 3, 2, 4)), jnp.float32),
+        "head": jnp.asarray(rng.normal(size=(4, 1)), jnp.float32),
+    }
+    x = jnp.asarray(rng.normal(size=(3, 5, 6, 6, 2)), jnp.float32)
+    episodes = metajax.Episode((x, x.mean((2, 3, 4))[..., None]), (-x, x.max((2, 3, 4))[..., None]))
+    adapt = metajax.inner_loop(
+        loss, optax.sgd(0.1), 2, meta_gradient=engine, proximal=5.0 * engine.implicit
+    )
+    together, apart = (
+        recorded_gradient(
+            metajax.meta_learner(adapt, metajax.query_loss(loss), RECORDER, task_chunk=chunk),
+            params,
+            episodes,
+        )
+        for chunk in (3, 1)
+    )
+    assert_close(together, apart, rtol=1e-4, atol=1e-6)
 
 
 def test_implicit_keeps_the_types_of_mixed_parameters():
