@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
-from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 
 from metajax.base import Array, Params, PyTree, check_integer
@@ -140,16 +139,24 @@ def implicit(*, cg_steps: int = 5) -> MetaGradient:
         gradient = optimality(adapted)
         # Zero in value; its derivative is that of the optimality condition at fixed `adapted`.
         residual = jax.tree.map(lambda g: g - jax.lax.stop_gradient(g), gradient)
-        rounding = max(float(jnp.finfo(p.dtype).eps) for p in jax.tree.leaves(adapted))
-        # One vector, of the widest type of the parameters. JAX's solver does not take leaves that
-        # `vmap` maps along different axes, as it does the gradients of `lax` convolutions.
-        residual, unravel = ravel_pytree(residual)
+        dtypes = [p.dtype for p in jax.tree.leaves(adapted)]
+        rounding = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
 
-        def hessian_vector_product(v: Array) -> Array:
-            return ravel_pytree(jax.jvp(optimality, (adapted,), (unravel(v),))[1])[0]
+        # Vectors are of the widest type of the parameters, products of each parameter's own.
+        def widened(v: Params) -> Params:
+            return jax.tree.map(lambda x: x.astype(jnp.result_type(*dtypes)), v)
 
+        def narrowed(v: Params) -> Params:
+            return jax.tree.map(lambda x, p: x.astype(p.dtype), v, adapted)
+
+        def hessian_vector_product(v: Params) -> Params:
+            return widened(jax.jvp(optimality, (adapted,), (narrowed(v),))[1])
+
+        # The solver refuses leaves that `vmap` maps along different axes, as it does the gradients
+        # of `lax` convolutions; after an axis that comes and goes, all are mapped along the first.
+        residual = jax.tree.map(lambda x: jnp.squeeze(x[None], 0), widened(residual))
         correction, _ = cg(hessian_vector_product, residual, tol=rounding, maxiter=cg_steps)
-        return jax.tree.map(jnp.subtract, adapted, unravel(correction))
+        return jax.tree.map(jnp.subtract, adapted, narrowed(correction))
 
     return MetaGradient(
         gradient=_stopped, solution=solution, crosses_optimizer=False, implicit=True

@@ -50,7 +50,8 @@ def meta_learner(
       outer_optimizer: any optax transformation; it sees `MetaParams` and, if it asks, the mean
         objective as `value`.
       task_chunk: tasks per `vmap`. Smaller chunks need less memory; by default an accelerator takes
-        all tasks and a CPU up to eight that its cache holds. No number depends on it beyond rounding.
+        all tasks and a CPU up to eight, as many as its cache holds. No number depends on it beyond
+        rounding.
       mesh: devices that share the tasks of a meta-batch, such as `metajax.task_mesh()`; the state
         is replicated. No number depends on it beyond rounding.
 
