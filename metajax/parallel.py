@@ -158,10 +158,10 @@ def over_tasks(
 def default_chunk(shared: PyTree, tasks: PyTree, mesh: Mesh | None = None) -> int:
     """The tasks per `vmap` where none are asked for.
 
-    An accelerator takes all tasks of a device at once. A CPU takes at most `CPU_CHUNK_TASKS`, and no
-    more than keep the parameters and data of a chunk within `CPU_CHUNK_BYTES`: small tasks are bound
-    by the number of operations and gain from each other's company, large ones by its cache, and
-    lose.
+    An accelerator takes all tasks of a device at once. A CPU takes at most `CPU_CHUNK_TASKS`, no
+    more than keep the parameters and data of a chunk within `CPU_CHUNK_BYTES`: small tasks are
+    bound by the number of operations and gain from each other's company, large ones by its cache,
+    and lose.
     """
     num_tasks = _num_tasks(tasks)
     platform = mesh.devices.flat[0].platform if mesh is not None else jax.default_backend()
