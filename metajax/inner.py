@@ -302,6 +302,16 @@ def _check_learned(inner: PyTree) -> None:
 
 def _check_same_learned(inner: PyTree, expected: PyTree) -> None:
     if same_structure(inner, expected):
+        for (path, x), y in zip(
+            jax.tree_util.tree_leaves_with_path(inner), jax.tree.leaves(expected), strict=True
+        ):
+            if jnp.shape(x) != jnp.shape(y):
+                raise ValueError(
+                    f"inner_loop: the learned inner{jax.tree_util.keystr(path)} of the state has "
+                    f"shape {jnp.shape(x)}, this inner loop's LearnedOptimizer makes "
+                    f"{jnp.shape(y)}. Use the inner optimizer with which the state was made; "
+                    "learned_per_step_sizes repeats its last size in further steps."
+                )
         return
     if not jax.tree.leaves(expected):
         problem = (

@@ -241,3 +241,36 @@ def test_learned_hyper_parameters_are_floats():
     counted = metajax.LearnedOptimizer(lambda params: {"n": 3}, lambda h: optax.sgd(0.1 * h["n"]))
     with pytest.raises(ValueError, match=r"hyper-parameter inner\['n'\] is int32"):
         metajax.maml(mlp_loss, counted, SGD).init(mlp_params())
+
+
+W = {"w": jnp.zeros(())}
+
+
+def pull(params, x, rng):
+    return jnp.mean((params["w"] - x) ** 2), {}
+
+
+@pytest.mark.parametrize("num_sizes", [2, 10])
+def test_learned_step_sizes_of_another_number_of_steps_are_refused(num_sizes):
+    state = metajax.maml(pull, metajax.learned_per_step_sizes(0.1, 3), SGD, num_steps=3).init(W)
+    other = metajax.maml(
+        pull, metajax.learned_per_step_sizes(0.1, num_sizes), SGD, num_steps=num_sizes
+    )
+    with pytest.raises(ValueError, match=rf"inner\['w'\].*shape \(3,\).*\({num_sizes},\)"):
+        other.adapt(state, jnp.ones(()), jax.random.key(0))
+
+
+def test_learned_step_sizes_of_another_shape_are_refused():
+    learner = metajax.meta_sgd(pull, SGD)
+    state = learner.init(W)
+    wide = state._replace(meta_params=state.meta_params._replace(inner={"w": jnp.ones(4)}))
+    with pytest.raises(ValueError, match=r"inner\['w'\].*shape \(4,\).*makes \(\)"):
+        learner.adapt(wide, jnp.ones(()), jax.random.key(0))
+
+
+def test_more_steps_than_were_learned_repeat_the_last_size():
+    sizes = metajax.learned_per_step_sizes(0.1, 3)
+    state = metajax.maml(pull, sizes, SGD, num_steps=3).init(W)
+    adapt = metajax.inner_loop(pull, sizes, 10)
+    adapted, _ = adapt.apply(state.meta_params, jnp.ones(()), jax.random.key(0))
+    np.testing.assert_allclose(adapted["w"], 1 - 0.8**10, rtol=1e-6)  # .8926

@@ -264,8 +264,16 @@ def _better(validation: Validation, new: dict[str, Any], old: dict[str, Any]) ->
             f"Validation.metric is {validation.metric!r}, but measure returned only "
             f"{', '.join(map(repr, new))}."
         )
+    if np.shape(new[validation.metric]) != ():
+        raise ValueError(
+            f"Validation.metric {validation.metric!r} must be a scalar, but measure returned shape "
+            f"{np.shape(new[validation.metric])}: average it, or choose one entry."
+        )
     if not old:
         return True
+    # Not a number is worse than any number.
+    if np.isnan(old[validation.metric]):
+        return not np.isnan(new[validation.metric])
     sign = 1 if validation.mode == "max" else -1
     return sign * new[validation.metric] > sign * old[validation.metric]
 
