@@ -115,8 +115,8 @@ def fit(
     Raises:
       ValueError: for step counts that do not fit together.
       WorkdirError: if `workdir` holds a run of another configuration.
-      NonFiniteError: at the first meta-step whose objective or meta-gradient is not finite. The
-        last checkpoint before it is kept.
+      NonFiniteError: at the first meta-step whose objective, meta-gradient or update is not finite.
+        The last checkpoint before it is kept.
 
     Example:
 
@@ -201,8 +201,8 @@ def fit(
                 else:
                     state, stacked = stream.advance(run, state, length)
                 stacked = jax.device_get(stacked)
-                _check_finite(stacked, first)
                 step = first + length
+                _check_finite(stacked, state, first, step)
                 means = flatten(jax.tree.map(lambda x: np.mean(x, axis=0), stacked), "train/")
                 record = {**record, "seconds": time.monotonic() - start}
                 if writer is not None:
@@ -278,16 +278,39 @@ def _better(validation: Validation, new: dict[str, Any], old: dict[str, Any]) ->
     return sign * new[validation.metric] > sign * old[validation.metric]
 
 
-def _check_finite(stacked: Metrics, first: int) -> None:
+def _check_finite(stacked: Metrics, state: MetaState, first: int, last: int) -> None:
+    """Raises `NonFiniteError` for the first meta-step of a call that went wrong.
+
+    The metrics are from before each update, so the last update shows in the state alone.
+    """
     finite = np.isfinite(stacked["objective"]) & np.isfinite(stacked["meta_gradient_norm"])
     if not finite.all():
         index = int(np.argmin(finite))
-        raise NonFiniteError(
-            f"meta-step {first + index + 1}: objective {stacked['objective'][index]}, norm of the "
-            f"meta-gradient {stacked['meta_gradient_norm'][index]}. Lower the inner or outer "
-            "learning rate or clip the meta-gradient (optax.clip); JAX_DEBUG_NANS=True shows "
-            "where it arises. The last good checkpoint is kept."
-        )
+        objective, norm = stacked["objective"][index], stacked["meta_gradient_norm"][index]
+        found = f"objective {objective}, norm of the meta-gradient {norm}"
+        step = first + index + 1
+        if np.isfinite(objective):
+            remedy = (
+                "A derivative is not finite where the objective is: an inner optimizer that divides"
+                " by the root of squared gradients needs eps_root, as in optax.adam(lr, "
+                "eps_root=1e-8), and one that has none needs first_order()"
+            )
+        else:
+            remedy = "Lower the inner or outer learning rate or clip the meta-gradient (optax.clip)"
+    elif not all(jax.tree.leaves(_all_finite((state.meta_params, state.inner_state)))):
+        step, found = last, "the update is not finite, though objective and meta-gradient are"
+        remedy = "Lower the outer learning rate"
+    else:
+        return
+    raise NonFiniteError(
+        f"meta-step {step}: {found}. {remedy}; JAX_DEBUG_NANS=True shows where it arises. The last "
+        "good checkpoint is kept."
+    )
+
+
+@jax.jit
+def _all_finite(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
 
 
 def check_counts(

@@ -352,3 +352,62 @@ def test_the_commit_of_a_container_is_what_the_environment_says(monkeypatch, tmp
     monkeypatch.setenv("METAJAX_COMMIT", "0123456789")
     monkeypatch.setattr("metajax.train.workdir.__file__", str(tmp_path / "workdir.py"))
     assert train.provenance.__wrapped__()["commit"] == "0123456789"
+
+
+def test_a_last_update_that_is_not_finite_is_no_result(tmp_path):
+    settings = {**SETTINGS, "num_meta_steps": 1, "steps_per_call": 1}
+    with pytest.raises(train.NonFiniteError, match="meta-step 1: the update is not finite"):
+        train.fit(learner(optax.sgd(jnp.inf)), initial(), Sinusoid(), workdir=tmp_path, **settings)
+    with pytest.raises(FileNotFoundError):
+        train.load(tmp_path, learner(optax.sgd(jnp.inf)), initial())
+
+
+def test_the_checkpoint_after_a_diverging_update_is_the_one_before_it(tmp_path):
+    # The rate becomes infinite at the last update of the second call, which saves.
+    outer = optax.sgd(lambda count: jnp.where(count < 39, 1e-3, jnp.inf))
+    with pytest.raises(train.NonFiniteError, match="meta-step 40: the update"):
+        train.fit(learner(outer), initial(), Sinusoid(), workdir=tmp_path, **SETTINGS)
+    saved = train.load(tmp_path, learner(outer), initial())
+    assert int(saved.state.step) == 20
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(saved.state.meta_params))
+
+
+def measured(values):
+    """A validation whose measurement at meta-step 20, 40, ... is the next of `values`."""
+    table = jnp.asarray(values)
+    return lambda state, tasks, rng: {"mse": table[state.step // 20 - 1]}
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "best"),
+    [
+        ("min", [jnp.nan, 2.0, 1.0], 60),
+        ("max", [jnp.nan, 2.0, 1.0], 40),
+        ("min", [2.0, jnp.nan, 3.0], 20),
+        ("max", [jnp.nan, jnp.nan, jnp.nan], 20),
+        ("min", [1.0, 1.0, 1.0], 20),  # the first of equal ones
+        ("max", [1.0, 1.0, 1.0], 20),
+    ],
+)
+def test_any_number_is_better_than_none(mode, values, best):
+    chosen = train.Validation(Sinusoid(), measured(values), "mse", mode)
+    result = train.fit(learner(), initial(), Sinusoid(), validation=chosen, **SETTINGS)
+    assert result.best_step == best
+
+
+def test_a_run_is_validated_at_its_end_whatever_its_length():
+    table = measured([3.0, 2.0, 1.0])
+    chosen = train.Validation(
+        Sinusoid(), lambda state, *args: table(state._replace(step=state.step + 10), *args), "mse"
+    )
+    settings = {**SETTINGS, "num_meta_steps": 30}
+    result = train.fit(
+        learner(), initial(), Sinusoid(), validation=chosen._replace(mode="min"), **settings
+    )
+    assert result.best_step == 30
+
+
+def test_a_measurement_that_is_no_scalar_is_refused():
+    chosen = train.Validation(Sinusoid(), lambda state, tasks, rng: {"mse": jnp.ones(3)}, "mse")
+    with pytest.raises(ValueError, match=r"'mse' must be a scalar, .* shape \(3,\)"):
+        train.fit(learner(), initial(), Sinusoid(), validation=chosen, **SETTINGS)
