@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from jax.scipy.sparse.linalg import cg
 
 from metajax.base import Array, Params, PyTree, check_integer
@@ -81,7 +83,9 @@ def mixed_mode() -> MetaGradient:
     .. math:: \frac{d}{d\epsilon} \nabla_{(\phi, \theta)} L(\phi + \epsilon v, \theta),
 
     which forward mode takes on the fly. An inner step stores its parameters alone, as with
-    `second_order(remat=True)`. The loss may depend on anything that is meta-learned. Reverse mode
+    `second_order(remat=True)`. The loss may depend on anything that is meta-learned. A loss with a
+    derivative rule of its own (`jax.custom_vjp`, or a `jax.custom_jvp` from outside JAX), whose
+    products need not be symmetric, is differentiated as by `second_order(remat=True)`. Reverse mode
     only; the support losses and metrics reported by adaptation carry no derivative.
 
     Example:
@@ -174,15 +178,42 @@ def _stopped(fn: Callable[..., Any]) -> Callable[..., Any]:
 def _forward_over_reverse(fn: Callable[..., Any]) -> Callable[..., Any]:
     def gradient(params: Params, *operands: PyTree) -> tuple[Params, PyTree]:
         # What the loss closes over may be meta-learned, or be mapped over: it becomes an operand.
-        closed, closed_over = _closed(fn, params, *operands)
+        closed, closed_over, traced = _closed(fn, params, *operands)
+        if _has_own_rule(traced):
+            return jax.checkpoint(jax.grad(fn, has_aux=True))(params, *operands)
         grads, aux = _symmetric(closed, params, (*operands, closed_over))
         return grads, jax.lax.stop_gradient(aux)
 
     return gradient
 
 
-def _closed(fn: Callable[..., PyTree], *args: PyTree) -> tuple[Callable[..., PyTree], list[Array]]:
-    """`fn` as a function of `(*args, closed_over)`, and all arrays that it closes over.
+def _has_own_rule(jaxpr: Jaxpr) -> bool:
+    """Whether a derivative rule is met that may not be the true derivative.
+
+    The `custom_jvp` rules of JAX and of this library are.
+    """
+    trusted = tuple(str(Path(file).parent) + os.sep for file in (jax.__file__, __file__))
+    for eqn in jaxpr.eqns:
+        inner = [
+            getattr(leaf, "jaxpr", leaf)
+            for leaf in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns"))
+        ]
+        if eqn.primitive.name.startswith("custom_vjp_call"):
+            return True
+        if eqn.primitive.name.startswith("custom_jvp_call"):
+            source = getattr(eqn.params["call_jaxpr"].jaxpr.debug_info, "func_src_info", None) or ""
+            if not source.partition(" at ")[2].startswith(trusted):
+                return True
+            continue
+        if any(_has_own_rule(each) for each in inner if hasattr(each, "eqns")):
+            return True
+    return False
+
+
+def _closed(
+    fn: Callable[..., PyTree], *args: PyTree
+) -> tuple[Callable[..., PyTree], list[Array], Jaxpr]:
+    """`fn` as a function of `(*args, closed_over)`, all arrays that it closes over, its jaxpr.
 
     `jax.closure_convert` would leave those that have no derivative, such as integers and keys, and
     a custom rule must not meet them where they are traced.
@@ -195,7 +226,7 @@ def _closed(fn: Callable[..., PyTree], *args: PyTree) -> tuple[Callable[..., PyT
         run = jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, closed_over))
         return jax.tree.unflatten(treedef, run(*jax.tree.leaves(args)))
 
-    return closed, traced.consts
+    return closed, traced.consts, traced.jaxpr
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -441,3 +441,56 @@ def test_the_first_of_one_step_runs_on_parameters_that_all_tasks_share():
     batch_axes = re.findall(r"dot_general\[\s*dimension_numbers=\(\(.*?\), (\(.*?\))\)", program)
     # The layer's product of all tasks, and the gradients of its weights for each.
     assert sorted(batch_axes) == ["([0], [0])", "([], [])"]
+
+
+@jax.custom_vjp
+def reversed_vjp(x):
+    return x
+
+
+reversed_vjp.defvjp(lambda x: (x, None), lambda _, g: (-g,))
+
+
+@jax.custom_jvp
+def reversed_jvp(x):
+    return x
+
+
+reversed_jvp.defjvp(lambda primals, tangents: (primals[0], -tangents[0]))
+
+
+@jax.custom_gradient
+def reversed_gradient(x):
+    return x, lambda g: -g
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint])
+@pytest.mark.parametrize("reverse", [reversed_vjp, reversed_jvp, reversed_gradient])
+@pytest.mark.parametrize("engine", EXACT.values(), ids=EXACT)
+def test_a_reversed_gradient_is_differentiated_as_it_is(engine, reverse, wrap):
+    def support_loss(p, batch, rng):
+        return wrap(lambda a, b: (reverse(a) * b - 1) ** 2 / 2)(p["a"], p["b"]), {}
+
+    def judged(p, batch, rng):
+        return p["a"] ** 2 + p["b"], {}
+
+    params = {"a": jnp.asarray(2.0), "b": jnp.asarray(3.0)}
+    adapt = metajax.inner_loop(support_loss, optax.sgd(0.1), 1, meta_gradient=engine)
+    episode = metajax.Episode(jnp.zeros(1), jnp.zeros(1))
+    found = meta_gradient(adapt, metajax.query_loss(judged), params, episode).params
+    # By finite differences of the adapted loss.
+    assert_close([found["a"], found["b"]], [12.2, 8.3])
+
+
+def test_rules_of_jax_keep_mixed_mode():
+    def rectified_loss(params, x, rng):
+        return jnp.mean(jax.nn.relu(x @ params["w"]) @ params["v"]), {}
+
+    adapt = metajax.inner_loop(
+        rectified_loss, optax.sgd(0.1), 1, meta_gradient=metajax.mixed_mode()
+    )
+    x = jnp.ones((4, 1))
+    traced = str(
+        jax.make_jaxpr(lambda p: adapt.apply(p, x, jax.random.key(0)))(metajax.MetaParams(DEAD))
+    )
+    assert "_symmetric" in traced
