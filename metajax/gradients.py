@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.scipy.sparse.linalg import cg
 
 from metajax.base import Array, Params, PyTree, check_integer
@@ -187,7 +187,7 @@ def _forward_over_reverse(fn: Callable[..., Any]) -> Callable[..., Any]:
     return gradient
 
 
-def _has_own_rule(jaxpr: Jaxpr) -> bool:
+def _has_own_rule(jaxpr: Any) -> bool:
     """Whether a derivative rule is met that may not be the true derivative.
 
     The `custom_jvp` rules of JAX and of this library are.
@@ -212,7 +212,7 @@ def _has_own_rule(jaxpr: Jaxpr) -> bool:
 
 def _closed(
     fn: Callable[..., PyTree], *args: PyTree
-) -> tuple[Callable[..., PyTree], list[Array], Jaxpr]:
+) -> tuple[Callable[..., PyTree], list[Array], Any]:
     """`fn` as a function of `(*args, closed_over)`, all arrays that it closes over, its jaxpr.
 
     `jax.closure_convert` would leave those that have no derivative, such as integers and keys, and

@@ -7,6 +7,7 @@ from metajax.tasks import mini_imagenet as mini_imagenet
 from metajax.tasks import omniglot as omniglot
 from metajax.tasks.base import StreamedTasks as StreamedTasks
 from metajax.tasks.base import TaskDistribution as TaskDistribution
+from metajax.tasks.base import as_tasks as as_tasks
 from metajax.tasks.base import meta_batch as meta_batch
 from metajax.tasks.few_shot import FewShot as FewShot
 from metajax.tasks.sinusoid import Sinusoid as Sinusoid

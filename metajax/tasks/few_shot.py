@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.base import Array, Episode, Key
+from metajax.base import Array, Episode, Key, check_integer
+from metajax.tasks.base import split_key
 from metajax.tasks.sources import ImageClasses as ImageClasses
 from metajax.tasks.sources import from_arrays as from_arrays
 from metajax.tasks.sources import from_folder as from_folder
@@ -31,11 +32,7 @@ class Draw(NamedTuple):
     quarter_turns: Array
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("images",),
-    meta_fields=("ways", "shots", "queries", "rotate"),
-)
+@jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class FewShot:
     """N-way K-shot classification tasks over a set of classes.
@@ -55,8 +52,8 @@ class FewShot:
 
     Raises:
       ValueError: `images` has another type or rank, holds too few classes or too few examples for
-        a task, or is not square and `rotate` is set; `ways` or `shots` is not positive, or
-        `queries` is negative.
+        a task, or is not square and `rotate` is set; `ways` or `shots` is no positive integer, or
+        `queries` no non-negative one.
 
     Example:
       >>> import jax, numpy as np
@@ -77,19 +74,29 @@ class FewShot:
     rotate: bool = False
 
     def __post_init__(self) -> None:
-        if self.ways < 1 or self.shots < 1 or self.queries < 0:
-            raise ValueError(
-                f"a task needs at least one class, one shot and no negative number of queries, "
-                f"got ways={self.ways}, shots={self.shots}, queries={self.queries}"
-            )
-        # JAX rebuilds pytrees with tracers, and with placeholders that have no shape.
-        if hasattr(self.images, "shape"):
-            self._check_images()
+        check_integer("ways", self.ways)
+        check_integer("shots", self.shots)
+        check_integer("queries", self.queries, minimum=0)
+        self._check_images()
         if isinstance(self.images, np.ndarray):
             object.__setattr__(self, "images", jnp.asarray(self.images))
 
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        """The images, and the settings, which are static."""
+        settings = (self.ways, self.shots, self.queries, self.rotate)
+        return ((jax.tree_util.GetAttrKey("images"), self.images),), settings
+
+    @classmethod
+    def tree_unflatten(cls, settings: Any, leaves: Any) -> FewShot:
+        """Checks nothing: JAX puts tracers, stacks and placeholders in the images' place."""
+        tasks = object.__new__(cls)
+        names = ("images", "ways", "shots", "queries", "rotate")
+        tasks.__dict__.update(zip(names, (*leaves, *settings), strict=True))
+        return tasks
+
     def _check_images(self) -> None:
-        shape, dtype = self.images.shape, self.images.dtype
+        shape = getattr(self.images, "shape", ())
+        dtype = getattr(self.images, "dtype", type(self.images).__name__)
         if dtype != jnp.uint8:
             raise ValueError(
                 f"images must be uint8 in 0..255, got {dtype}: they are kept small on the device "
@@ -138,12 +145,13 @@ class FewShot:
         Args:
           rng: a key.
         """
-        class_rng, example_rng, rotation_rng = jax.random.split(rng, 3)
+        self._check_images()  # JAX may have rebuilt the tasks with others
+        class_rng, example_rng, rotation_rng = split_key(rng, 3)
         num_classes, num_examples = self.images.shape[:2]
         return Draw(
             _distinct(class_rng, (num_classes,), self.ways),
             _distinct(example_rng, (self.ways, num_examples), self.shots + self.queries),
-            jax.random.randint(rotation_rng, (self.ways,), 0, 4),
+            jax.random.randint(rotation_rng, (self.ways,), 0, 4).astype(jnp.int32),
         )
 
     def episode(self, images: Any, quarter_turns: Any) -> Episode:

@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from metajax.base import Array, Episode, Key
+from metajax.base import Array, Episode, Key, check_integer
+from metajax.tasks.base import split_key
 
 Range = tuple[float, float]
 
@@ -47,8 +49,8 @@ class Sinusoid:
         than on random ones: an even measure of the error, for evaluation.
 
     Raises:
-      ValueError: `shots` is not positive, `queries` is negative, or a range is no tuple
-        `(low, high)` with `low <= high`.
+      ValueError: `shots` is no positive and `queries` no non-negative integer, or a range is no
+        tuple `(low, high)` of finite numbers with `low <= high`.
 
     Example:
       >>> import jax
@@ -70,19 +72,22 @@ class Sinusoid:
     query_grid: bool = False
 
     def __post_init__(self) -> None:
-        if self.shots < 1 or self.queries < 0:
-            raise ValueError(
-                f"a task needs at least one support point and no negative number of query points, "
-                f"got shots={self.shots}, queries={self.queries}"
-            )
+        check_integer("shots", self.shots)
+        check_integer("queries", self.queries, minimum=0)
         for name in ("amplitude", "phase", "x_range", "support_range"):
             value = getattr(self, name)
             if name == "support_range" and value is None:
                 continue
-            # A list would fail much later: under jit the settings are static, hence hashed.
-            if not (isinstance(value, tuple) and len(value) == 2 and value[0] <= value[1]):
+            # Static under jit, hence hashed: no list, and no arrays.
+            if not (
+                isinstance(value, tuple)
+                and len(value) == 2
+                and all(isinstance(end, int | float | np.integer | np.floating) for end in value)
+                and -math.inf < value[0] <= value[1] < math.inf
+            ):
                 raise ValueError(
-                    f"{name} must be a tuple (low, high) with low <= high, got {value!r}"
+                    f"{name} must be a tuple (low, high) of finite numbers with low <= high, got "
+                    f"{value!r}"
                 )
 
     @classmethod
@@ -129,7 +134,7 @@ class Sinusoid:
         Returns:
           An episode of pairs `(x, y)`: support `[shots, 1]` each, query `[queries, 1]` each.
         """
-        amplitude_rng, phase_rng, support_rng, query_rng = jax.random.split(rng, 4)
+        amplitude_rng, phase_rng, support_rng, query_rng = split_key(rng, 4)
         amplitude = _uniform(amplitude_rng, (), self.amplitude)
         phase = _uniform(phase_rng, (), self.phase)
         support = _uniform(support_rng, (self.shots, 1), self.support_range or self.x_range)
