@@ -1,0 +1,161 @@
+"""Outer steps on a policy of one number, where every value has a closed form, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metajax
+from metajax import rl
+
+pytestmark = pytest.mark.usefixtures("float64")
+RATE = 0.5
+# Actions and advantages of two tasks, the same before and after adaptation.
+ACTIONS = np.array([[0.3, 1.5, -0.8, 0.5], [2.0, -1.0, 1.7, -1.2]])
+ADVANTAGES = np.array([[0.9, 1.1, -0.7, -1.3], [1.4, 0.6, -0.5, -0.9]])
+
+
+def policy(params, observations):
+    """N(params, 1), whatever it observes."""
+    mean = jnp.broadcast_to(params, (*observations.shape[:-1], 1))
+    return rl.Normal(mean, jnp.zeros_like(mean))
+
+
+def sample(params, task, rng):
+    """Trajectories of one step: the task says the actions and their advantages."""
+    actions, advantages = task
+    count = len(actions)
+    observations = jnp.zeros((count, 1, 1))
+    return rl.Trajectories(
+        observations,
+        actions[:, None, None],
+        jnp.zeros((count, 1)),
+        jnp.ones((count, 1)),
+        policy(params, observations),
+        advantages[:, None],
+        jnp.zeros(count),
+    )
+
+
+def adapting(num_steps=1, meta_gradient=None):
+    return rl.adaptation(
+        policy,
+        sample,
+        optax.sgd(RATE),
+        num_steps,
+        surrogate=rl.log_likelihood,
+        meta_gradient=meta_gradient,
+    )
+
+
+def run(learner, start, actions, advantages):
+    episodes = metajax.Episode((jnp.asarray(actions), jnp.asarray(advantages)), ())
+    state = learner.init(jnp.asarray(start))
+    return jax.jit(learner.update)(state, episodes, jax.random.key(0))
+
+
+def adapt(theta, actions, advantages):
+    """The adapted number and its derivative: the log-likelihood is -(a - theta)^2 / 2."""
+    adapted = theta + RATE * np.mean(advantages * (actions - theta), axis=1)
+    return adapted, 1 - RATE * np.mean(advantages, axis=1)
+
+
+@pytest.mark.parametrize("kl_penalty", [0.0, 0.7])
+def test_the_clipped_steps_are_those_by_hand(kl_penalty):
+    clip, rate, epochs, old = 0.2, 0.4, 4, 0.1
+    first, _ = adapt(old, ACTIONS, ADVANTAGES)
+
+    def ratios(theta):
+        adapted, slope = adapt(theta, ACTIONS, ADVANTAGES)
+        away = ACTIONS - adapted[:, None]
+        return np.exp((ACTIONS - first[:, None]) ** 2 / 2 - away**2 / 2), away, slope, adapted
+
+    def objective(theta):
+        ratio = ratios(theta)[0]
+        clipped = np.where(ratio > 1 + clip, 1 + clip, np.where(ratio < 1 - clip, 1 - clip, ratio))
+        gain = np.minimum(ratio * ADVANTAGES, clipped * ADVANTAGES)
+        return kl_penalty * (theta - old) ** 2 / 2 - gain.mean()
+
+    theta, seen, norms = old, set(), []
+    for _ in range(epochs):
+        ratio, away, slope, _ = ratios(theta)
+        # A ratio that has gone far enough for its advantage pushes no further; back it does.
+        counts = np.where(ADVANTAGES > 0, ratio <= 1 + clip, ratio >= 1 - clip)
+        up, over, under = ADVANTAGES > 0, ratio > 1 + clip, ratio < 1 - clip
+        seen |= {tuple(case) for case in np.stack([up, over, under], axis=-1).reshape(-1, 3)}
+        pull = -np.mean(counts * ratio * ADVANTAGES * away, axis=1) * slope
+        gradient = pull.mean() + kl_penalty * (theta - old)
+        norms.append(abs(gradient))
+        theta = theta - rate * gradient
+    for positive in (True, False):
+        assert {(positive, True, False), (positive, False, True)} <= seen
+
+    learner = rl.clipped(
+        adapting(), optax.sgd(rate), num_epochs=epochs, clip=clip, kl_penalty=kl_penalty
+    )
+    after, metrics = run(learner, old, ACTIONS, ADVANTAGES)
+    assert float(after.meta_params.params) == pytest.approx(theta, rel=1e-12)
+    ratio, _, _, adapted = ratios(theta)
+    expected = {
+        "objective": objective(old),
+        "improvement": objective(old) - objective(theta),
+        "meta_gradient_norm": norms[0],
+        "kl": np.mean((adapted - first) ** 2 / 2),
+        "clipped": np.mean(np.abs(ratio - 1) > clip),
+    }
+    for name, value in expected.items():
+        assert float(metrics[name]) == pytest.approx(value, rel=1e-10), name
+
+
+@pytest.mark.parametrize("tries", [8, 7])
+def test_the_line_search_refuses_steps_that_raise_the_loss(tries):
+    """One action, 0.1, of advantage 1: the loss falls from 0 to 0.1 and is as high again at 0.2."""
+    max_kl, damping = 0.5, 0.25
+    learner = rl.trust_region(
+        adapting(num_steps=0), max_kl=max_kl, damping=damping, max_backtracks=tries
+    )
+    after, metrics = run(learner, 0.0, [[0.1]], [[1.0]])
+    assert int(metrics["line_search_steps"]) == tries
+    # The curvature is 1; the KL, half the step's square, would allow the first try.
+    step = np.sqrt(2 * max_kl / (1 + damping)) * 0.8 ** np.arange(tries)
+    assert step[0] ** 2 / 2 < max_kl
+    accepted = step[-1] < 0.2
+    assert [float(metrics["accepted"]), accepted] == [float(tries == 8)] * 2
+    moved = step[-1] if accepted else 0.0
+    assert float(after.meta_params.params) == pytest.approx(moved, rel=1e-12)
+    assert float(metrics["kl"]) == pytest.approx(moved**2 / 2, rel=1e-12)
+    improvement = np.exp(0.1**2 / 2 - (0.1 - moved) ** 2 / 2) - 1
+    assert float(metrics["objective"]) == pytest.approx(-1.0, rel=1e-12)
+    assert float(metrics["improvement"]) == pytest.approx(improvement, rel=1e-9)
+    assert float(after.opt_state) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("slope", "backtrack", "tries"), [(0.5, 0.8, 1), (1.1, 0.8, 2), (1.5, 0.8, 2), (2.0, 0.3, 2)]
+)
+def test_the_line_search_goes_back_to_where_the_divergence_allows(slope, backtrack, tries):
+    """First order takes the slope of adaptation for 1; the divergence grows with its square."""
+    max_kl, damping = 0.02, 0.01
+    # One action, 1; its advantage decides the slope.
+    advantage = (1 - slope) / RATE
+    learner = rl.trust_region(
+        adapting(meta_gradient=metajax.first_order()),
+        max_kl=max_kl,
+        damping=damping,
+        backtrack=backtrack,
+    )
+    after, metrics = run(learner, 0.0, [[1.0]], [[advantage]])
+    scale, divergence = 1.0, slope**2 * max_kl / (1 + damping)
+    if tries == 2:
+        assert divergence > max_kl
+        scale = np.clip(np.sqrt(0.9 * max_kl / divergence), min(0.5, backtrack), backtrack)
+    kl = scale**2 * divergence
+    assert kl < max_kl
+    assert int(metrics["line_search_steps"]) == tries
+    assert float(metrics["kl"]) == pytest.approx(kl, rel=1e-10)
+    # Towards the action where its advantage is positive, away from it where it is not.
+    step = np.sign(advantage) * scale * np.sqrt(2 * max_kl / (1 + damping))
+    assert float(after.meta_params.params) == pytest.approx(step, rel=1e-10)
+    next_scale = min(1.0, scale * np.sqrt(0.9 * max_kl / kl))
+    assert float(after.opt_state) == pytest.approx(next_scale, rel=1e-10)
