@@ -1,8 +1,8 @@
 """Meta-reinforcement learning: environments with tasks, rollouts, surrogates, outer steps.
 
-Needs the extra `rl`. Environments are in modules of their own, which import their engine:
-`metajax.rl.navigation` and `metajax.rl.gymnax_env` (gymnax), `metajax.rl.locomotion` and
-`metajax.rl.brax_env` (Brax).
+`from_gymnax` and `from_brax` take an environment of yours; none of this imports an engine. The
+papers' tasks do, and need the extra `rl`: `metajax.rl.navigation` (gymnax) and
+`metajax.rl.locomotion` (Brax).
 """
 
 from metajax.rl.adaptation import Adaptation as Adaptation
@@ -18,6 +18,8 @@ from metajax.rl.base import EnvStep as EnvStep
 from metajax.rl.base import Policy as Policy
 from metajax.rl.base import Tasks as Tasks
 from metajax.rl.base import Trajectories as Trajectories
+from metajax.rl.brax_env import from_brax as from_brax
+from metajax.rl.gymnax_env import from_gymnax as from_gymnax
 from metajax.rl.objective import kl_curvature as kl_curvature
 from metajax.rl.objective import loss_and_kl as loss_and_kl
 from metajax.rl.outer import clipped as clipped

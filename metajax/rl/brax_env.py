@@ -46,7 +46,7 @@ def from_brax(
     Example:
 
     >>> import brax.envs, jax.numpy as jnp
-    >>> from metajax.rl.brax_env import from_brax
+    >>> from metajax.rl import from_brax
     >>> def reward(before, action, after, task):
     ...     return -jnp.abs(after.obs[0] - task), after.done
     >>> env = from_brax(brax.envs.get_environment("inverted_pendulum"),

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from gymnax.environments import spaces
 
 from metajax.base import Array, Key, PyTree
 from metajax.rl.base import Env, EnvStep, Task
@@ -42,7 +41,7 @@ def from_gymnax(
     Example:
 
     >>> import gymnax, jax
-    >>> from metajax.rl.gymnax_env import from_gymnax
+    >>> from metajax.rl import from_gymnax
     >>> pendulum, _ = gymnax.make("Pendulum-v1")
     >>> env = from_gymnax(pendulum, lambda rng, n: {"g": jax.random.uniform(rng, (n,)) + 9.5})
     >>> env.observation_size, env.action_size, env.horizon
@@ -50,7 +49,7 @@ def from_gymnax(
     """
     defaults = environment.default_params if params is None else params
     space = environment.action_space(defaults)
-    discrete = isinstance(space, spaces.Discrete)
+    discrete = hasattr(space, "n")
 
     def shown(rng, state, params, observation, reward, done) -> EnvStep:
         observation = jnp.ravel(observation).astype(jnp.float32)

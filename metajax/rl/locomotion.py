@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import brax.envs
 import jax
 import jax.numpy as jnp
-from brax import math
 
 from metajax.base import Array, Key
 from metajax.rl.base import Env, Task
 from metajax.rl.brax_env import from_brax
+
+try:
+    import brax.envs
+    from brax import math
+except ImportError as error:
+    raise ImportError(f'locomotion needs Brax ({error}): pip install "metajax[rl]"') from error
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")
 MODES = ("rllab", "brax")

@@ -5,11 +5,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import struct
-from gymnax.environments import environment, spaces
 
 from metajax.base import Array, Key
 from metajax.rl.base import Env
 from metajax.rl.gymnax_env import from_gymnax
+
+try:
+    from gymnax.environments import environment, spaces
+except ImportError as error:
+    raise ImportError(f'navigation needs gymnax ({error}): pip install "metajax[rl]"') from error
 
 REWARDS = ("distance", "squared")
 ACTION_SCALE = 0.1

@@ -1,5 +1,9 @@
 """Environments: rewards by hand, tasks, time steps, and actions beyond all bounds."""
 
+import re
+import subprocess
+import sys
+
 import gymnax
 import jax
 import jax.numpy as jnp
@@ -7,8 +11,6 @@ import numpy as np
 import pytest
 
 from metajax import rl
-from metajax.rl.brax_env import from_brax
-from metajax.rl.gymnax_env import from_gymnax
 from metajax.rl.locomotion import BACKENDS, KINDS, locomotion, physics
 from metajax.rl.navigation import Navigation, navigation
 
@@ -20,6 +22,24 @@ def act(env, task, actions, rng=None):
     first = env.reset(jax.random.key(0) if rng is None else rng, task)
     _, shown = jax.lax.scan(lambda s, a: (env.step(s, a),) * 2, first, jnp.asarray(actions))
     return first, shown
+
+
+@pytest.mark.parametrize(
+    ("statement", "needs"),
+    [
+        ("from metajax.rl import from_gymnax, from_brax", ""),
+        ("import metajax.rl.navigation", "navigation needs gymnax"),
+        ("import metajax.rl.locomotion", "locomotion needs Brax"),
+    ],
+)
+def test_without_the_engines_an_import_names_the_extra(statement, needs):
+    code = f"import sys; sys.modules |= dict.fromkeys(['gymnax', 'brax']); {statement}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if needs:
+        message = rf'ImportError: {needs} \(.*\): pip install "metajax\[rl\]"'
+        assert re.fullmatch(message, done.stderr.splitlines()[-1])
+    else:
+        assert done.returncode == 0, done.stderr
 
 
 def test_navigation_by_hand():
@@ -67,7 +87,7 @@ def test_an_unknown_reward_is_an_error():
 def test_any_gymnax_environment_and_no_automatic_reset():
     # A cart pole falls within a few dozen steps of one-sided pushing.
     pole, _ = gymnax.make("CartPole-v1")
-    env = from_gymnax(pole, lambda rng, n: {"gravity": jnp.linspace(1.0, 20.0, n)}, horizon=40)
+    env = rl.from_gymnax(pole, lambda rng, n: {"gravity": jnp.linspace(1.0, 20.0, n)}, horizon=40)
     assert (env.observation_size, env.action_size) == (4, 2)
     tasks = env.sample_tasks(jax.random.key(0), 3)
     step = jax.vmap(lambda task: act(env, task, np.ones(40, int))[1])(tasks)
@@ -87,7 +107,7 @@ def test_any_gymnax_environment_and_no_automatic_reset():
 
 def test_gymnax_s_actions_beyond_all_bounds():
     pendulum, _ = gymnax.make("Pendulum-v1")
-    env = from_gymnax(pendulum, lambda rng, n: {"g": jnp.full(n, 10.0)})
+    env = rl.from_gymnax(pendulum, lambda rng, n: {"g": jnp.full(n, 10.0)})
     for environment, task in ((env, {"g": 10.0}), (navigation(), {"goal": jnp.ones(2)})):
         size = environment.action_size
         _, shown = act(environment, task, 1e6 * np.ones((50, size)) * (-1) ** np.arange(size))
@@ -227,7 +247,7 @@ def test_any_brax_environment_with_its_own_reward():
     import brax.envs
 
     pendulum = brax.envs.get_environment("inverted_pendulum", backend="generalized")
-    env = from_brax(pendulum, lambda rng, n: jnp.zeros(n), horizon=7)
+    env = rl.from_brax(pendulum, lambda rng, n: jnp.zeros(n), horizon=7)
     state = pendulum.reset(jax.random.key(0))
     theirs = jax.jit(pendulum.step)(state, jnp.array([0.3]))
     _, ours = jax.jit(lambda: act(env, jnp.zeros(()), [[0.3]]))()
