@@ -7,14 +7,14 @@ import concurrent.futures
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from metajax.base import Episode, Key
-from metajax.tasks.base import TaskDistribution, meta_batch
+from metajax.base import Episode, Key, check_integer
+from metajax.tasks.base import TaskDistribution, as_tasks, meta_batch, split_key
 
 Splits = Mapping[str, tuple[Any, Sequence[str]]]
 Place = tuple[str, int, int]  # split, class, example
@@ -46,6 +46,11 @@ def audit(splits: Splits, *, rotations: bool = False, cap: int = 20) -> dict[str
         pairs of classes of which most images are quarter turns of those of the other, the
         `splits`, the `count` and the `pairs`.
 
+    Raises:
+      ValueError: the splits are none, their images have another type or rank or are of different
+        sizes, the names are no strings or not as many as the classes; `cap` is no non-negative
+        integer.
+
     Example:
       >>> import numpy as np
       >>> images = np.random.default_rng(0).integers(0, 256, (6, 5, 8, 8, 1), np.uint8)
@@ -60,13 +65,28 @@ def audit(splits: Splits, *, rotations: bool = False, cap: int = 20) -> dict[str
       Rajeswaran et al., Meta-Learning with Implicit Gradients, 2019: the released evaluation deals
       the characters of Omniglot out with another seed than the training.
     """
-    names = {split: tuple(of_split) for split, (_, of_split) in splits.items()}
-    images = {split: np.asarray(of_split) for split, (of_split, _) in splits.items()}
-    for split in splits:
-        if len(names[split]) != len(images[split]):
+    check_integer("cap", cap, minimum=0)
+    try:
+        names = {split: tuple(of_split) for split, (_, of_split) in splits.items()}
+        images = {split: np.asarray(of_split) for split, (of_split, _) in splits.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(
+            'splits must be a dict of images and class names, such as {"train": (images, names)}'
+        ) from None
+    # The same image in another type or size would not be found.
+    for split, of_split in images.items():
+        if of_split.dtype != np.uint8 or of_split.ndim != 5:
             raise ValueError(
-                f"{split} has {len(names[split])} names for {len(images[split])} classes"
+                f"the images of {split} must be uint8 [classes, examples, height, width, "
+                f"channels], got {of_split.dtype} {of_split.shape}"
             )
+        if len(names[split]) != len(of_split):
+            raise ValueError(f"{split} has {len(names[split])} names for {len(of_split)} classes")
+        if not all(isinstance(name, str) for name in names[split]):
+            raise ValueError(f"the class names of {split} must be strings; use map(str, names)")
+    shapes = {split: of_split.shape[2:] for split, of_split in images.items()}
+    if len({*shapes.values()}) != 1:
+        raise ValueError(f"the splits must hold images of one size, got {shapes}")
 
     shared: list[dict[str, Any]] = []
     for one, other in itertools.combinations(splits, 2):
@@ -124,6 +144,9 @@ def changed_classes(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> 
       recorded: what `audit` returned at training.
       current: what it returns now.
 
+    Raises:
+      ValueError: one of them is no report of `audit`.
+
     Example:
       >>> import numpy as np
       >>> images = np.zeros((2, 1, 8, 8, 1), np.uint8)
@@ -131,10 +154,13 @@ def changed_classes(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> 
       >>> changed_classes(one, one), changed_classes(one, other)
       ([], ['test'])
     """
-    digests = [
-        {split: of_split["classes_sha256"] for split, of_split in report["splits"].items()}
-        for report in (recorded, current)
-    ]
+    try:
+        digests = [
+            {split: of_split["classes_sha256"] for split, of_split in report["splits"].items()}
+            for report in (recorded, current)
+        ]
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError("changed_classes compares two reports that audit returned") from None
     return sorted(
         split
         for split in digests[0].keys() | digests[1].keys()
@@ -143,7 +169,11 @@ def changed_classes(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> 
 
 
 def audit_episodes(
-    tasks: TaskDistribution, rng: Key, num_tasks: int, *, rotations: bool = False
+    tasks: TaskDistribution | Callable[[Key], Episode],
+    rng: Key,
+    num_tasks: int,
+    *,
+    rotations: bool = False,
 ) -> dict[str, int]:
     """Looks into sampled tasks for images that support and query share.
 
@@ -163,7 +193,8 @@ def audit_episodes(
       - `rotated_classes`, with `rotations`.
 
     Raises:
-      ValueError: `rotations` is set for tasks that cannot be drawn.
+      ValueError: as `as_tasks` and `meta_batch`; or batches are no pairs, or `rotations` is set for
+        tasks that cannot be drawn.
 
     Example:
       >>> import jax, numpy as np
@@ -173,15 +204,23 @@ def audit_episodes(
       >>> audit_episodes(tasks, jax.random.key(0), 40)
       {'tasks': 40, 'shared_images': 0, 'repeated_draws': 0}
     """
-    keys = jax.random.split(rng, -(-num_tasks // _TASKS_PER_CALL))
+    sampled = as_tasks(tasks)
+    num_tasks = check_integer("num_tasks", num_tasks)
+    keys = split_key(rng, -(-num_tasks // _TASKS_PER_CALL))
     shared = 0
     for call, key in enumerate(keys):
         count = min(_TASKS_PER_CALL, num_tasks - call * _TASKS_PER_CALL)
-        (support, _), (query, _) = jax.device_get(_sample(tasks, key))
+        episodes = jax.device_get(_sample(sampled, key))
+        if not all(isinstance(batch, tuple | list) and len(batch) == 2 for batch in episodes):
+            raise ValueError(
+                "audit_episodes needs tasks whose batches are pairs (images, labels), such as "
+                "FewShot; these are others"
+            )
+        (support, _), (query, _) = episodes
         for one, other in zip(_digests(support[:count]), _digests(query[:count]), strict=True):
             shared += not {*one}.isdisjoint(other)
     report = {"tasks": num_tasks, "shared_images": shared}
-    if not (hasattr(tasks, "draw") and hasattr(tasks, "images")):
+    if not (hasattr(sampled, "draw") and hasattr(sampled, "images")):
         if rotations:
             raise ValueError(
                 "rotations=True needs tasks with images and draw, such as FewShot, to know which "
@@ -190,13 +229,13 @@ def audit_episodes(
         return report
 
     # The draws behind the same episodes.
-    draws = [jax.device_get(_draw(tasks, key)) for key in keys]
+    draws = [jax.device_get(_draw(sampled, key)) for key in keys]
     classes = np.concatenate([draw.classes for draw in draws])[:num_tasks]
     examples = np.concatenate([draw.examples for draw in draws])[:num_tasks]
     repeated = _has_repeats(classes) | _has_repeats(examples).any(axis=1)
     report["repeated_draws"] = int(repeated.sum())
     if rotations:
-        kinds = _kinds(np.asarray(tasks.images))
+        kinds = _kinds(np.asarray(sampled.images))
         report["rotated_classes"] = int(
             (_has_repeats(kinds[classes]) & ~_has_repeats(classes)).sum()
         )

@@ -110,7 +110,7 @@ def meta_batch(
         if not isinstance(task, Episode):
             raise ValueError(
                 f"a task must be a metajax.Episode(support, query), the tasks returned "
-                f"{type(task).__name__}."
+                f"{type(task).__name__}"
             )
         return task
 
@@ -146,7 +146,7 @@ def as_tasks(tasks: TaskDistribution | Callable[[Key], Episode]) -> Any:
         raise ValueError(
             f"{type(tasks).__name__} must be a pytree to be passed into compiled functions: "
             f"register it with jax.tree_util.register_dataclass, or with register_static where "
-            f"its data stay on the host."
+            f"its data stay on the host"
         )
     return jax.tree_util.Partial(tasks)
 

@@ -95,13 +95,14 @@ class FewShot:
         return tasks
 
     def _check_images(self) -> None:
-        shape = getattr(self.images, "shape", ())
         dtype = getattr(self.images, "dtype", type(self.images).__name__)
         if dtype != jnp.uint8:
             raise ValueError(
                 f"images must be uint8 in 0..255, got {dtype}: they are kept small on the device "
-                f"and scaled to [0, 1] when sampled; undo the scaling, then use astype('uint8')"
+                f"and scaled to [0, 1] when sampled; undo a scaling, then use "
+                f"np.asarray(images, np.uint8)"
             )
+        shape = self.images.shape
         if len(shape) != 5:
             raise ValueError(
                 f"images must be [classes, examples, height, width, channels], got shape {shape}; "

@@ -109,7 +109,10 @@ def words(name: str) -> str:
       >>> words("n01532829")
       'house finch, linnet, Carpodacus mexicanus'
     """
-    return {name: text for split in _words().values() for name, text in split.items()}[name]
+    known = {name: text for split in _words().values() for name, text in split.items()}
+    if name not in known:
+        raise KeyError(f"{name!r} is no class of Mini-ImageNet, such as 'n01532829'")
+    return known[name]
 
 
 @functools.cache

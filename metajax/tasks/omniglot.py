@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
+from metajax.base import check_integer
 from metajax.tasks import cache, prepared
 
 _CHARACTERS, _DRAWINGS = 1623, 20
@@ -99,8 +100,7 @@ def load(
     for name, value, choices in (("split", split, Split), ("resample", resample, Resample)):
         if value not in get_args(choices):
             raise ValueError(f"{name} must be one of {get_args(choices)}, got {value!r}")
-    if size < 1:
-        raise ValueError(f"size must be a positive number of pixels, got {size}")
+    size = check_integer("size", size)
 
     cache_dir = Path(cache_dir or cache.default_dir("omniglot")).expanduser()
     path = cache_dir / f"{resample}-{size}.npz"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from metajax.base import check_integer
 from metajax.tasks import prepared
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -30,7 +31,7 @@ class ImageClasses(NamedTuple):
         """Deals the classes out at random, for meta-training, meta-validation and meta-test.
 
         Args:
-          *sizes: classes in each part; all of them together.
+          *sizes: positive integers, classes in each part; all of them together.
           seed: decides which class goes where.
 
         Raises:
@@ -44,9 +45,11 @@ class ImageClasses(NamedTuple):
           >>> train.images.shape, len(test.names), set(train.names) & set(test.names)
           ((7, 6, 8, 8, 1), 3, set())
         """
-        if sum(sizes) != len(self.names) or min(sizes, default=0) < 1:
+        what = "split takes the sizes one by one, and each"
+        sizes = tuple(check_integer(what, size) for size in sizes)
+        if sum(sizes) != len(self.names):
             raise ValueError(
-                f"the sizes must be positive and add up to the {len(self.names)} classes, got "
+                f"the sizes must add up to the {len(self.names)} classes, got "
                 f"{' + '.join(map(str, sizes))} = {sum(sizes)}"
             )
         order = np.random.default_rng(seed).permutation(len(self.names))
@@ -83,11 +86,12 @@ def from_arrays(images: Any, labels: Any, *, examples_per_class: int | None = No
       ((5, 8, 28, 28, 1), ('axe', 'bow', 'cup', 'dot', 'egg'))
       >>> tasks = FewShot(data.images, ways=5, shots=1, queries=5)
     """
-    images, labels = np.asarray(images), np.asarray(labels)
+    images = np.asarray(images)
+    labels = np.asarray(np.asarray(labels).tolist())  # strings where pandas holds objects
     if images.dtype != np.uint8:
         raise ValueError(
             f"images must be uint8 in 0..255, got {images.dtype}: they are scaled to [0, 1] when "
-            f"sampled; undo the scaling, then use astype('uint8')"
+            f"sampled; undo a scaling, then use astype('uint8')"
         )
     if images.ndim not in (3, 4):
         raise ValueError(
@@ -98,6 +102,11 @@ def from_arrays(images: Any, labels: Any, *, examples_per_class: int | None = No
         raise ValueError(
             f"each image needs one label, got labels of shape {labels.shape} for "
             f"{len(images)} images"
+        )
+    if labels.dtype.kind not in "iubU" and labels.size:
+        raise ValueError(
+            f"labels must be integers or strings, got {labels.dtype}; convert them with "
+            f"astype(int) or astype(str)"
         )
     if images.ndim == 3:
         images = images[..., None]
@@ -130,7 +139,8 @@ def from_folder(
     Raises:
       FileNotFoundError: there is no such folder, or none in it that holds images.
       ImportError: Pillow is not installed.
-      ValueError: an image cannot be read, or a class has too few; the message names them.
+      ValueError: an image cannot be read, or a class has too few, and the message names them; or an
+        argument is out of range.
 
     Example:
       >>> import pathlib, tempfile
@@ -146,7 +156,7 @@ def from_folder(
       ((3, 4, 32, 32, 3), ('cat', 'dog', 'owl'))
       >>> tasks = FewShot(data.images, ways=3, shots=1, queries=3)
     """
-    image_module = _pillow()
+    image_module, size = _pillow(), _height_and_width(size)
     root = Path(path).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is no folder")
@@ -206,8 +216,8 @@ def from_tfds(
     Raises:
       FileNotFoundError: there are no prepared data and they cannot be made.
       ImportError: tensorflow-datasets or Pillow is not installed.
-      ValueError: a feature is not there, or a class has too few images; the message names the
-        smallest.
+      ValueError: a feature is not there or of another kind, an argument is out of range, or a class
+        has too few images; the message names the smallest.
 
     Example:
       >>> from metajax.tasks import FewShot, few_shot
@@ -217,7 +227,9 @@ def from_tfds(
       (102, 20, 84, 84, 3)
       >>> train, validation, test = data.split(62, 20, 20)  # doctest: +SKIP
     """
-    image_module = _pillow()
+    image_module, size = _pillow(), _height_and_width(size)
+    if examples_per_class is not None:
+        check_integer("examples_per_class", examples_per_class)
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -231,6 +243,11 @@ def from_tfds(
             raise ValueError(
                 f"{name} has no feature {feature!r}; it has {', '.join(map(repr, features))}"
             )
+    if len(features[image].shape or ()) != 3 or not hasattr(features[label], "names"):
+        raise ValueError(
+            f"image={image!r} must name images and label={label!r} class labels of {name}, they "
+            f"are {features[image]!r} and {features[label]!r}"
+        )
     prepared.prepare(builder, name)
     splits = [split] if isinstance(split, str) else list(split)
     names = features[label].names
@@ -258,10 +275,16 @@ def _pillow() -> Any:
     return Image
 
 
-def _resized(image: Any, size: int | tuple[int, int], grey: bool) -> np.ndarray:
+def _height_and_width(size: Any) -> tuple[int, int]:
+    height, width = size if isinstance(size, tuple | list) and len(size) == 2 else (size, size)
+    what = "size is the height and width in pixels; each"
+    return check_integer(what, height), check_integer(what, width)
+
+
+def _resized(image: Any, size: tuple[int, int], grey: bool) -> np.ndarray:
     from PIL import ImageOps
 
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = size
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # Of 16 bits, which Pillow would cut off at 255.
         image = _pillow().fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
@@ -283,12 +306,14 @@ def _examples(counts: Mapping[str, int], wanted: int | None) -> int:
             f"the classes have from {least} ({smallest!r}) to {most} images; pass "
             f"examples_per_class={least} to keep equally many of each, or leave small classes out"
         )
-    if wanted is not None and not 1 <= wanted <= least:
+    if wanted is None:
+        return least
+    if check_integer("examples_per_class", wanted) > least:
         raise ValueError(
-            f"examples_per_class={wanted} must be between 1 and the {least} images of the smallest "
-            f"class, {smallest!r}; lower it, or leave small classes out"
+            f"examples_per_class={wanted} exceeds the {least} images of the smallest class, "
+            f"{smallest!r}; lower it, or leave small classes out"
         )
-    return least if wanted is None else wanted
+    return wanted
 
 
 def _gather(

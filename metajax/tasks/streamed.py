@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from metajax.base import Array, Episode, Key
+from metajax.base import Array, Episode, Key, check_integer
 from metajax.tasks.few_shot import Draw, FewShot
 
 
@@ -40,7 +40,7 @@ class StreamedFewShot:
       ways, shots, queries, rotate: as in `FewShot`.
 
     Raises:
-      ValueError: as `FewShot`.
+      ValueError: as `FewShot`, or `images` are no array of NumPy.
 
     Example:
       >>> import jax, numpy as np
@@ -62,6 +62,12 @@ class StreamedFewShot:
     rotate: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.images, np.ndarray):
+            raise ValueError(
+                f"images must be an array of NumPy to stay on the host, got "
+                f"{type(self.images).__name__}; use np.asarray(images), or FewShot for images on "
+                f"the device"
+            )
         _ = self._tasks  # which checks the settings
 
     @property
@@ -121,7 +127,7 @@ def place(
       device_bytes: how much of the device the images may take up; by default half of its memory.
 
     Raises:
-      ValueError: as `FewShot`.
+      ValueError: as `FewShot`, or `device_bytes` is no non-negative integer.
 
     Example:
       >>> import numpy as np
@@ -133,7 +139,9 @@ def place(
     """
     if device_bytes is None:
         device_bytes = _device_memory() // 2
-    kind = FewShot if images.nbytes <= device_bytes else StreamedFewShot
+    check_integer("device_bytes", device_bytes, minimum=0)
+    # One byte each; what are no images is refused by either.
+    kind = FewShot if np.size(images) <= device_bytes else StreamedFewShot
     return kind(images, ways=ways, shots=shots, queries=queries, rotate=rotate)
 
 

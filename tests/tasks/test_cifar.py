@@ -139,8 +139,3 @@ def test_tfds_not_installed(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(ImportError, match=r'needs tensorflow-datasets.*"metajax\[data\]"'):
         cifar.load(cache_dir=tmp_path)
-
-
-def test_bad_arguments_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"split must be one of \('cifar_fs', 'fc100'\), got 'x'"):
-        cifar.load(split="x", cache_dir=tmp_path)

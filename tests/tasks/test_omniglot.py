@@ -313,20 +313,6 @@ def test_a_kill_while_writing_leaves_no_cache(conversions, tmp_path, monkeypatch
     assert len(conversions) == 2
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"split": "lake"}, r"split must be one of \('finn', 'vinyals'\), got 'lake'"),
-        ({"resample": "cubic"}, "resample must be one of"),
-        ({"size": 0}, "size must be a positive"),
-    ],
-)
-def test_bad_arguments_are_refused(settings, message, conversions, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        omniglot.load(cache_dir=tmp_path, **settings)
-    assert not conversions
-
-
 # --- Missing and damaged sources ---------------------------------------------------------------
 
 

@@ -121,20 +121,3 @@ def test_a_meta_batch_is_its_tasks_one_by_one():
             tasks.sample(key),
             batch,
         )
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"shots": 0}, "at least one support point"),
-        ({"queries": -1}, "queries=-1"),
-        ({"amplitude": (5.0, 0.1)}, r"amplitude must be a tuple \(low, high\)"),
-        ({"phase": [0.0, 1.0]}, r"phase must be a tuple .* got \[0.0, 1.0\]"),
-        ({"x_range": (0.0,)}, "x_range must be"),
-        ({"support_range": (1.0, 0.0)}, "support_range must be"),
-        ({"phase": None}, "phase must be"),
-    ],
-)
-def test_bad_settings_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        Sinusoid(**settings)
