@@ -17,16 +17,16 @@ ADVANTAGES = np.array([[0.9, 1.1, -0.7, -1.3], [1.4, 0.6, -0.5, -0.9]])
 
 
 def policy(params, observations):
-    """N(params, 1), whatever it observes."""
-    mean = jnp.broadcast_to(params, (*observations.shape[:-1], 1))
+    """N(params x observation, 1)."""
+    mean = params * observations
     return rl.Normal(mean, jnp.zeros_like(mean))
 
 
 def sample(params, task, rng):
-    """Trajectories of one step: the task says the actions and their advantages."""
-    actions, advantages = task
+    """Trajectories of one step: the task says what is seen, done and how good it was."""
+    observations, actions, advantages = task
     count = len(actions)
-    observations = jnp.zeros((count, 1, 1))
+    observations = observations[:, None, None]
     return rl.Trajectories(
         observations,
         actions[:, None, None],
@@ -49,16 +49,19 @@ def adapting(num_steps=1, meta_gradient=None):
     )
 
 
-def run(learner, start, actions, advantages):
-    episodes = metajax.Episode((jnp.asarray(actions), jnp.asarray(advantages)), ())
+def run(learner, start, actions, advantages, observations=None):
+    actions, advantages = jnp.asarray(actions), jnp.asarray(advantages)
+    observations = jnp.ones_like(actions) if observations is None else jnp.asarray(observations)
+    episodes = metajax.Episode((observations, actions, advantages), ())
     state = learner.init(jnp.asarray(start))
     return jax.jit(learner.update)(state, episodes, jax.random.key(0))
 
 
-def adapt(theta, actions, advantages):
-    """The adapted number and its derivative: the log-likelihood is -(a - theta)^2 / 2."""
-    adapted = theta + RATE * np.mean(advantages * (actions - theta), axis=1)
-    return adapted, 1 - RATE * np.mean(advantages, axis=1)
+def adapt(theta, actions, advantages, observations=1.0):
+    """The adapted number and its derivative: the log-likelihood is -(a - theta o)^2 / 2."""
+    away = actions - theta * observations
+    adapted = theta + RATE * np.mean(advantages * away * observations, axis=-1)
+    return adapted, 1 - RATE * np.mean(advantages * observations**2, axis=-1)
 
 
 @pytest.mark.parametrize("kl_penalty", [0.0, 0.7])
@@ -141,7 +144,7 @@ def test_the_line_search_goes_back_to_where_the_divergence_allows(slope, backtra
     advantage = (1 - slope) / RATE
     learner = rl.trust_region(
         adapting(meta_gradient=metajax.first_order()),
-        max_kl=max_kl,
+        max_kl=lambda step: max_kl / (1 + step),
         damping=damping,
         backtrack=backtrack,
     )
@@ -159,3 +162,87 @@ def test_the_line_search_goes_back_to_where_the_divergence_allows(slope, backtra
     assert float(after.meta_params.params) == pytest.approx(step, rel=1e-10)
     next_scale = min(1.0, scale * np.sqrt(0.9 * max_kl / kl))
     assert float(after.opt_state) == pytest.approx(next_scale, rel=1e-10)
+
+
+def test_the_curvature_is_that_of_every_so_many_th_trajectory():
+    max_kl, damping, theta = 1e-3, 0.3, 0.2
+    observations = np.array([0.5, -2.0, 1.5, 0.3])
+    actions, advantages = ACTIONS[0], ADVANTAGES[0]
+    adapted, slope = adapt(theta, actions, advantages, observations)
+    gradient = -np.mean(advantages * (actions - adapted * observations) * observations) * slope
+    _, some = adapt(theta, actions[::2], advantages[::2], observations[::2])
+    assert abs(some - slope) > 0.2
+    curvature = some**2 * np.mean(observations[::2] ** 2) + damping
+    step = -np.sign(gradient) * np.sqrt(2 * max_kl / curvature)
+    learner = rl.trust_region(adapting(), max_kl=max_kl, damping=damping, curvature_stride=2)
+    after, metrics = run(learner, theta, actions[None], advantages[None], observations[None])
+    assert int(metrics["line_search_steps"]) == 1
+    assert float(metrics["accepted"]) == 1
+    assert float(after.meta_params.params) == pytest.approx(theta + step, rel=1e-10)
+    # The constraint is on all of them.
+    kl = np.mean((slope * step * observations) ** 2 / 2)
+    assert float(metrics["kl"]) == pytest.approx(kl, rel=1e-10)
+
+
+def test_the_displaced_step_is_that_by_hand():
+    rate, old = 0.4, 0.1
+    away = np.mean(old - adapt(old, ACTIONS, ADVANTAGES)[0])
+    learner = rl.displaced(adapting(), optax.sgd(rate))
+    after, metrics = run(learner, old, ACTIONS, ADVANTAGES)
+    assert float(after.meta_params.params) == pytest.approx(old - rate * away, rel=1e-12)
+    assert int(after.step) == 1
+    assert float(metrics["meta_gradient_norm"]) == pytest.approx(abs(away), rel=1e-12)
+    assert float(metrics["objective"]) == pytest.approx(away**2 / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("every_step", [False, True])
+def test_the_loss_and_the_divergence_are_those_by_hand(every_step):
+    """A policy of two numbers, mean and log of the deviation, after two adaptation steps."""
+
+    def policy(params, observations):
+        ones = jnp.ones((*observations.shape[:-1], 1))
+        return rl.Normal(params[0] * ones, params[1] * ones)
+
+    actions, advantages = ACTIONS[0], ADVANTAGES[0]
+    masks = np.array([[1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 0.0]])
+
+    def adapted(params):
+        """The parameters before and after each step."""
+        policies = [np.asarray(params)]
+        for mask in masks[:2]:
+            mean, log_std = policies[-1]
+            z = (actions - mean) / np.exp(log_std)
+            weights = mask * advantages / mask.sum()
+            gradient = np.array([weights @ z / np.exp(log_std), weights @ (z**2 - 1)])
+            policies.append(policies[-1] + RATE * gradient)
+        return policies
+
+    old, new = np.array([0.1, -0.2]), np.array([0.2, 0.1])
+    losses, kls = [], []
+    for k, ((mean, log_std), (new_mean, new_log_std)) in enumerate(
+        zip(adapted(old), adapted(new), strict=True)
+    ):
+        a, b = (actions - mean) / np.exp(log_std), (actions - new_mean) / np.exp(new_log_std)
+        ratio = np.exp(a**2 / 2 + log_std - b**2 / 2 - new_log_std)
+        losses.append(-np.sum(masks[k] * ratio * advantages) / masks[k].sum())
+        ratio_of_variances = np.exp(2 * (log_std - new_log_std))
+        square = ((mean - new_mean) / np.exp(new_log_std)) ** 2
+        kls.append((ratio_of_variances + square - 1) / 2 + new_log_std - log_std)
+
+    def trajectories(k):
+        found = sample(jnp.zeros(()), (jnp.ones(4), actions, advantages), None)
+        distribution = policy(adapted(old)[k], found.observations)
+        return found._replace(mask=jnp.asarray(masks[k])[:, None], distribution=distribution)
+
+    support = jax.tree.map(lambda *x: jnp.stack(x), trajectories(0), trajectories(1))
+    policies = jnp.stack([jnp.asarray(x) for x in adapted(old)])
+    collected = rl.Collected(support, trajectories(2), policies)
+    adaptation = rl.adaptation(policy, sample, optax.sgd(RATE), 2, surrogate=rl.log_likelihood)
+    loss, kl = jax.jit(
+        lambda params: rl.loss_and_kl(
+            adaptation, metajax.MetaParams(params), collected, every_step=every_step
+        )
+    )(jnp.asarray(new))
+    first = 1 if every_step else 2
+    assert float(loss) == pytest.approx(np.mean(losses[first:]), rel=1e-10)
+    assert float(kl) == pytest.approx(np.mean(kls[first:]), rel=1e-10)

@@ -99,6 +99,53 @@ def test_physics_that_fails_is_masked_and_counted():
     assert float(loss) == 0.0
 
 
+def test_a_trajectory_that_is_over_at_its_start_has_no_steps():
+    env = counter()
+
+    def reset(rng, task):
+        return env.reset(rng, task)._replace(done=task["end"] < 1)
+
+    trajectories = run(env._replace(reset=reset), end=0.0)
+    assert not trajectories.mask.any()
+    assert not trajectories.failures.any()
+    assert float(rl.mean_return(trajectories)) == 0
+
+
+def test_failed_trajectories_have_no_part_in_the_mean_return():
+    rewards = jnp.array([[1.0, 2.0], [50.0, 0.0], [3.0, 9.0]])
+    mask = jnp.array([[1.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    trajectories = rl.Trajectories((), (), rewards, mask, (), (), jnp.array([0.0, 1.0, 0.0]))
+    assert float(rl.mean_return(trajectories)) == 3.0
+
+
+def test_the_sampler_s_advantages_are_those_of_its_rollouts():
+    env, rng = counter(), jax.random.key(2)
+    task = {"end": jnp.asarray(99.0), "poison": jnp.asarray(99.0)}
+    settings = {"discount": 0.8, "gae_lambda": 0.3}
+
+    @jax.jit
+    def both(rng):
+        sampled = rl.sampler(env, MODEL.apply, 4, **settings)(PARAMS, task, rng)
+        rolled = rl.rollout(env, MODEL.apply, PARAMS, task, rng, 4)
+        return sampled, rolled, rl.standardized_advantages(rolled, **settings)
+
+    sampled, rolled, advantages = both(rng)
+    jax.tree.map(np.testing.assert_array_equal, sampled._replace(advantages=()), rolled)
+    np.testing.assert_array_equal(sampled.advantages, advantages)
+
+
+def test_draws_have_the_frequencies_of_their_distribution():
+    rng, count = jax.random.key(0), 100_000
+    ones = jnp.ones((count, 1))
+    draws = rl.Normal(jnp.array([[1.0, -2.0]]) * ones, jnp.log(jnp.array([[0.5, 3.0]])) * ones)
+    draws = np.asarray(draws.sample(rng))
+    np.testing.assert_allclose(draws.mean(0), [1.0, -2.0], atol=0.05)
+    np.testing.assert_allclose(draws.std(0), [0.5, 3.0], rtol=0.02)
+    p = np.array([0.1, 0.6, 0.3])
+    actions = rl.Categorical(jnp.log(p)[None] * ones).sample(rng)
+    np.testing.assert_allclose(np.bincount(actions, minlength=3) / count, p, atol=0.01)
+
+
 def test_the_ratio_is_1_and_the_divergence_0_right_after_sampling():
     trajectories = run(counter())
     trajectories = trajectories._replace(advantages=rl.standardized_advantages(trajectories))
