@@ -1,13 +1,13 @@
 """Training runs: compiled loops, checkpoints, metrics, resume."""
 
+from metajax.train.arguments import check_counts as check_counts
 from metajax.train.checkpoints import Checkpoint as Checkpoint
 from metajax.train.checkpoints import load as load
 from metajax.train.checkpoints import load_meta_params as load_meta_params
+from metajax.train.finite import NonFiniteError as NonFiniteError
 from metajax.train.fit import FitResult as FitResult
-from metajax.train.fit import NonFiniteError as NonFiniteError
-from metajax.train.fit import Validation as Validation
-from metajax.train.fit import check_counts as check_counts
 from metajax.train.fit import fit as fit
+from metajax.train.validation import Validation as Validation
 from metajax.train.workdir import WorkdirError as WorkdirError
 from metajax.train.workdir import provenance as provenance
 from metajax.train.workdir import read_config as read_config

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from metajax.base import Adapt, MetaLearner, MetaParams, MetaState, Params, PyTree
+from metajax.base import Adapt, Array, MetaLearner, MetaParams, MetaState, Params, PyTree
 from metajax.train.workdir import WorkdirError
+from metajax.train.writers import name_of, named
 
 T = TypeVar("T")
 
@@ -78,9 +79,7 @@ class Checkpoints:
             best=ocp.args.StandardRestore(abstract),
         )
         # On no device in particular, as what starts anew: a learner's mesh may have others.
-        state, best = jax.tree.map(
-            lambda x: jnp.asarray(np.asarray(x)), (states["state"], states["best"])
-        )
+        state, best = jax.tree.map(_uncommitted, (states["state"], states["best"]))
         return Checkpoint(state, best, record)
 
     def restore_meta_params(self, like: MetaParams) -> MetaParams | None:
@@ -102,10 +101,10 @@ class Checkpoints:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), _tree_of(held)
         )
         best = self._restore(step, best=ocp.args.StandardRestore(target))["best"]
-        found = _named(best["meta_params"])
+        found = named(best["meta_params"])
         self._check(step, _types(best["meta_params"]), _types(like))
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: jnp.asarray(found[_name(path)]), like
+            lambda path, _: jnp.asarray(found[name_of(path)]), like
         )
 
     def _restore(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
@@ -202,13 +201,15 @@ def _tree_of(metadata: Any) -> PyTree:
     return getattr(metadata, "tree", metadata)
 
 
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _named(tree: PyTree) -> dict[str, Any]:
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
 def _types(tree: PyTree) -> dict[str, str]:
-    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _named(tree).items()}
+    return {
+        name: f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+        for name, leaf in named(tree).items()
+    }
+
+
+def _uncommitted(x: Array) -> Array:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = _uncommitted(jax.random.key_data(x))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    return jnp.asarray(np.asarray(x))

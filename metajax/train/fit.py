@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,36 +14,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from metajax.base import Key, MetaLearner, MetaState, Metrics, Params, check_integer
+from metajax.base import Episode, Key, MetaLearner, MetaState, Params
 from metajax.tasks import StreamedTasks, TaskDistribution, meta_batch
+from metajax.train.arguments import (
+    check_counts,
+    check_learner,
+    check_mesh,
+    check_tasks,
+    initial_state,
+    split_root,
+)
 from metajax.train.checkpoints import Checkpoint, Checkpoints
-from metajax.train.progress import Progress
+from metajax.train.finite import check_finite
+from metajax.train.identity import digest
+from metajax.train.progress import Progress, highlights
 from metajax.train.signals import StopRequest
-from metajax.train.stream import Stream
-from metajax.train.workdir import claim
+from metajax.train.stream import Stream, draws
+from metajax.train.validation import Validation, better, check_measured, check_validation
+from metajax.train.workdir import WorkdirError, claim, claim_by_digests
 from metajax.train.writers import MetricWriter, flatten
-
-
-class NonFiniteError(FloatingPointError):
-    """A meta-update produced a value that is not finite."""
-
-
-class Validation(NamedTuple):
-    """How the best state is chosen.
-
-    Attributes:
-      tasks: meta-validation tasks, passed to `measure` as an argument so that their data are not
-        compiled into the program.
-      measure: `(state, tasks, rng) -> dict of scalars`; compiled by `fit`. The `rng` is the same
-        every time: all states are measured on the same tasks.
-      metric: the entry of that dict that decides.
-      mode: whether the best is the `"max"` or the `"min"`.
-    """
-
-    tasks: TaskDistribution
-    measure: Callable[[MetaState, Any, Key], Metrics]
-    metric: str
-    mode: str = "max"
 
 
 class FitResult(NamedTuple):
@@ -68,7 +58,7 @@ class FitResult(NamedTuple):
 def fit(
     learner: MetaLearner,
     params: Params,
-    tasks: TaskDistribution,
+    tasks: TaskDistribution | Callable[[Key], Episode],
     *,
     key: Key,
     num_meta_steps: int,
@@ -90,17 +80,23 @@ def fit(
     stay on the host (`StreamedTasks`) are drawn from the same keys, and read ahead in a thread.
 
     Args:
-      learner: from `metajax.maml` and the like, or `metajax.meta_learner`.
+      learner: from `metajax.maml` and the like, `metajax.meta_learner`, or a `MetaLearner` of your
+        own. Its metrics are averaged over the meta-steps of a call, logged and otherwise up to it:
+        where it reports scalars `objective` and `meta_gradient_norm`, they must be finite and name
+        the meta-step at which they are not; without, the state alone is judged after every call.
       params: the initialization to start from, not consumed.
-      tasks: the meta-training tasks.
-      key: the root of the run's randomness.
+      tasks: the meta-training tasks, a `TaskDistribution` or a function `rng -> Episode`.
+      key: the root of the run's randomness, one key.
       num_meta_steps: meta-updates in all.
       meta_batch_size: tasks per meta-update.
       validation: how to choose the best state.
       workdir: where checkpoints, `metrics.jsonl` and event files go; nothing is written without.
-        A directory that holds a run of the same `config` is continued.
-      config: JSON data that identifies the run. Only its `num_meta_steps`, if it has one, may grow:
-        the run is lengthened.
+        A directory that holds the same run is continued, or returned where it is finished. It may
+        be lengthened, and not shortened.
+      config: a dict of JSON data that identifies the run; of it only `num_meta_steps`, if it has
+        one, may grow. By default digests identify the run: of its compiled meta-step, the arrays
+        it starts from, the key, the tasks' arrays and the validation. A meta-step compiled by
+        another version of JAX, for other devices or another mesh is another one.
       steps_per_call: meta-updates per compiled call, and between two log lines.
       validate_every: meta-steps between validations, a multiple of `steps_per_call`; by default
         ten calls.
@@ -113,8 +109,10 @@ def fit(
       `stopped_by` set.
 
     Raises:
-      ValueError: for step counts that do not fit together.
-      WorkdirError: if `workdir` holds a run of another configuration.
+      ValueError: for arguments of the wrong kind, step counts that do not fit together, or a
+        `Validation.metric` that `measure` does not return as a scalar.
+      WorkdirError: if `workdir` holds another run, or more meta-steps than `num_meta_steps`, or
+        cannot be made a directory.
       NonFiniteError: at the first meta-step whose objective, meta-gradient or update is not finite.
         The last checkpoint before it is kept.
 
@@ -134,117 +132,149 @@ def fit(
     >>> int(result.state.step)
     4
     """
-    validate_every = validate_every or 10 * steps_per_call
-    checkpoint_every = checkpoint_every or 10 * steps_per_call
-    check_counts(num_meta_steps, meta_batch_size, steps_per_call, validate_every, checkpoint_every)
-    if validation is not None and validation.mode not in ("max", "min"):
-        raise ValueError(f'Validation.mode must be "max" or "min", got {validation.mode!r}.')
-
-    train_key, validation_key = jax.random.split(key)
+    num_meta_steps, meta_batch_size, steps_per_call, validate_every, checkpoint_every = (
+        check_counts(
+            num_meta_steps, meta_batch_size, steps_per_call, validate_every, checkpoint_every
+        )
+    )
+    check_learner(learner)
+    check_mesh(mesh)
+    tasks = check_tasks(tasks)
+    if validation is not None:
+        validation = check_validation(validation)
+    train_key, validation_key = split_root(key)
 
     def rngs(step):
         return jax.random.split(jax.random.fold_in(train_key, step))
 
+    # Traced by itself, so that the program of a run can be told without its length; inlined, so
+    # that it is compiled as if it were not.
+    @functools.partial(jax.jit, inline=True)
+    def meta_step(state: MetaState, tasks: TaskDistribution, fetched: Any, keys: Key):
+        task_rng, update_rng = keys
+        if isinstance(tasks, StreamedTasks):
+            episodes = jax.vmap(tasks.episode)(fetched)
+        else:
+            episodes = meta_batch(tasks, meta_batch_size, task_rng)
+        return learner.update(state, episodes, update_rng)
+
     @functools.partial(jax.jit, static_argnames="length", donate_argnames="state")
     def run(state: MetaState, tasks: TaskDistribution, block: Any = None, *, length: int):
         def body(state, fetched):
-            task_rng, update_rng = rngs(state.step)
-            if isinstance(tasks, StreamedTasks):
-                episodes = jax.vmap(tasks.episode)(fetched)
-            else:
-                episodes = meta_batch(tasks, meta_batch_size, task_rng)
-            return learner.update(state, episodes, update_rng)
+            return meta_step(state, tasks, fetched, rngs(state.step))
 
         return jax.lax.scan(body, state, block, length=length)
 
-    # The state is donated to every call: start from copies of what the caller keeps.
-    state = jax.tree.map(jnp.copy, learner.init(params))
-    checkpoint = Checkpoint(state, state, {"seconds": 0.0, "best_step": 0, "best_metrics": {}})
-    checkpoints = writer = None
-    if workdir is not None:
-        workdir = Path(workdir)
-        claim(workdir, config or {})
-        checkpoints = Checkpoints(workdir)
-        checkpoint = checkpoints.restore(state) or checkpoint
-        writer = MetricWriter(workdir, int(checkpoint.state.step))
-    state, best, record = checkpoint
-    best = jax.tree.map(jnp.copy, best)
-    if mesh is not None:
-        state, best, tasks = jax.device_put(
-            (state, best, tasks), NamedSharding(mesh, PartitionSpec())
-        )
-        if validation is not None:
-            validation = validation._replace(
-                tasks=jax.device_put(validation.tasks, NamedSharding(mesh, PartitionSpec()))
-            )
-    step, start = int(state.step), time.monotonic() - record["seconds"]
+    on_devices = functools.partial(_replicated, mesh)
+    state, tasks = initial_state(learner, params), on_devices(tasks)
     if validation is not None:
+        validation = validation._replace(tasks=on_devices(validation.tasks))
         measure = jax.jit(validation.measure)
-    progress = Progress(num_meta_steps, step, meta_batch_size, show=show_progress)
+        measured_on = validation.tasks, validation_key
+        check_measured(validation, jax.eval_shape(measure, state, *measured_on))
 
-    stream = None
-    if isinstance(tasks, StreamedTasks):
-        calls = _calls(step, num_meta_steps, steps_per_call)
-        stream = Stream(tasks, meta_batch_size, lambda step: rngs(step)[0], calls)
+    def digests() -> dict[str, str]:
+        fetched = None
+        if isinstance(tasks, StreamedTasks):
+            fetched = tasks.fetch(jax.device_get(draws(tasks, meta_batch_size, rngs(0)[0])))
+        program = meta_step.lower(on_devices(state), tasks, fetched, rngs(0)).as_text()
+        found = {
+            "program": digest(program),
+            "initial state": digest(state),
+            "key": digest(key),
+            "tasks": digest(tasks, fetched),
+        }
+        if validation is not None:
+            program = measure.lower(on_devices(state), *measured_on).as_text()
+            choice = f"{validation.mode} {validation.metric}"
+            found["validation"] = digest(program, validation.tasks, choice)
+        return found
 
-    def save() -> None:
-        if checkpoints is not None:
-            checkpoints.save(Checkpoint(state, best, record))
+    checkpoint = Checkpoint(state, state, {"seconds": 0.0, "best_step": 0, "best_metrics": {}})
+    checkpoints = writer = stream = stopped_by = None
+    with contextlib.ExitStack() as stack:
+        if workdir is not None:
+            workdir = Path(workdir)
+            if config is None:
+                claim_by_digests(workdir, digests())
+            else:
+                claim(workdir, config)
+            checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
+            checkpoint = checkpoints.restore(state) or checkpoint
+            _check_resumed(checkpoint, workdir, num_meta_steps, validation)
+            writer = MetricWriter(workdir, int(checkpoint.state.step))
+            stack.callback(writer.close)
+        state, best, record = checkpoint
+        state, best = on_devices((state, jax.tree.map(jnp.copy, best)))
+        step, start = int(state.step), time.monotonic() - record["seconds"]
+        calls = list(_calls(step, num_meta_steps, steps_per_call))
+        if isinstance(tasks, StreamedTasks):
+            stream = Stream(tasks, meta_batch_size, lambda step: rngs(step)[0], calls)
+            stack.callback(stream.close)
+        progress = Progress(num_meta_steps, step, meta_batch_size, show=show_progress)
+        stack.callback(progress.close)
 
-    try:
-        with StopRequest() as stop:
-            for first, length in _calls(step, num_meta_steps, steps_per_call):
-                if stop.received:
-                    break
-                if stream is None:
-                    state, stacked = run(state, tasks, length=length)
-                else:
-                    state, stacked = stream.advance(run, state, length)
-                stacked = jax.device_get(stacked)
-                step = first + length
-                _check_finite(stacked, state, first, step)
-                means = flatten(jax.tree.map(lambda x: np.mean(x, axis=0), stacked), "train/")
-                record = {**record, "seconds": time.monotonic() - start}
+        stop = stack.enter_context(StopRequest())
+        for first, length in calls:
+            if stream is None:
+                state, stacked = run(state, tasks, length=length)
+            else:
+                state, stacked = stream.advance(run, state, length)
+            stacked = jax.device_get(stacked)
+            step = first + length
+            check_finite(stacked, state, first, step)
+            means = flatten(jax.tree.map(lambda x: np.mean(x, axis=0), stacked), "train/")
+            record = {**record, "seconds": time.monotonic() - start}
+            if writer is not None:
+                writer.write(step, {"seconds": record["seconds"], **means})
+
+            last = step == num_meta_steps
+            if validation is None:
+                best, record = state, {**record, "best_step": step, "best_metrics": {}}
+            elif last or step % validate_every == 0:
+                measured = flatten(measure(state, *measured_on))
+                if better(validation, measured, record["best_metrics"]):
+                    best = jax.tree.map(jnp.copy, state)
+                    record = {**record, "best_step": step, "best_metrics": measured}
                 if writer is not None:
-                    writer.write(step, {"seconds": record["seconds"], **means})
-                shown = {"query loss": means.get("train/query_loss", means["train/objective"])}
-                if "train/return" in means:
-                    shown = {"return": float(np.ravel(means["train/return"])[-1])}
+                    writer.write(step, {f"validation/{k}": v for k, v in measured.items()})
+            progress.update(step, highlights(means, record["best_metrics"]))
 
-                last = step == num_meta_steps
-                if validation is None:
-                    best, record = state, {**record, "best_step": step}
-                elif last or step % validate_every == 0:
-                    measured = flatten(measure(state, validation.tasks, validation_key))
-                    if _better(validation, measured, record["best_metrics"]):
-                        best = jax.tree.map(jnp.copy, state)
-                        record = {**record, "best_step": step, "best_metrics": measured}
-                    if writer is not None:
-                        writer.write(step, {f"validation/{k}": v for k, v in measured.items()})
-                for name, value in record["best_metrics"].items():
-                    if isinstance(value, float):
-                        shown[f"best {name}"] = value
-                progress.update(step, shown)
-
-                record = {**record, "seconds": time.monotonic() - start}
-                if last or stop.received or step % checkpoint_every == 0:
-                    save()
-    finally:
-        progress.close()
-        if stream is not None:
-            stream.close()
-        if writer is not None:
-            writer.close()
-        if checkpoints is not None:
-            checkpoints.close()
+            record = {**record, "seconds": time.monotonic() - start}
+            stopped_by = stop.received  # once: a signal may come between two looks
+            if checkpoints is not None and (last or stopped_by or step % checkpoint_every == 0):
+                checkpoints.save(Checkpoint(state, best, record))
+            if stopped_by:
+                break
     return FitResult(
         state,
         best,
         record["best_step"],
         record["best_metrics"],
         record["seconds"],
-        stop.received if step < num_meta_steps else None,
+        stopped_by if step < num_meta_steps else None,
     )
+
+
+def _replicated(mesh: Mesh | None, tree: Any) -> Any:
+    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def _check_resumed(
+    checkpoint: Checkpoint, workdir: Path, num_meta_steps: int, validation: Validation | None
+) -> None:
+    step, metrics = int(checkpoint.state.step), checkpoint.record["best_metrics"]
+    if step > num_meta_steps:
+        raise WorkdirError(
+            f"{workdir} holds a run of {step} meta-steps, more than num_meta_steps="
+            f"{num_meta_steps}: ask for at least {step}, or choose another workdir."
+        )
+    if validation is not None and metrics and validation.metric not in metrics:
+        raise WorkdirError(
+            f"{workdir} holds a run whose best state was chosen by another metric than "
+            f"{validation.metric!r}, one of {', '.join(map(repr, metrics))}: choose by that, or "
+            "choose another workdir."
+        )
 
 
 def _calls(step: int, total: int, interval: int) -> Iterator[tuple[int, int]]:
@@ -256,83 +286,3 @@ def _calls(step: int, total: int, interval: int) -> Iterator[tuple[int, int]]:
         end = min(total, (step // interval + 1) * interval)
         yield step, end - step
         step = end
-
-
-def _better(validation: Validation, new: dict[str, Any], old: dict[str, Any]) -> bool:
-    if validation.metric not in new:
-        raise ValueError(
-            f"Validation.metric is {validation.metric!r}, but measure returned only "
-            f"{', '.join(map(repr, new))}."
-        )
-    if np.shape(new[validation.metric]) != ():
-        raise ValueError(
-            f"Validation.metric {validation.metric!r} must be a scalar, but measure returned shape "
-            f"{np.shape(new[validation.metric])}: average it, or choose one entry."
-        )
-    if not old:
-        return True
-    # Not a number is worse than any number.
-    if np.isnan(old[validation.metric]):
-        return not np.isnan(new[validation.metric])
-    sign = 1 if validation.mode == "max" else -1
-    return sign * new[validation.metric] > sign * old[validation.metric]
-
-
-def _check_finite(stacked: Metrics, state: MetaState, first: int, last: int) -> None:
-    """Raises `NonFiniteError` for the first meta-step of a call that went wrong.
-
-    The metrics are from before each update, so the last update shows in the state alone.
-    """
-    finite = np.isfinite(stacked["objective"]) & np.isfinite(stacked["meta_gradient_norm"])
-    if not finite.all():
-        index = int(np.argmin(finite))
-        objective, norm = stacked["objective"][index], stacked["meta_gradient_norm"][index]
-        found = f"objective {objective}, norm of the meta-gradient {norm}"
-        step = first + index + 1
-        if np.isfinite(objective):
-            remedy = (
-                "A derivative is not finite where the objective is: an inner optimizer that divides"
-                " by the root of squared gradients needs eps_root, as in optax.adam(lr, "
-                "eps_root=1e-8), and one that has none needs first_order()"
-            )
-        else:
-            remedy = "Lower the inner or outer learning rate or clip the meta-gradient (optax.clip)"
-    elif not all(jax.tree.leaves(_all_finite((state.meta_params, state.inner_state)))):
-        step, found = last, "the update is not finite, though objective and meta-gradient are"
-        remedy = "Lower the outer learning rate"
-    else:
-        return
-    raise NonFiniteError(
-        f"meta-step {step}: {found}. {remedy}; JAX_DEBUG_NANS=True shows where it arises. The last "
-        "good checkpoint is kept."
-    )
-
-
-@jax.jit
-def _all_finite(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
-
-
-def check_counts(
-    num_meta_steps: int,
-    meta_batch_size: int,
-    steps_per_call: int,
-    validate_every: int,
-    checkpoint_every: int,
-) -> None:
-    """Raises the ValueError of `fit` for counts that are not positive or do not fit together."""
-    counts = {
-        "num_meta_steps": num_meta_steps,
-        "meta_batch_size": meta_batch_size,
-        "steps_per_call": steps_per_call,
-        "validate_every": validate_every,
-        "checkpoint_every": checkpoint_every,
-    }
-    for name, count in counts.items():
-        check_integer(f"fit: {name}", count)
-    for name in ("validate_every", "checkpoint_every"):
-        if counts[name] % steps_per_call:
-            raise ValueError(
-                f"fit: {name}={counts[name]} must be a multiple of "
-                f"steps_per_call={steps_per_call}, the meta-steps of one compiled call."
-            )

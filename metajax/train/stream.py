@@ -19,6 +19,11 @@ BLOCK_BYTES = 64 * 2**20
 Run = Callable[..., tuple[MetaState, Metrics]]
 
 
+def draws(tasks: StreamedTasks, meta_batch_size: int, rng: Key) -> PyTree:
+    """What makes up a meta-batch, drawn as `meta_batch` does."""
+    return jax.vmap(tasks.draw)(jax.random.split(rng, meta_batch_size))
+
+
 class Stream:
     """Reads meta-batches ahead, one block of meta-steps at a time, in a background thread.
 
@@ -36,8 +41,8 @@ class Stream:
         rng_at: Callable[[Array], Key],
         calls: Iterable[tuple[int, int]],
     ):
-        def draw(step):  # as `meta_batch` does
-            return jax.vmap(tasks.draw)(jax.random.split(rng_at(step), meta_batch_size))
+        def draw(step):
+            return draws(tasks, meta_batch_size, rng_at(step))
 
         self._tasks, self._draw = tasks, jax.jit(jax.vmap(draw))
         self._step_bytes = meta_batch_size * tasks.task_bytes

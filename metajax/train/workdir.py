@@ -24,6 +24,9 @@ ENVIRONMENT = (
     "MALLOC_TRIM_THRESHOLD_",
     "XLA_FLAGS",
 )
+CONFIG = "config.json"
+# The one entry of a run that has no configuration.
+DIGESTS = "digests"
 # What of a configuration may grow, and where a run keeps what it was before.
 LENGTH, EARLIER_LENGTHS = "num_meta_steps", "earlier_num_meta_steps"
 
@@ -47,33 +50,28 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
     its earlier lengths as `earlier_num_meta_steps`, as a schedule over the whole run saw them.
 
     Raises:
-      WorkdirError: if it holds a run of another configuration; the message shows the difference.
-        Also if it holds checkpoints of an unknown one.
+      ValueError: if the configuration is not JSON data.
+      WorkdirError: if the directory holds a run of another configuration; the message shows the
+        difference. Also if it holds checkpoints of an unknown one, or is no directory.
     """
-    path = workdir / "config.json"
-    wanted = json.loads(json.dumps(dict(config)))
-    if not path.exists():
-        if any((workdir / "checkpoints").glob("*")):
-            raise WorkdirError(
-                f"{workdir} holds checkpoints, but no {path.name} that says of what: choose "
-                "another workdir, or remove its checkpoints to start anew."
-            )
+    path, wanted = workdir / CONFIG, _json_data(config)
+    wanted.pop(EARLIER_LENGTHS, None)  # as in what `read_config` returned
+    found = _claimed(workdir)
+    if found is None:
         write_json(path, wanted)
         return
-    found = read_config(workdir)
+    if found.keys() == {DIGESTS}:
+        raise WorkdirError(
+            f"{workdir} holds a run that was begun without config=: leave it out to continue that "
+            "run, or choose another workdir."
+        )
     earlier = found.pop(EARLIER_LENGTHS, [])
-    missing = object()
-    differing = [
-        name
-        for name in sorted({*found, *wanted})
-        if found.get(name, missing) != wanted.get(name, missing)
-    ]
+    differing = [name for name in sorted({*found, *wanted}) if not _same(name, found, wanted)]
     if differing == [LENGTH] and found.get(LENGTH, 0) < wanted.get(LENGTH, 0):
         write_json(path, {**wanted, EARLIER_LENGTHS: [*earlier, found[LENGTH]]})
     elif differing:
         lines = [
-            f"  {name}: {_shown(found.get(name, missing), missing)} there, "
-            f"{_shown(wanted.get(name, missing), missing)} here"
+            f"  {name}: {_shown(name, found)} there, {_shown(name, wanted)} here"
             for name in differing
         ]
         raise WorkdirError(
@@ -83,23 +81,97 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
         )
 
 
+def claim_by_digests(workdir: Path, digests: Mapping[str, str]) -> None:
+    """Makes `workdir` that of a run without a configuration, or checks that it already is.
+
+    Args:
+      workdir: the directory.
+      digests: of what makes up the run, by its name.
+
+    Raises:
+      WorkdirError: if the directory holds checkpoints of another run, or is no directory.
+    """
+    found = _claimed(workdir)
+    if found and found.keys() != {DIGESTS}:
+        raise WorkdirError(
+            f"{workdir} holds a run that was begun with config=: pass its configuration to "
+            "continue it, or choose another workdir."
+        )
+    there = found[DIGESTS] if found else digests  # empty where it was begun before there were any
+    differing = sorted(name for name in {*there, *digests} if there.get(name) != digests.get(name))
+    if differing and _has_checkpoints(workdir):
+        raise WorkdirError(
+            f"{workdir} holds another run, of which differs: {', '.join(differing)}. Repeat that "
+            "run to continue it, or choose another workdir; runs that pass config= are told apart "
+            "by it alone."
+        )
+    write_json(workdir / CONFIG, {DIGESTS: dict(digests)})
+
+
 def read_config(workdir: Path) -> dict[str, Any]:
     """The configuration of the run in `workdir`, with the lengths it had before.
 
     Raises:
-      WorkdirError: if there is none, or what is there is not JSON.
+      WorkdirError: if there is none, or what is there is not a JSON object.
     """
-    path = workdir / "config.json"
+    path = workdir / CONFIG
     try:
-        return json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except FileNotFoundError:
         raise WorkdirError(f"{path} does not exist: train a run there first.") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise WorkdirError(f"{path} is not valid JSON ({error}); choose another workdir.") from None
+    if not isinstance(config, dict):
+        raise WorkdirError(f"{path} is not a JSON object; choose another workdir.")
+    return config
 
 
-def _shown(value: Any, missing: object) -> str:
-    return "absent" if value is missing else json.dumps(value)
+def _claimed(workdir: Path) -> dict[str, Any] | None:
+    """What the run in `workdir` is identified by; `None` where there is no run yet."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkdirError(
+            f"{workdir} cannot be made a directory ({error.strerror}): choose another workdir."
+        ) from None
+    if (workdir / CONFIG).exists():
+        return read_config(workdir)
+    if _has_checkpoints(workdir):
+        raise WorkdirError(
+            f"{workdir} holds checkpoints, but no {CONFIG} that says of what: choose another "
+            "workdir, or remove its checkpoints to start anew."
+        )
+    return None
+
+
+def _has_checkpoints(workdir: Path) -> bool:
+    return any((workdir / "checkpoints").glob("*"))
+
+
+def _json_data(config: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(config, Mapping):
+        raise ValueError(f"config must be a dict of JSON data, got {type(config).__name__}.")
+    data: dict[str, Any] = {}
+    for name, value in config.items():
+        try:
+            data |= json.loads(json.dumps({name: value}))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"config[{name!r}] is not JSON data ({error}): use numbers, strings, and lists and "
+                "dicts of them, such as float(x) for an array."
+            ) from None
+    return data
+
+
+def _same(name: str, there: dict[str, Any], here: dict[str, Any]) -> bool:
+    """Whether an entry is the same, also where it is NaN, which equals nothing."""
+    if _shown(name, there) == _shown(name, here):
+        return True
+    return name in there and name in here and there[name] == here[name]
+
+
+def _shown(name: str, config: dict[str, Any]) -> str:
+    return json.dumps(config[name], sort_keys=True) if name in config else "absent"
 
 
 @functools.cache

@@ -12,14 +12,25 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from metajax.base import PyTree
+
+
+def name_of(path: tuple[Any, ...]) -> str:
+    """What a leaf of a tree is called on disk, such as `"query/accuracy"`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by their names."""
+    return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
 
 def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float | list]:
     """Nested metrics as `{"query/accuracy": 0.9, "support_loss": [1.2, 0.8]}`."""
-    flat = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(metrics):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        flat[prefix + name] = np.asarray(leaf, np.float64).tolist()
-    return flat
+    return {
+        prefix + name: np.asarray(leaf, np.float64).tolist()
+        for name, leaf in named(metrics).items()
+    }
 
 
 class MetricWriter:

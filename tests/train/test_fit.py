@@ -17,59 +17,16 @@ import pytest
 import metajax
 from metajax import train
 from metajax.tasks import Sinusoid, meta_batch
-
-SETTINGS = {
-    "key": jax.random.key(1),
-    "num_meta_steps": 60,
-    "meta_batch_size": 3,
-    "steps_per_call": 10,
-    "checkpoint_every": 20,
-    "validate_every": 20,
-    "show_progress": False,
-}
-
-
-def apply(params, x):
-    return jnp.tanh(x @ params["w"] + params["b"][None]) @ params["v"]
-
-
-def loss(params, batch, rng):
-    x, y = batch
-    return jnp.mean((apply(params, x) - y) ** 2), {"bias": params["b"][0]}
-
-
-def initial():
-    rng = np.random.default_rng(0)
-    return {
-        "w": jnp.asarray(rng.normal(size=(1, 8)), jnp.float32),
-        "b": jnp.zeros(8),
-        "v": jnp.asarray(rng.normal(size=(8, 1)), jnp.float32),
-    }
-
-
-def learner(outer=None):
-    return metajax.maml(loss, optax.sgd(0.01), outer or optax.adam(1e-3), num_steps=2)
-
-
-def validation(mode="min"):
-    adapt = metajax.inner_loop(loss, optax.sgd(0.01), 2)
-
-    def measure(state, tasks, rng):
-        task_rng, rng = jax.random.split(rng)
-        scores = metajax.evaluate(
-            adapt, metajax.mse(apply), state, meta_batch(tasks, 5, task_rng), rng
-        )
-        return {"mse": scores["mean"][-1]}
-
-    return train.Validation(Sinusoid(), measure, "mse", mode)
-
-
-def fit(learner_=None, **changes):
-    return train.fit(learner_ or learner(), initial(), Sinusoid(), **{**SETTINGS, **changes})
-
-
-def assert_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+from tests.train.runs import (
+    SETTINGS,
+    assert_equal,
+    fail_from,
+    fit,
+    initial,
+    learner,
+    loss,
+    validation,
+)
 
 
 def test_many_steps_in_one_call_are_the_single_updates():
@@ -93,12 +50,13 @@ def test_the_caller_keeps_its_parameters():
 def test_resuming_equals_one_go_bit_for_bit(tmp_path):
     # This learner turns non-finite after 40 updates: its run ends as abruptly as a killed one.
     intact = learner(optax.chain(optax.adam(1e-3), fail_from(step=1_000)))
-    whole = fit(intact, workdir=tmp_path / "whole", validation=validation())
+    settings = {"validation": validation(), "config": {}}
+    whole = fit(intact, workdir=tmp_path / "whole", **settings)
     broken = learner(optax.chain(optax.adam(1e-3), fail_from(step=40)))
     with pytest.raises(train.NonFiniteError, match="meta-step 42"):
-        fit(broken, workdir=tmp_path / "parts", validation=validation())
+        fit(broken, workdir=tmp_path / "parts", **settings)
     assert sorted(os.listdir(tmp_path / "parts" / "checkpoints")) == ["20", "40"]
-    resumed = fit(intact, workdir=tmp_path / "parts", validation=validation())
+    resumed = fit(intact, workdir=tmp_path / "parts", **settings)
     assert int(resumed.state.step) == 60
     assert_equal(resumed.state.meta_params, whole.state.meta_params)
     assert_equal(resumed.best.meta_params, whole.best.meta_params)
@@ -108,21 +66,11 @@ def test_resuming_equals_one_go_bit_for_bit(tmp_path):
         assert {**line, "seconds": 0} == {**whole_line, "seconds": 0}
 
 
-def fail_from(step):
-    """An outer optimizer that breaks the parameters after `step` updates."""
-
-    def update(updates, count, params=None):
-        bad = jnp.where(count >= step, jnp.nan, 0.0)
-        return jax.tree.map(lambda u: u + bad, updates), count + 1
-
-    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
-
-
+ROOT = str(Path(__file__).parents[2])
 SCRIPT = """
 import sys
-sys.path.insert(0, {tests!r})
-import jax
-from test_fit import fit, validation
+sys.path.insert(0, {root!r})
+from tests.train.runs import fit, validation
 result = fit(workdir={workdir!r}, validation=validation(), num_meta_steps=20_000,
              checkpoint_every=1_000, validate_every=1_000, steps_per_call=100)
 print("stopped by", result.stopped_by, "at", int(result.state.step))
@@ -130,7 +78,7 @@ print("stopped by", result.stopped_by, "at", int(result.state.step))
 
 
 def start(workdir):
-    script = SCRIPT.format(tests=str(Path(__file__).parent), workdir=str(workdir))
+    script = SCRIPT.format(root=ROOT, workdir=str(workdir))
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
 
 
@@ -221,10 +169,10 @@ def test_the_best_meta_parameters_are_read_without_the_outer_loop(tmp_path):
 
 LOAD = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {root!r})
 import jax, metajax, numpy as np, optax
 from metajax import train
-from test_fit import initial, learner, loss
+from tests.train.runs import initial, learner, loss
 assert jax.device_count() == 1
 adapt = metajax.inner_loop(loss, optax.sgd(0.1), num_steps=2)
 found = train.load_meta_params({workdir!r}, adapt, initial())
@@ -239,7 +187,7 @@ def test_a_single_device_reads_what_several_saved(tmp_path):
         loss, optax.sgd(0.01), optax.adam(1e-3), num_steps=2, mesh=metajax.task_mesh(3)
     )
     best = fit(spread, workdir=tmp_path, num_meta_steps=20).best
-    script = LOAD.format(tests=str(Path(__file__).parent), workdir=str(tmp_path))
+    script = LOAD.format(root=ROOT, workdir=str(tmp_path))
     done = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "XLA_FLAGS": ""},

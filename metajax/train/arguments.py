@@ -1,0 +1,102 @@
+"""What `fit` refuses before it begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from metajax.base import Episode, Key, MetaState, Params, check_integer
+from metajax.tasks import as_tasks
+
+
+def check_counts(
+    num_meta_steps: int,
+    meta_batch_size: int,
+    steps_per_call: int,
+    validate_every: int | None = None,
+    checkpoint_every: int | None = None,
+) -> tuple[int, int, int, int, int]:
+    """Returns the counts of `fit` as integers, where the last two are ten calls unless given.
+
+    Raises:
+      ValueError: for a count that is no positive integer, or does not fit the others.
+    """
+    steps_per_call = check_integer("fit: steps_per_call", steps_per_call)
+    return (
+        check_integer("fit: num_meta_steps", num_meta_steps),
+        check_integer("fit: meta_batch_size", meta_batch_size),
+        steps_per_call,
+        _interval("validate_every", validate_every, steps_per_call),
+        _interval("checkpoint_every", checkpoint_every, steps_per_call),
+    )
+
+
+def _interval(name: str, every: int | None, steps_per_call: int) -> int:
+    every = 10 * steps_per_call if every is None else check_integer(f"fit: {name}", every)
+    if every % steps_per_call:
+        raise ValueError(
+            f"fit: {name}={every} must be a multiple of steps_per_call={steps_per_call}, the "
+            "meta-steps of one compiled call."
+        )
+    return every
+
+
+def check_learner(learner: Any) -> None:
+    """Raises `ValueError` for anything but a `MetaLearner`, or what has its three functions."""
+    if not all(callable(getattr(learner, name, None)) for name in ("init", "adapt", "update")):
+        raise ValueError(
+            "fit: learner must be a metajax.MetaLearner, such as metajax.maml(loss, "
+            f"inner_optimizer, outer_optimizer) returns, got {type(learner).__name__}."
+        )
+
+
+def check_mesh(mesh: Any) -> None:
+    """Raises `ValueError` for anything but a mesh or `None`."""
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise ValueError(
+            "fit: mesh must be a mesh of devices, such as metajax.task_mesh(), got "
+            f"{type(mesh).__name__}."
+        )
+
+
+def check_tasks(tasks: Any) -> Any:
+    """Returns tasks that `jit` takes; raises `ValueError` for what is no distribution of tasks."""
+    if isinstance(tasks, Episode):
+        raise ValueError(
+            "fit: tasks must be a distribution, but is a single Episode: pass `lambda rng: "
+            "episode` to train on it alone, or a distribution such as metajax.tasks.Sinusoid()."
+        )
+    return as_tasks(tasks)
+
+
+def split_root(key: Any) -> tuple[Key, Key]:
+    """`jax.random.split`, or a `ValueError` where `key` is none."""
+    try:
+        first, second = jax.random.split(key)
+    except (TypeError, ValueError):
+        kind = f"{getattr(key, 'dtype', type(key).__name__)}{getattr(key, 'shape', '')}"
+        raise ValueError(
+            f"fit: key must be one key, such as jax.random.key(0), got {kind}."
+        ) from None
+    return first, second
+
+
+def initial_state(learner: Any, params: Params) -> MetaState:
+    """What `learner.init(params)` returns, in arrays of its own.
+
+    Raises:
+      ValueError: if it is no `MetaState`, or there is nothing to learn.
+    """
+    state = learner.init(params)
+    if not isinstance(state, MetaState):
+        raise ValueError(
+            f"fit: learner.init must return a metajax.MetaState, but returned "
+            f"{type(state).__name__}."
+        )
+    if not jax.tree.leaves(state.meta_params):
+        raise ValueError("fit: there is nothing to learn: params has no arrays.")
+    # The state is donated to every call: start from copies of what the caller keeps.
+    return jax.tree.map(jnp.copy, state)
