@@ -12,15 +12,19 @@ from metajax.algorithms import reptile as reptile
 from metajax.base import Adapt as Adapt
 from metajax.base import AdaptInfo as AdaptInfo
 from metajax.base import Episode as Episode
+from metajax.base import InnerState as InnerState
 from metajax.base import LossFn as LossFn
 from metajax.base import MetaLearner as MetaLearner
 from metajax.base import MetaParams as MetaParams
 from metajax.base import MetaState as MetaState
 from metajax.base import Objective as Objective
+from metajax.base import Stateful as Stateful
 from metajax.batches import cycle as cycle
 from metajax.batches import full_batch as full_batch
 from metajax.batches import per_step as per_step
 from metajax.batches import replacement as replacement
+from metajax.checks import check_differentiable as check_differentiable
+from metajax.checks import check_symmetric as check_symmetric
 from metajax.evaluate import AtSteps as AtSteps
 from metajax.evaluate import accuracy as accuracy
 from metajax.evaluate import evaluate as evaluate
@@ -32,6 +36,8 @@ from metajax.gradients import mixed_mode as mixed_mode
 from metajax.gradients import second_order as second_order
 from metajax.inner import inner_loop as inner_loop
 from metajax.learner import meta_learner as meta_learner
+from metajax.losses import cross_entropy as cross_entropy
+from metajax.losses import squared_error as squared_error
 from metajax.objectives import displacement as displacement
 from metajax.objectives import last_update as last_update
 from metajax.objectives import multi_step_query_loss as multi_step_query_loss
@@ -42,6 +48,8 @@ from metajax.optimizers import adapting as adapting
 from metajax.optimizers import counting as counting
 from metajax.optimizers import learned_per_step_sizes as learned_per_step_sizes
 from metajax.optimizers import learned_step_sizes as learned_step_sizes
+from metajax.optimizers import lookahead as lookahead
+from metajax.optimizers import on_params as on_params
 from metajax.parallel import over_tasks as over_tasks
 from metajax.parallel import task_mesh as task_mesh
 

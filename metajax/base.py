@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 
 Array = jax.Array
 Key = jax.Array
@@ -23,10 +24,54 @@ class LossFn(Protocol):
     """A loss on one batch of one task.
 
     Any function `(params, batch, rng) -> (scalar loss, pytree of metrics)` is one, whatever
-    library the model behind it comes from.
+    library the model behind it comes from. With a state beside the parameters, `params` is a
+    `Stateful`, and a loss that changes the state returns the new one as a third value.
     """
 
-    def __call__(self, params: Params, batch: Batch, rng: Key, /) -> tuple[Array, Aux]: ...
+    def __call__(self, params: Params, batch: Batch, rng: Key, /) -> tuple[Any, ...]: ...
+
+
+class Stateful(NamedTuple):
+    """Parameters with a state that the model writes: batch statistics, spectral norms, key counts.
+
+    Pass it to `MetaLearner.init` in place of the parameters. A loss takes it and returns
+    `(scalar, metrics, new state)`. No gradient crosses the state and no optimizer moves it: it
+    flows through the inner steps and the query loss of a task, each task starts from that of the
+    `MetaState`, and the states that the tasks end with are averaged (integers and keys are taken
+    from the first task). Adapted parameters and what a metric sees are `Stateful`, too.
+
+    Attributes:
+      params: what adapts and is meta-learned.
+      state: what the model writes.
+
+    Example, a running mean:
+
+    >>> import jax, jax.numpy as jnp, optax, metajax
+    >>> def loss(model, batch, rng):
+    ...     mean = 0.9 * model.state + 0.1 * jnp.mean(batch)
+    ...     return jnp.mean((model.params - batch) ** 2), {}, mean
+    >>> learner = metajax.maml(loss, optax.sgd(0.1), optax.adam(1e-3), num_steps=2)
+    >>> state = learner.init(metajax.Stateful(jnp.zeros(()), jnp.zeros(())))
+    >>> batch = jnp.ones((4, 5))
+    >>> state, _ = jax.jit(learner.update)(state, metajax.Episode(batch, batch), jax.random.key(0))
+    >>> float(state.inner_state.model)  # after two inner steps and the query
+    0.271...
+    """
+
+    params: Params
+    state: PyTree
+
+
+class InnerState(NamedTuple):
+    """What flows from task to task where the model has a state, see `Stateful`.
+
+    Attributes:
+      optimizer: the inner optimizer's state; `()` where each task starts from a fresh one.
+      model: the model's state.
+    """
+
+    optimizer: PyTree
+    model: PyTree
 
 
 class Episode(NamedTuple):
@@ -59,8 +104,8 @@ class MetaState(NamedTuple):
     Attributes:
       meta_params: what is learned.
       opt_state: the outer optimizer's state.
-      inner_state: the inner optimizer's state that is carried from one meta-update to the next;
-        `()` where each task starts from a fresh one.
+      inner_state: the inner optimizer's state that is carried from one meta-update to the next,
+        `()` where each task starts from a fresh one; an `InnerState` where the model has one, too.
       step: int32 count of meta-updates.
     """
 
@@ -78,11 +123,13 @@ class MetaLearner(NamedTuple):
       adapt: `(state, support, rng) -> adapted params`, for one task.
       update: `(state, episodes, rng) -> (state, metrics)`, one meta-update on a meta-batch whose
         leaves are `[tasks, ...]`.
+      inner: the inner loop that `update` trains, `None` for a learner without one.
     """
 
     init: Callable[[Params], MetaState]
     adapt: Callable[[MetaState, Batch, Key], Params]
     update: Callable[[MetaState, Episode, Key], tuple[MetaState, Metrics]]
+    inner: Adapt | None = None
 
 
 class AdaptInfo(NamedTuple):
@@ -92,7 +139,7 @@ class AdaptInfo(NamedTuple):
       loss: `[num_steps]`, support loss before each step.
       aux: the loss function's own metrics before each step, leaves `[num_steps, ...]`.
       probe: the probe's outputs, leaves `[num_steps + 1, ...]`; `()` without a probe.
-      inner_state: the inner optimizer's state to carry on; `()` where none is carried.
+      inner_state: what is carried on, as in `MetaState`.
     """
 
     loss: Array
@@ -114,6 +161,7 @@ class Adapt(NamedTuple):
       differentiates_steps: whether the parameters of every step carry a meta-gradient, or only
         the final ones (implicit differentiation).
       forward: whether forward mode crosses adaptation as well.
+      optimizer: the inner optimizer whose update the meta-gradient differentiates, or `None`.
     """
 
     init: Callable[[Params], tuple[PyTree, PyTree]]
@@ -121,6 +169,7 @@ class Adapt(NamedTuple):
     carry: str | None = None
     differentiates_steps: bool = True
     forward: bool = True
+    optimizer: Any = None
 
 
 class Objective(Protocol):
@@ -139,6 +188,16 @@ class Objective(Protocol):
         *,
         inner_state: PyTree = (),
     ) -> tuple[Array, tuple[Metrics, PyTree]]: ...
+
+
+for _each in (Stateful, Episode, InnerState, MetaParams, MetaState, AdaptInfo):
+    # So `jax.export` can serialize functions of them.
+    export.register_namedtuple_serialization(_each, serialized_name=f"metajax.{_each.__name__}")
+
+
+def split_state(params: Params) -> tuple[Params, PyTree]:
+    """The parameters, and the model's state or `()`."""
+    return tuple(params) if isinstance(params, Stateful) else (params, ())
 
 
 def check_integer(what: str, value: Any, minimum: int = 1) -> int:
@@ -189,7 +248,29 @@ def as_arrays(what: str, tree: PyTree) -> PyTree:
 
 def strongly_typed(tree: PyTree) -> PyTree:
     """Arrays of definite types: a weak one turns strong in an update, which compiles twice."""
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), tree)
+    return jax.tree.map(lambda x: x if _is_key(x) else jnp.asarray(x, jnp.result_type(x)), tree)
+
+
+def split_inner(inner_state: PyTree) -> InnerState:
+    """The state of the inner optimizer and that of the model, each `()` where there is none."""
+    return inner_state if isinstance(inner_state, InnerState) else InnerState(inner_state, ())
+
+
+def join_inner(optimizer: PyTree, model: PyTree) -> PyTree:
+    """What `split_inner` splits."""
+    return optimizer if same_structure(model, ()) else InnerState(optimizer, model)
+
+
+def leaf_types(tree: PyTree) -> dict[str, str]:
+    """The type and shape of every leaf, by its path."""
+    return {
+        jax.tree_util.keystr(path): f"{jnp.result_type(x)}{list(jnp.shape(x))}"
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _is_key(x: Any) -> bool:
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def same_structure(a: PyTree, b: PyTree) -> bool:

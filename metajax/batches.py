@@ -1,4 +1,9 @@
-"""What each inner step sees of the support."""
+"""What each inner step sees of the support.
+
+A support of padded examples is `(x, y, mask)` or a dict with a `"mask"`, booleans `[examples]` that
+are false for padding. A batch that is drawn from it holds no padding; the whole support does, with
+its mask.
+"""
 
 from __future__ import annotations
 
@@ -51,6 +56,15 @@ def cycle(batch_size: int) -> Batches:
 
     def batches(support: Batch, num_steps: int, rng: Key) -> BatchAt:
         size = _support_size("cycle", support, batch_size)
+        if (mask := mask_of(support)) is not None:
+            num = jnp.maximum(jnp.sum(mask), 1)
+
+            def masked_at(step):
+                draws = step * batch_size + jnp.arange(batch_size)
+                orders = jax.vmap(lambda epoch: _valid_first(jax.random.fold_in(rng, epoch), mask))
+                return _rows(support, orders(draws // num)[jnp.arange(batch_size), draws % num])
+
+            return masked_at
         epochs = -(-num_steps * batch_size // size)
         order = jax.vmap(lambda key: jax.random.permutation(key, size))(
             jax.random.split(rng, max(epochs, 1))
@@ -58,7 +72,7 @@ def cycle(batch_size: int) -> Batches:
 
         def at(step):
             rows = jax.lax.dynamic_slice_in_dim(order, step * batch_size, batch_size)
-            return jax.tree.map(lambda x: x[rows], support)
+            return _rows(support, rows)
 
         return at
 
@@ -69,7 +83,8 @@ def replacement(batch_size: int) -> Batches:
     """Draws every inner step's batch anew: no example twice in a batch, any example in the next.
 
     Args:
-      batch_size: examples per inner step, at most the size of the support.
+      batch_size: examples per inner step, at most the size of the support. A task with fewer that
+        are no padding repeats some.
 
     Raises:
       ValueError: if `batch_size` is not a positive integer or, when traced, exceeds the support.
@@ -81,11 +96,14 @@ def replacement(batch_size: int) -> Batches:
     batch_size = check_integer("replacement: batch_size", batch_size)
 
     def batches(support: Batch, num_steps: int, rng: Key) -> BatchAt:
-        size = _support_size("replacement", support, batch_size)
+        size, mask = _support_size("replacement", support, batch_size), mask_of(support)
 
         def at(step):
-            rows = jax.random.permutation(jax.random.fold_in(rng, step), size)[:batch_size]
-            return jax.tree.map(lambda x: x[rows], support)
+            key = jax.random.fold_in(rng, step)
+            if mask is None:
+                return _rows(support, jax.random.permutation(key, size)[:batch_size])
+            places = jnp.arange(batch_size) % jnp.maximum(jnp.sum(mask), 1)
+            return _rows(support, _valid_first(key, mask)[places])
 
         return at
 
@@ -111,6 +129,26 @@ def per_step() -> Batches:
     return batches
 
 
+def mask_of(batch: Batch) -> Array | None:
+    """The mask of a batch of padded examples, or `None`."""
+    if isinstance(batch, dict):
+        return batch.get("mask")
+    if isinstance(batch, tuple | list) and len(batch) == 3:
+        mask = batch[2]
+        if jnp.ndim(mask) == 1 and jnp.issubdtype(jnp.result_type(mask), jnp.bool_):
+            return mask
+    return None
+
+
+def _valid_first(rng: Key, mask: Array) -> Array:
+    """The examples in random order, padding last."""
+    return jnp.argsort(jnp.where(mask, jax.random.uniform(rng, mask.shape), jnp.inf))
+
+
+def _rows(support: Batch, rows: Array) -> Batch:
+    return jax.tree.map(lambda x: x[rows], support)
+
+
 def _support_size(name: str, support: Batch, batch_size: int) -> int:
     leaves = jax.tree_util.tree_leaves_with_path(support)
     if not leaves:
@@ -129,6 +167,8 @@ def _support_size(name: str, support: Batch, batch_size: int) -> int:
                 f"{name}: support{first} has {size} examples on its leading axis, support{path} "
                 f"has {other}; every array of the support needs the same number."
             )
+    if not size:
+        raise ValueError(f"{name}: the support has no examples to draw batches from.")
     if batch_size > size:
         raise ValueError(
             f"{name}: batch_size={batch_size} exceeds the {size} examples of the support; lower "

@@ -15,6 +15,7 @@ from metajax.base import (
     Array,
     Episode,
     Key,
+    MetaParams,
     MetaState,
     Params,
     PyTree,
@@ -22,10 +23,10 @@ from metajax.base import (
     check_function,
 )
 from metajax.learner import check_episodes, check_state
+from metajax.losses import Apply, check_labels, check_shapes, hits, masked_mean, unpack
 from metajax.parallel import CPU_CHUNK_BYTES, map_tasks, over_tasks
 
 Metric = Callable[[Params, Episode, Key], PyTree]
-Apply = Callable[..., Any]
 
 
 class AtSteps(NamedTuple):
@@ -43,7 +44,7 @@ class AtSteps(NamedTuple):
 def evaluate(
     adapt: Adapt,
     metric: PyTree,
-    meta_state: MetaState,
+    meta_state: MetaState | MetaParams,
     episodes: Episode,
     rng: Key,
     *,
@@ -52,14 +53,16 @@ def evaluate(
 ) -> dict[str, Any]:
     """Adapts to every task and scores it before, between and after the adaptation steps.
 
-    The state is only read: every task starts from it, carried inner state included.
+    The state is only read: every task starts from it, carried inner state included. Compile it:
+    within `jax.jit` a repeated call takes milliseconds, without one a good part of a second.
 
     Args:
       adapt: an inner loop from `metajax.inner_loop`. Evaluation often takes more steps or other
         batches than training, so it has its own.
       metric: `(params, episode, rng) -> pytree of scalars`, such as `accuracy(apply)`, or a dict
         of several; those within `AtSteps` are taken after some steps only.
-      meta_state: what to evaluate.
+      meta_state: what to evaluate, or its meta-parameters alone, such as `train.load_meta_params`
+        returns.
       episodes: tasks, leaves `[tasks, ...]`.
       rng: for the inner loop's batches and the loss.
       task_chunk: tasks per `vmap`, see `meta_learner`.
@@ -68,7 +71,7 @@ def evaluate(
     Returns:
       `{"mean": ..., "ci95": ..., "num_tasks": n}`: for every metric arrays `[num_steps + 1]`, or
       one entry for each of `AtSteps.steps`, the mean over tasks and the half-width of its 95%
-      interval, 1.96 standard deviations over the root of the number of tasks.
+      interval, 1.96 standard deviations over the root of the number of tasks (infinite for one).
 
     Raises:
       ValueError: as `MetaLearner.update` for a wrong state or mismatched episodes; for a state with
@@ -83,9 +86,10 @@ def evaluate(
     >>> learner = metajax.maml(loss, optax.sgd(0.5), optax.sgd(0.1))
     >>> episodes = metajax.Episode(support=jnp.ones((4, 5)), query=jnp.ones((4, 5)))
     >>> metric = lambda params, episode, rng: loss(params, episode.query, rng)[0]
-    >>> scores = metajax.evaluate(
-    ...     adapt, metric, learner.init(jnp.zeros(())), episodes, jax.random.key(0))
-    >>> scores["mean"].shape, scores["num_tasks"]
+    >>> score = jax.jit(
+    ...     lambda state, episodes, rng: metajax.evaluate(adapt, metric, state, episodes, rng))
+    >>> scores = score(learner.init(jnp.zeros(())), episodes, jax.random.key(0))
+    >>> scores["mean"].shape, int(scores["num_tasks"])
     ((4,), 4)
 
     References:
@@ -100,7 +104,11 @@ def evaluate(
     for each in jax.tree.leaves(metric, is_leaf=_is_at_steps):
         fn = each.metric if _is_at_steps(each) else each
         check_function("evaluate: metric", fn, "params, episode, rng", " such as accuracy(apply)")
-    check_state(meta_state)
+    if isinstance(meta_state, MetaParams):
+        carried: tuple[Any, Any] = (meta_state, ())
+    else:
+        check_state(meta_state)
+        carried = (meta_state.meta_params, meta_state.inner_state)
     num_tasks = check_episodes(episodes)
 
     def score(shared, tasks, thread):
@@ -124,12 +132,18 @@ def evaluate(
         return map_tasks(one, *tasks), thread
 
     scores, _ = over_tasks(score, task_chunk=task_chunk, mesh=mesh, stack=True)(
-        (meta_state.meta_params, meta_state.inner_state),
+        carried,
         (episodes, jax.random.split(rng, num_tasks)),
     )
+
+    def interval(x: Array) -> Array:
+        if num_tasks == 1:
+            return jnp.full(x.shape[1:], jnp.inf)
+        return 1.96 * jnp.std(x, axis=0) / num_tasks**0.5
+
     return {
         "mean": jax.tree.map(lambda x: jnp.mean(x, axis=0), scores),
-        "ci95": jax.tree.map(lambda x: 1.96 * jnp.std(x, axis=0) / num_tasks**0.5, scores),
+        "ci95": jax.tree.map(interval, scores),
         "num_tasks": num_tasks,
     }
 
@@ -167,14 +181,18 @@ def _selected(metric: Metric | AtSteps, probed: PyTree) -> PyTree:
 def accuracy(apply: Apply, *, transductive: bool = True) -> Metric:
     """The fraction of query examples whose highest logit is the label.
 
-    Episodes hold `(x, labels)` pairs. A model with batch statistics sees the whole query set at
-    once in the transductive setting, and so learns from the other queries' distribution. The
-    alternative asks for one query at a time, together with the support, which is as many times as
-    much work: `AtSteps` asks for it where it matters.
+    A model with batch statistics sees the whole query set at once in the transductive setting, and
+    so learns from the other queries' distribution. The alternative asks for one query at a time,
+    together with the support, which is as many times as much work: `AtSteps` asks for it where it
+    matters.
 
     Args:
       apply: `(params, x [examples, ...]) -> logits [examples, ways]`.
       transductive: all queries in one batch, or each alone with the support set.
+
+    Returns:
+      A metric of episodes whose batches are `(x, labels)`, `(x, labels, mask)` or dicts of `"x"`,
+      `"y"` and `"mask"`, see `cross_entropy`.
 
     Raises:
       ValueError: when traced, unless the labels are class numbers `[examples]`.
@@ -185,7 +203,7 @@ def accuracy(apply: Apply, *, transductive: bool = True) -> Metric:
     """
 
     def metric(params: Params, episode: Episode, rng: Key) -> Array:
-        (support, _), (query, labels) = episode
+        query, labels, mask = unpack(episode.query)
 
         def logits_alone(x: Array) -> Array:
             return apply(params, jnp.concatenate([support, x[None]]))[-1]
@@ -193,39 +211,34 @@ def accuracy(apply: Apply, *, transductive: bool = True) -> Metric:
         if transductive:
             logits = apply(params, query)
         else:
+            support = unpack(episode.support)[0]
             # As many at a time as a cache holds; elsewhere the tasks are enough to do at once.
             alone_bytes = (len(support) + 1) * query[0].size * query.dtype.itemsize
             together = int(np.clip(CPU_CHUNK_BYTES // alone_bytes, 1, len(query)))
             logits = jax.lax.map(logits_alone, query, batch_size=together)
-        if jnp.ndim(logits) != 2 or jnp.shape(labels) != logits.shape[:1]:
-            raise ValueError(
-                f"accuracy: logits of shape {jnp.shape(logits)} and labels of shape "
-                f"{jnp.shape(labels)} must be [examples, ways] and [examples]. One-hot labels "
-                "become class numbers with jnp.argmax(labels, axis=-1)."
-            )
-        return jnp.mean((jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32))
+        check_labels("accuracy", logits, labels)
+        return masked_mean(hits(logits, labels), mask)
 
     return metric
 
 
 def mse(apply: Apply) -> Metric:
-    """The mean squared error on the query examples; episodes hold `(x, y)` pairs.
+    """The mean squared error on the query examples.
 
     Args:
       apply: `(params, x [examples, ...]) -> predictions`, of the shape of `y`.
+
+    Returns:
+      A metric of episodes whose batches are as those of `accuracy`.
 
     Raises:
       ValueError: when traced, if the predictions are of another shape.
     """
 
     def metric(params: Params, episode: Episode, rng: Key) -> Array:
-        x, y = episode.query
+        x, y, mask = unpack(episode.query)
         predictions = apply(params, x)
-        if jnp.shape(predictions) != jnp.shape(y):
-            raise ValueError(
-                f"mse: the predictions have shape {jnp.shape(predictions)}, y has shape "
-                f"{jnp.shape(y)}: reshape one to the other, or they would be broadcast."
-            )
-        return jnp.mean((predictions - y) ** 2)
+        check_shapes("mse", predictions, y)
+        return masked_mean((predictions - y) ** 2, mask)
 
     return metric

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ def _identity(fn):
 
 
 def _reverse(fn: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.grad(fn, has_aux=True)
+    return jax.value_and_grad(fn, has_aux=True)
 
 
 def _as_computed(adapted: Params, optimality: Callable[[Params], Params]) -> Params:
@@ -34,7 +34,8 @@ class MetaGradient(NamedTuple):
 
     Attributes:
       gradient: makes the inner gradient. It takes `fn(params, *operands) -> (scalar, aux)` and
-        returns a function of the same arguments that returns `(gradient, aux)`.
+        returns a function of the same arguments that returns `((scalar, aux), gradient)`; the
+        scalar is what the inner optimizer is told of the loss.
       step: transforms the function that takes one inner step.
       solution: `(adapted, optimality) -> adapted` attaches a derivative to the final parameters;
         `optimality(params)` is the inner gradient there, a function of all that is meta-learned.
@@ -42,6 +43,7 @@ class MetaGradient(NamedTuple):
       implicit: whether the derivative is that of the inner problem's minimizer.
       forward: whether forward mode works as well: `jax.jvp`, `jax.linearize` and what is made of
         them, such as a trust-region step.
+      value: whether derivatives cross the scalar that `gradient` returns.
     """
 
     gradient: Callable[[Callable[..., Any]], Callable[..., Any]] = _reverse
@@ -50,6 +52,7 @@ class MetaGradient(NamedTuple):
     crosses_optimizer: bool = True
     implicit: bool = False
     forward: bool = True
+    value: bool = True
 
 
 def second_order(*, remat: bool = False) -> MetaGradient:
@@ -100,14 +103,14 @@ def mixed_mode() -> MetaGradient:
       Kemaev et al., `Scalable Meta-Learning via Mixed-Mode Differentiation
       <https://arxiv.org/abs/2505.00793>`_, 2025, section 3.
     """
-    return MetaGradient(gradient=_forward_over_reverse, forward=False)
+    return MetaGradient(gradient=_forward_over_reverse, forward=False, value=False)
 
 
 def first_order() -> MetaGradient:
     r"""Stops the inner *gradients*: the meta-gradient is :math:`\nabla Q(\phi_T)`.
 
-    The inner *updates* are not stopped, so learned step sizes still receive gradients. Memory
-    does not grow with the number of inner steps.
+    The inner *updates* are not stopped, so learned step sizes still receive gradients; those of a
+    line search are. Memory does not grow with the number of inner steps.
 
     References:
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
@@ -124,7 +127,11 @@ def implicit(*, cg_steps: int = 5) -> MetaGradient:
     function theorem gives :math:`d\phi^*/d\theta = (I + \nabla^2 L(\phi^*)/\lambda)^{-1}`, applied
     with conjugate gradients on Hessian-vector products. Time and memory of the backward pass do
     not depend on the number of inner steps, and what led to :math:`\phi^*` need not be
-    differentiable. The inner loop must have come close to the minimizer for it to be exact.
+    differentiable. The inner loop must have come close to the minimizer for it to be exact, so an
+    inner optimizer whose update depends on the parameters themselves, as weight decay does, is
+    refused: it ends elsewhere. A line search (`optax.lbfgs`) is trusted to minimize what it is
+    given. Parameters that do not adapt (`adapting`) are differentiated as what the minimizer
+    depends on.
 
     Args:
       cg_steps: conjugate-gradient iterations at most; they end early at rounding error.
@@ -168,23 +175,34 @@ def implicit(*, cg_steps: int = 5) -> MetaGradient:
 
 
 def _stopped(fn: Callable[..., Any]) -> Callable[..., Any]:
-    def gradient(params: Params, *operands: PyTree) -> tuple[Params, PyTree]:
-        grads, aux = jax.grad(fn, has_aux=True)(params, *operands)
-        return jax.lax.stop_gradient(grads), aux
+    def gradient(params: Params, *operands: PyTree) -> tuple[tuple[Array, PyTree], Params]:
+        (value, aux), grads = jax.value_and_grad(fn, has_aux=True)(params, *operands)
+        value, grads = jax.lax.stop_gradient((value, grads))
+        return (value, aux), grads
 
     return gradient
 
 
 def _forward_over_reverse(fn: Callable[..., Any]) -> Callable[..., Any]:
-    def gradient(params: Params, *operands: PyTree) -> tuple[Params, PyTree]:
+    def gradient(params: Params, *operands: PyTree) -> tuple[tuple[Array, PyTree], Params]:
         # What the loss closes over may be meta-learned, or be mapped over: it becomes an operand.
         closed, closed_over, traced = _closed(fn, params, *operands)
         if _has_own_rule(traced):
-            return jax.checkpoint(jax.grad(fn, has_aux=True))(params, *operands)
-        grads, aux = _symmetric(closed, params, (*operands, closed_over))
-        return grads, jax.lax.stop_gradient(aux)
+            return jax.checkpoint(jax.value_and_grad(fn, has_aux=True))(params, *operands)
+        value_and_aux, grads = _symmetric(closed, params, (*operands, closed_over))
+        return jax.lax.stop_gradient(value_and_aux), grads
 
     return gradient
+
+
+def without_derivative(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """`fn`, constant for every derivative: of its arguments and of what it closes over."""
+
+    def constant(*args: PyTree) -> PyTree:
+        closed, closed_over, _ = _closed(fn, *args)
+        return closed(*jax.lax.stop_gradient((*args, closed_over)))
+
+    return constant
 
 
 def _has_own_rule(jaxpr: Any) -> bool:
@@ -193,21 +211,24 @@ def _has_own_rule(jaxpr: Any) -> bool:
     The `custom_jvp` rules of JAX and of this library are.
     """
     trusted = tuple(str(Path(file).parent) + os.sep for file in (jax.__file__, __file__))
-    for eqn in jaxpr.eqns:
-        inner = [
-            getattr(leaf, "jaxpr", leaf)
-            for leaf in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns"))
-        ]
+    for eqn in equations(jaxpr):
         if eqn.primitive.name.startswith("custom_vjp_call"):
             return True
         if eqn.primitive.name.startswith("custom_jvp_call"):
             source = getattr(eqn.params["call_jaxpr"].jaxpr.debug_info, "func_src_info", None) or ""
             if not source.partition(" at ")[2].startswith(trusted):
                 return True
-            continue
-        if any(_has_own_rule(each) for each in inner if hasattr(each, "eqns")):
-            return True
     return False
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations of a program, those of the programs within it included."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for leaf in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(leaf, "jaxpr", leaf)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
 
 
 def _closed(
@@ -230,13 +251,13 @@ def _closed(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _symmetric(fn: Callable[..., Any], params: Params, operands: PyTree) -> tuple[Params, PyTree]:
-    return jax.grad(fn, has_aux=True)(params, *operands)
+def _symmetric(fn: Callable[..., Any], params: Params, operands: PyTree) -> tuple[Any, Params]:
+    return jax.value_and_grad(fn, has_aux=True)(params, *operands)
 
 
 def _symmetric_forward(fn, params, operands):
     # Not by `_symmetric` again: wrong derivatives where this rule is differentiated within a scan.
-    return jax.grad(fn, has_aux=True)(params, *operands), (params, operands)
+    return jax.value_and_grad(fn, has_aux=True)(params, *operands), (params, operands)
 
 
 def _symmetric_backward(fn, residuals, cotangents):
@@ -254,7 +275,7 @@ def _symmetric_backward(fn, residuals, cotangents):
 
     inexact = [leaf for leaf, yes in zip(leaves, differentiable, strict=True) if yes]
     _, (of_params, of_inexact) = jax.jvp(
-        lambda params: jax.grad(scalar, (0, 1))(params, inexact), (params,), (cotangents[0],)
+        lambda params: jax.grad(scalar, (0, 1))(params, inexact), (params,), (cotangents[1],)
     )
     of_leaves = iter(of_inexact)
     of_operands = [next(of_leaves) if yes else None for yes in differentiable]

@@ -21,6 +21,7 @@ from metajax.base import (
     PyTree,
     check_function,
     same_structure,
+    split_state,
     strongly_typed,
 )
 from metajax.optimizers import check_update
@@ -127,8 +128,8 @@ def meta_learner(
 
     def init(params: Params) -> MetaState:
         inner, inner_state = adapt.init(params)
-        meta_params = strongly_typed(MetaParams(params, inner))
-        check_update("meta_learner: the outer", outer_optimizer, meta_params, value=jnp.ones(()))
+        meta_params = strongly_typed(MetaParams(split_state(params)[0], inner))
+        check_update(outer_optimizer, meta_params)
         opt_state = strongly_typed(outer_optimizer.init(meta_params))
         return MetaState(meta_params, opt_state, inner_state, jnp.zeros((), jnp.int32))
 
@@ -156,7 +157,7 @@ def meta_learner(
         inner_state = thread if serial else ended
         return MetaState(meta_params, opt_state, inner_state, state.step + 1), metrics
 
-    return MetaLearner(init, adapt_to, update)
+    return MetaLearner(init, adapt_to, update, adapt)
 
 
 def check_state(state: MetaState) -> None:

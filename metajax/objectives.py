@@ -21,6 +21,9 @@ from metajax.base import (
     Params,
     PyTree,
     check_function,
+    join_inner,
+    split_inner,
+    split_state,
 )
 from metajax.inner import check_loss
 
@@ -59,8 +62,9 @@ def query_loss(loss: LossFn) -> Objective:
         adapted, info = adapt.apply(
             meta_params, episode.support, adapt_rng, inner_state=inner_state
         )
-        value, aux = check_loss(loss(adapted, episode.query, query_rng))
-        return value, (_metrics(info, value, aux), info.inner_state)
+        optimizer, model = split_inner(info.inner_state)
+        value, aux, model = check_loss(loss(adapted, episode.query, query_rng), model)
+        return value, (_metrics(info, value, aux), join_inner(optimizer, model))
 
     return objective
 
@@ -97,12 +101,12 @@ def multi_step_query_loss(
         adapt_rng, query_rng = jax.random.split(rng)
 
         def probe(params, step):
-            return check_loss(loss(params, episode.query, query_rng))
+            return check_loss(loss(params, episode.query, query_rng), split_state(params)[1])
 
         _, info = adapt.apply(
             meta_params, episode.support, adapt_rng, inner_state=inner_state, probe=probe
         )
-        values, aux = info.probe
+        values, aux, models = info.probe
         num_steps = len(values) - 1
         if not num_steps or (weights is not None and len(weights) != num_steps):
             raise ValueError(
@@ -111,8 +115,9 @@ def multi_step_query_loss(
             )
         w = jnp.full(num_steps, 1 / num_steps) if weights is None else jnp.asarray(weights)
         value = jnp.sum(w.astype(values.dtype) * values[1:])
-        final = jax.tree.map(lambda x: x[-1], (values, aux))
-        return value, (_metrics(info, *final), info.inner_state)
+        *final, model = jax.tree.map(lambda x: x[-1], (values, aux, models))
+        ended = join_inner(split_inner(info.inner_state).optimizer, model)
+        return value, (_metrics(info, *final), ended)
 
     return objective
 
@@ -142,11 +147,12 @@ def displacement(loss: LossFn | None = None) -> Objective:
         adapted, info = jax.lax.stop_gradient(
             adapt.apply(meta_params, episode.support, adapt_rng, inner_state=inner_state)
         )
-        squares = jax.tree.map(lambda t, p: jnp.sum((t - p) ** 2), meta_params.params, adapted)
+        start, end = split_state(meta_params.params)[0], split_state(adapted)[0]
+        squares = jax.tree.map(lambda t, p: jnp.sum((t - p) ** 2), start, end)
         value = 0.5 * sum(jax.tree.leaves(squares), start=0.0)
         measured: tuple[PyTree, ...] = ()
         if loss is not None and _num_numbers(episode.query):
-            measured = check_loss(loss(adapted, episode.query, query_rng))
+            measured = _measured(loss, adapted, episode.query, query_rng)
         return value, (_metrics(info, *measured), info.inner_state)
 
     return objective
@@ -209,24 +215,25 @@ def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Obj
         ended = info.inner_state
         if tail is not None:
             before = adapted
-            adapted, last = tail.apply(
+            adapted, tail_info = tail.apply(
                 meta_params._replace(params=before),
                 episode.query,
                 jax.random.fold_in(adapt_rng, 1),
                 inner_state=ended,
             )
-            ended = last.inner_state
+            ended = tail_info.inner_state
         elif len(info.loss):
             before = jax.tree.map(lambda x: x[-2], info.probe)
         else:
             raise ValueError("last_update: an adaptation without steps has no last update.")
-        step = jax.tree.map(jnp.subtract, adapted, before)
-        value = _descends(meta_params.params, step)
+        last, before_last = split_state(adapted)[0], split_state(before)[0]
+        step = jax.tree.map(jnp.subtract, last, before_last)
+        value = _descends(split_state(meta_params.params)[0], step)
         info, ended, before, adapted = jax.lax.stop_gradient((info, ended, before, adapted))
         measured: tuple[PyTree, ...] = ()
         if loss is not None and _num_numbers(episode.query):
             # Before the tail has trained on the query.
-            measured = check_loss(loss(before if tail else adapted, episode.query, query_rng))
+            measured = _measured(loss, before if tail else adapted, episode.query, query_rng)
         return value, (_metrics(info, *measured), ended)
 
     return objective
@@ -268,7 +275,7 @@ def weighted_updates(weights: Sequence[float], loss: LossFn | None = None) -> Ob
             episode.support,
             adapt_rng,
             inner_state=inner_state,
-            probe=lambda params, step: params,
+            probe=lambda params, step: split_state(params)[0],
         )
         if len(weights) != len(info.loss):
             raise ValueError(
@@ -279,11 +286,11 @@ def weighted_updates(weights: Sequence[float], loss: LossFn | None = None) -> Ob
         def combined(path):
             return jnp.tensordot(jnp.asarray(weights, path.dtype), jnp.diff(path, axis=0), axes=1)
 
-        value = _descends(meta_params.params, jax.tree.map(combined, info.probe))
+        value = _descends(split_state(meta_params.params)[0], jax.tree.map(combined, info.probe))
         adapted, info = jax.lax.stop_gradient((adapted, info))
         measured: tuple[PyTree, ...] = ()
         if loss is not None and _num_numbers(episode.query):
-            measured = check_loss(loss(adapted, episode.query, query_rng))
+            measured = _measured(loss, adapted, episode.query, query_rng)
         return value, (_metrics(info, *measured), info.inner_state)
 
     return objective
@@ -291,6 +298,11 @@ def weighted_updates(weights: Sequence[float], loss: LossFn | None = None) -> Ob
 
 def _num_numbers(batch: Batch) -> int:
     return sum(jnp.size(leaf) for leaf in jax.tree.leaves(batch))
+
+
+def _measured(loss: LossFn, params: Params, query: Batch, rng: Key) -> tuple[Array, PyTree]:
+    """A loss that takes no part in the gradient, nor writes the model's state."""
+    return check_loss(loss(params, query, rng), split_state(params)[1])[:2]
 
 
 def _check_query(name: str, query: Batch) -> None:

@@ -1,37 +1,36 @@
-"""Inner optimizers: learned, or for a part of the parameters; what they are refused for."""
+"""Inner optimizers: plain, learned, or for a part of the parameters; what they read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.interpreters import partial_eval
 
-from metajax.base import Array, Params, PyTree, check_function, check_integer
+from metajax.base import Array, MetaParams, Params, PyTree, check_function, check_integer
+from metajax.gradients import equations
 
 Optimizer: TypeAlias = optax.GradientTransformation
 PathPredicate = Callable[[tuple[Any, ...]], bool]
 
-NOT_DIFFERENTIABLE = (
-    "inner_loop: the derivative of the inner optimizer's update is not finite where an array, or "
-    "the part of it that belongs to a unit, is zero or has a gradient of zero, so the first dead "
-    "unit would turn the second-order meta-gradient into NaN. For optax.adam and its relatives "
-    "pass eps_root, as in optax.adam(lr, eps_root=1e-8); or choose first_order() or implicit(), "
-    "which do not differentiate the update."
-)
-# Inner updates that are tried when an inner loop is initialized: some rules change after a few.
-TRIED_STEPS = 10
+
+def _any_path(path: tuple[Any, ...]) -> bool:
+    del path
+    return True
 
 
 class LearnedOptimizer(NamedTuple):
-    """An inner optimizer with meta-learned hyper-parameters.
+    """An inner optimizer, what of it is meta-learned and which parameters it moves.
 
     Attributes:
       init: `params -> hyper-parameters`, a pytree of floats, learned by the outer loop; traceable.
-      make: `hyper-parameters -> optax transformation`.
+      make: `hyper-parameters -> optax transformation` of the parameters that move.
+      moves: whether the parameter at a pytree path adapts. The inner loop closes over the others,
+        which cost nothing per step; in trees of what moves, `optax.MaskedNode` is in their place.
 
     Example, one learned step size for all parameters:
 
@@ -43,14 +42,37 @@ class LearnedOptimizer(NamedTuple):
     """
 
     init: Callable[[Params], PyTree]
-    make: Callable[[PyTree], optax.GradientTransformation]
+    make: Callable[[PyTree], Optimizer]
+    moves: PathPredicate = _any_path
 
 
-InnerOptimizer = TypeVar("InnerOptimizer", Optimizer, LearnedOptimizer)
+def as_learned(optimizer: Optimizer | LearnedOptimizer) -> LearnedOptimizer:
+    """An optax transformation as a `LearnedOptimizer` that learns nothing."""
+    if isinstance(optimizer, LearnedOptimizer):
+        return optimizer
+    return LearnedOptimizer(lambda params: (), lambda inner: optimizer)
+
+
+def only(params: Params, where: PathPredicate) -> Params:
+    """The parameters whose path `where` accepts, `optax.MaskedNode` in place of the others."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x if where(path) else optax.MaskedNode(), params
+    )
+
+
+def merged(moving: Params, frozen: Params) -> Params:
+    """The tree of which `moving` and `frozen` are the two parts."""
+    return jax.tree.map(
+        lambda m, f: f if isinstance(m, optax.MaskedNode) else m,
+        moving,
+        frozen,
+        is_leaf=lambda x: isinstance(x, optax.MaskedNode),
+    )
 
 
 def learned_step_sizes(learning_rate: float) -> LearnedOptimizer:
     """SGD with one learned step size per parameter, starting from `learning_rate`."""
+    check_rate("learned_step_sizes", learning_rate)
 
     def init(params: Params) -> Params:
         return jax.tree.map(lambda x: jnp.full_like(x, learning_rate), params)
@@ -82,6 +104,7 @@ def learned_per_step_sizes(learning_rate: float, num_steps: int) -> LearnedOptim
       section 4, "learning per-layer per-step learning rates".
     """
     num_steps = check_integer("learned_per_step_sizes: num_steps", num_steps)
+    check_rate("learned_per_step_sizes", learning_rate)
 
     def init(params: Params) -> PyTree:
         return jax.tree.map(lambda x: jnp.full((num_steps,), learning_rate, x.dtype), params)
@@ -96,78 +119,57 @@ def learned_per_step_sizes(learning_rate: float, num_steps: int) -> LearnedOptim
     return LearnedOptimizer(init, make)
 
 
-def counting(optimizer: InnerOptimizer, where: PathPredicate) -> InnerOptimizer:
+def counting(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) -> LearnedOptimizer:
     """An inner optimizer that adds 1 at every step to the parameters that `where` accepts.
 
-    So the inner step is a part of the parameters: what they belong to, a model with a
-    normalization of its own for every step for one, sees it in the inner loop, in any objective and
-    in any metric. The others are the optimizer's. Whatever rounds such a parameter to an index has
-    a gradient of zero there, and the outer loop leaves it where it is.
+    So the number of the inner step is a parameter: a model with a normalization of its own for
+    every step reads it in the inner loop, in any objective and in any metric. The others are the
+    optimizer's. A parameter that is rounded to an index has a gradient of zero, and the outer loop
+    leaves it where it is.
 
     Raises:
       ValueError: as `adapting`.
     """
     others = adapting(optimizer, other_than(where))
 
-    def plus_one(updates: Params, params: Params | None = None) -> Params:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, u: jnp.ones_like(u) if where(path) else u, updates
-        )
+    def make(inner: PyTree) -> Optimizer:
+        def counts(params: Params) -> PyTree:
+            return jax.tree_util.tree_map_with_path(lambda path, _: where(path), params)
 
-    def counted(transform: Optimizer) -> Optimizer:
-        return optax.chain(transform, optax.stateless(plus_one))
+        plus_one = optax.stateless(lambda grads, params: jax.tree.map(jnp.ones_like, grads))
+        return optax.partition({True: plus_one, False: others.make(inner)}, counts)
 
-    if isinstance(others, LearnedOptimizer):
-        learned = others
-        return LearnedOptimizer(learned.init, lambda inner: counted(learned.make(inner)))
-    return counted(others)
+    return LearnedOptimizer(others.init, make, lambda path: where(path) or others.moves(path))
 
 
-def adapting(optimizer: InnerOptimizer, where: PathPredicate) -> InnerOptimizer:
+def adapting(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) -> LearnedOptimizer:
     """An inner optimizer that moves only the parameters whose pytree path `where` accepts.
 
-    A `LearnedOptimizer` learns hyper-parameters for those alone.
+    A `LearnedOptimizer` learns hyper-parameters for those alone. The others are meta-learned like
+    the rest, and cost the inner loop neither memory nor operations.
 
     Raises:
-      ValueError: if `where` is no function of a path; when initialized, if it accepts none of the
-        parameters, or all of them.
+      ValueError: if `where` is no function of a path; when initialized, if none of the parameters
+        would move, or all of them.
     """
     check_function("the path predicate", where, "path")
+    whole = as_learned(optimizer)
 
-    def labels(params: Params):
-        labelled = jax.tree_util.tree_map_with_path(
-            lambda path, _: "adapt" if where(path) else "keep", params
-        )
-        if len(set(jax.tree.leaves(labelled))) != 2:
-            paths = [
-                jax.tree_util.keystr(path)
-                for path, _ in jax.tree_util.tree_leaves_with_path(params)
-            ]
+    def moves(path: tuple[Any, ...]) -> bool:
+        return bool(where(path)) and whole.moves(path)
+
+    def init(params: Params) -> PyTree:
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        accepted = {bool(where(path)) for path in paths}
+        if len(accepted) != 2:
             raise ValueError(
-                "the path predicate must accept some of the parameters and not others; it "
-                f"accepted {'all' if 'adapt' in jax.tree.leaves(labelled) else 'none'} of "
-                f"{', '.join(paths)}."
+                "the path predicate must divide the parameters in those that adapt and those that "
+                f"do not; with it {'all' if accepted == {True} else 'none'} of "
+                f"{', '.join(map(jax.tree_util.keystr, paths))} adapt."
             )
-        return labelled
+        return whole.init(only(params, where))
 
-    def restricted(transform: Optimizer) -> Optimizer:
-        return optax.partition({"adapt": transform, "keep": optax.set_to_zero()}, labels)
-
-    if isinstance(optimizer, LearnedOptimizer):
-        learned = optimizer
-
-        def init(params: Params):
-            # Masked as the partition masks what the optimizer sees.
-            return learned.init(
-                jax.tree.map(
-                    lambda label, p: p if label == "adapt" else optax.MaskedNode(),
-                    labels(params),
-                    params,
-                )
-            )
-
-        return LearnedOptimizer(init, lambda inner: restricted(learned.make(inner)))
-    return restricted(optimizer)
+    return LearnedOptimizer(init, whole.make, moves)
 
 
 def other_than(where: PathPredicate) -> PathPredicate:
@@ -176,93 +178,133 @@ def other_than(where: PathPredicate) -> PathPredicate:
     return lambda path: not where(path)
 
 
-def check_update(
-    what: str, optimizer: optax.GradientTransformation, params: Params, **extra: PyTree
-) -> None:
-    """Raises `ValueError` for an optimizer that asks for more than it is given."""
+def on_params(optimizer: Optimizer, inner: Optimizer | None = None) -> Optimizer:
+    """An outer optimizer of the parameters alone, lifted to `MetaParams(params, inner)`.
+
+    For one that knows their structure, such as `optax.masked` or `optax.partition` with a tree of
+    labels.
+
+    Args:
+      optimizer: of the parameters.
+      inner: of the learned inner hyper-parameters; needed where there are some.
+
+    Raises:
+      ValueError: when initialized, if there are learned inner hyper-parameters and no `inner`.
+
+    Example, a body that learns more slowly than the head:
+
+    >>> import jax.numpy as jnp, optax, metajax
+    >>> outer = metajax.on_params(optax.partition(
+    ...     {"slow": optax.adam(1e-4), "fast": optax.adam(1e-3)},
+    ...     {"body": "slow", "head": "fast"}))
+    >>> loss = lambda params, x, rng: (jnp.mean((x @ params["body"] @ params["head"]) ** 2), {})
+    >>> learner = metajax.maml(loss, optax.sgd(0.1), outer)
+    >>> state = learner.init({"body": jnp.ones((2, 2)), "head": jnp.ones((2, 1))})
+    """
+    first = optax.with_extra_args_support(optimizer)
+    second = optax.with_extra_args_support(optax.identity() if inner is None else inner)
+
+    def init(meta_params: MetaParams) -> PyTree:
+        if inner is None and jax.tree.leaves(meta_params.inner):
+            raise ValueError(
+                "on_params: there are learned inner hyper-parameters, so it needs an optimizer of "
+                "theirs as well: on_params(optimizer, inner=optax.adam(1e-3))."
+            )
+        return first.init(meta_params.params), second.init(meta_params.inner)
+
+    def update(grads, state, meta_params=None, **extra):
+        own, others = (None, None) if meta_params is None else meta_params
+        params, first_state = first.update(grads.params, state[0], own, **extra)
+        learned, second_state = second.update(grads.inner, state[1], others, **extra)
+        return MetaParams(params, learned), (first_state, second_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def lookahead(fast: Optimizer, sync_period: int, slow_step_size: float) -> Optimizer:
+    """`optax.lookahead` with the slow parameters in its state, as an outer optimizer needs it.
+
+    The meta-parameters are the fast ones; they are set to the slow ones at every `sync_period`-th
+    update.
+
+    References:
+      Zhang et al., `Lookahead Optimizer: k steps forward, 1 step back
+      <https://arxiv.org/abs/1907.08610>`_, 2019, algorithm 1.
+    """
+    both = optax.lookahead(fast, sync_period, slow_step_size)
+
+    def init(params: PyTree) -> PyTree:
+        return both.init(optax.LookaheadParams.init_synced(params)), params
+
+    def update(grads, state, params=None):
+        inner, slow = state
+        updates, inner = both.update(grads, inner, optax.LookaheadParams(params, slow))
+        return updates.fast, (inner, optax.apply_updates(slow, updates.slow))
+
+    return optax.GradientTransformation(init, update)
+
+
+def check_update(optimizer: Optimizer, meta_params: MetaParams) -> None:
+    """Raises `ValueError` for an outer optimizer that asks for more than it is given."""
     try:
         jax.eval_shape(
-            lambda grads: optimizer.update(grads, optimizer.init(grads), grads, **extra)[0], params
+            lambda grads: optimizer.update(grads, optimizer.init(grads), grads, value=jnp.ones(()))[
+                0
+            ],
+            meta_params,
         )
-    except TypeError as error:
-        given = "".join(f", {name}" for name in extra)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise ValueError(
-            f"{what} optimizer's update cannot be called with (gradients, state, parameters"
-            f"{given}): {error}. Choose one that needs no more; a line search (optax.lbfgs) does."
+            "meta_learner: the outer optimizer's update cannot be called with (gradients, state, "
+            f"parameters, value): {error}. It sees MetaParams(params, inner): lift one with labels "
+            "or masks of the parameters with metajax.on_params, and take metajax.lookahead for "
+            "optax.lookahead. One that needs the loss itself, such as the line search of "
+            "optax.lbfgs, cannot be used."
         ) from error
 
 
-def _updates(transform: Optimizer, grads: Params, params: Params, num_steps: int) -> Params:
-    """The updates of successive steps that all see the same gradients and parameters."""
-
-    def body(opt_state, _):
-        updates, opt_state = transform.update(grads, opt_state, params)
-        return opt_state, updates
-
-    return jax.lax.scan(body, transform.init(params), None, length=num_steps)[1]
+def check_rate(name: str, learning_rate: Any) -> None:
+    """Raises `ValueError` for a number that is not finite; what is traced is not looked at."""
+    if isinstance(learning_rate, float | np.floating) and not np.isfinite(learning_rate):
+        raise ValueError(f"{name}: learning_rate must be finite, got {learning_rate}.")
 
 
-def _filled(params: Params, fill: Callable[[tuple[int, ...]], np.ndarray]) -> list[Array]:
-    return [jnp.asarray(fill(np.shape(p)), jnp.result_type(p)) for p in jax.tree.leaves(params)]
+class UpdateReads(NamedTuple):
+    """What an inner optimizer's update is a function of.
 
-
-def _increasing(shape: tuple[int, ...]) -> np.ndarray:
-    return np.linspace(1.0, 2.0, int(np.prod(shape))).reshape(shape)
-
-
-def _with_dead_units(shape: tuple[int, ...]) -> np.ndarray:
-    """Gradients without those of the first unit on every axis."""
-    grad = _increasing(shape)
-    for axis, size in enumerate(shape):
-        if size > 1:
-            np.moveaxis(grad, axis, 0)[0] = 0.0
-    return grad
-
-
-def check_adapts_all(transform: Optimizer, params: Params, num_steps: int) -> None:
-    """Raises `ValueError` for an optimizer that leaves an array where it is."""
-    treedef: Any = jax.tree.structure(params)
-    with jax.ensure_compile_time_eval():
-        grads, ones = (treedef.unflatten(_filled(params, f)) for f in (_increasing, np.ones))
-        updates = _updates(transform, grads, ones, num_steps)
-    for path, update in jax.tree_util.tree_leaves_with_path(updates):
-        if update.size and not np.any(update):
-            raise ValueError(
-                "inner_loop: implicit() differentiates the minimizer over all parameters, but the "
-                f"inner optimizer leaves params{jax.tree_util.keystr(path)} where it is. Use "
-                "second_order() or first_order(), or close the loss over what does not adapt."
-            )
-
-
-def check_differentiable(transform: Optimizer, params: Params, num_steps: int) -> None:
-    """Raises `ValueError` unless updates have a derivative where units or whole arrays are zero.
-
-    The derivative is that of reverse mode, with respect to gradients and parameters. Gradients
-    that are all zero are not tried: a task without any is beyond help.
+    Attributes:
+      searches: whether it searches along a line, in a loop that reverse mode cannot cross.
+      value: whether it uses the loss's value.
+      params: whether the parameters themselves have a part in it, as in weight decay.
+      ignored: paths of the parameters whose gradient has no part in their update.
     """
-    treedef: Any = jax.tree.structure(params)
 
-    @jax.jit
-    def derivative(grads, params):
-        def total(grads, params):
-            trees = treedef.unflatten(grads), treedef.unflatten(params)
-            updates = _updates(transform, *trees, num_steps)
-            return sum(jnp.sum(u, dtype=jnp.float32) for u in jax.tree.leaves(updates))
+    searches: bool
+    value: bool
+    params: bool
+    ignored: list[str]
 
-        return jax.grad(total, (0, 1))(grads, params)
 
-    with jax.ensure_compile_time_eval():
-        grads, ones, zeros = (
-            _filled(params, fill) for fill in (_with_dead_units, np.ones, np.zeros)
-        )
-        found = [derivative(grads, ones)]
-        moving = [i for i, slope in enumerate(found[0][0]) if np.any(slope)]
-        for live in filter(None, (moving[::2], moving[1::2])):
-            alternating = [
-                (g, zero) if i in live else (zero, one)
-                for i, (g, one, zero) in enumerate(zip(grads, ones, zeros, strict=True))
-            ]
-            found.append(derivative(*map(list, zip(*alternating, strict=True))))
-        finite = all(np.all(np.isfinite(slope)) for slope in jax.tree.leaves(found))
-    if not finite:
-        raise ValueError(NOT_DIFFERENTIABLE)
+def update_reads(update: Callable[..., Any], grads: Params, state: PyTree, value: Array):
+    """Reads the program of `update(grads, state, params, value)`, without running it."""
+    try:
+        jaxpr = jax.make_jaxpr(update)(grads, state, grads, value).jaxpr
+    except TypeError as error:
+        raise ValueError(
+            "inner_loop: the inner optimizer's update cannot be called with (gradients, state, "
+            f"parameters, value=, grad=, value_fn=): {error}. Choose one that needs no more."
+        ) from error
+    num, num_state = len(jax.tree.leaves(grads)), len(jax.tree.leaves(state))
+
+    def used(outputs: range) -> list[bool]:
+        wanted = [i in outputs for i in range(len(jaxpr.outvars))]
+        return partial_eval.dce_jaxpr(jaxpr, wanted)[1]
+
+    everything = used(range(len(jaxpr.outvars)))
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(grads)]
+    return UpdateReads(
+        searches=any(eqn.primitive.name == "while" for eqn in equations(jaxpr)),
+        value=everything[-1],
+        params=any(everything[num + num_state : -1]),
+        ignored=[path for i, path in enumerate(paths) if not any(used(range(i, i + 1))[:num])],
+    )

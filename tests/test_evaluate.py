@@ -110,7 +110,7 @@ def test_transduction_matters():
 def test_the_state_must_be_a_state_and_the_adaptation_an_adapt():
     adapt, state = setting()
     with pytest.raises(ValueError, match=r"expected the MetaState that learner\.init"):
-        metajax.evaluate(adapt, metajax.mse(mlp), state.meta_params, EPISODES, KEY)
+        metajax.evaluate(adapt, metajax.mse(mlp), state.meta_params.params, EPISODES, KEY)
     with pytest.raises(ValueError, match="must be an inner loop"):
         metajax.evaluate(lambda *_: None, metajax.mse(mlp), state, EPISODES, KEY)
 
@@ -138,3 +138,18 @@ def test_shapes_that_would_be_broadcast():
     labels = metajax.Episode((x, ()), (x, jnp.arange(4)))
     with pytest.raises(ValueError, match=r"logits of shape \(4,\) and labels of shape \(4,\)"):
         metajax.accuracy(predict)(params, labels, KEY)
+
+
+def test_meta_parameters_are_enough_to_evaluate():
+    adapt, state = setting()
+    of_state, of_meta_params = (
+        metajax.evaluate(adapt, metajax.mse(mlp), what, EPISODES, KEY)
+        for what in (state, state.meta_params)
+    )
+    np.testing.assert_array_equal(of_state["mean"], of_meta_params["mean"])
+
+
+def test_one_task_says_nothing_of_the_spread():
+    adapt, state = setting()
+    one = jax.tree.map(lambda x: x[:1], EPISODES)
+    assert jnp.isinf(metajax.evaluate(adapt, metajax.mse(mlp), state, one, KEY)["ci95"]).all()

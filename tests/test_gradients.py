@@ -219,9 +219,9 @@ def relu_loss(params, x, rng):
 DEAD = {"w": jnp.asarray([[1.0, -100.0]]), "v": jnp.ones((2, 1))}
 
 
-def test_adam_through_a_dead_unit_is_refused_or_finite():
+def test_adam_through_a_dead_unit_is_found_or_finite():
     with pytest.raises(ValueError, match=r"pass eps_root, as in optax.adam\(lr, eps_root=1e-8\)"):
-        metajax.maml(relu_loss, optax.adam(0.1), optax.sgd(0.1)).init(DEAD)
+        metajax.check_differentiable(optax.adam(0.1), DEAD)
     x = jnp.ones((4, 1))
     adapt = metajax.inner_loop(relu_loss, optax.adam(0.1, eps_root=1e-8), 2)
     found = meta_gradient(adapt, metajax.query_loss(relu_loss), DEAD, metajax.Episode(x, x))
@@ -230,7 +230,7 @@ def test_adam_through_a_dead_unit_is_refused_or_finite():
 
 
 def test_adam_without_eps_root_would_be_nan():
-    """What the refusal protects from: the check must not outlive its reason."""
+    """What the check protects from: it must not outlive its reason."""
     adapt = metajax.inner_loop(relu_loss, optax.adam(0.1), 2)
     x = jnp.ones((4, 1))
 
@@ -266,22 +266,34 @@ UNSOUND = {
     "novograd": optax.novograd(0.1),
     "adaptive_clip": optax.chain(optax.adaptive_grad_clip(0.5), optax.sgd(0.1)),
 }
+# Of these none has an `eps_root` that helps.
+HOPELESS = {
+    **UNSOUND,
+    "adafactor": optax.adafactor(0.1),
+    "muon": optax.contrib.muon(0.1),
+    "prodigy": optax.contrib.prodigy(0.1),
+}
 
 
-@pytest.mark.parametrize("name", [*SOUND, *UNSOUND])
-def test_optimizers_are_refused_where_dead_units_would_make_nan(name):
-    learner = metajax.maml(relu_loss, {**SOUND, **UNSOUND}[name], optax.sgd(0.1), num_steps=8)
-    if name in UNSOUND:
-        with pytest.raises(ValueError, match="is not finite"):
-            learner.init(DEAD)
-        return
+@pytest.mark.parametrize("name", SOUND)
+def test_sound_optimizers_have_a_derivative_at_dead_units(name):
+    metajax.check_differentiable(SOUND[name], DEAD)
+    learner = metajax.maml(relu_loss, SOUND[name], optax.sgd(0.1), num_steps=8)
     state, x = jax.jit(learner.init)(DEAD), jnp.ones((1, 4, 1))
     _, metrics = learner.update(state, metajax.Episode(x, x), jax.random.key(0))
     assert jnp.isfinite(metrics["meta_gradient_norm"])
 
 
+@pytest.mark.parametrize("name", HOPELESS)
+def test_the_remedy_is_one_that_the_optimizer_has(name):
+    with pytest.raises(ValueError, match="is not finite") as error:
+        metajax.check_differentiable(HOPELESS[name], DEAD)
+    assert "eps_root" not in str(error.value)
+    assert "first_order()" in str(error.value)
+
+
 @pytest.mark.parametrize("name", ["radam", "lars"])
-def test_the_refused_would_be_nan(name):
+def test_the_unsound_would_be_nan(name):
     """`radam` changes its rule after five steps; `lars` divides by the norm of a zero bias."""
     adapt = metajax.inner_loop(relu_loss, UNSOUND[name], 8)
     params = {**DEAD, "v": jnp.zeros((2, 1))} if name == "lars" else DEAD
@@ -295,18 +307,71 @@ def test_the_refused_would_be_nan(name):
     assert any(jnp.isnan(g).any() for g in jax.tree.leaves(gradient(params)))
 
 
-def test_implicit_needs_every_parameter_to_adapt():
-    def adapt(optimizer):
-        return metajax.inner_loop(
-            relu_loss, optimizer, 2, meta_gradient=metajax.implicit(), proximal=1.0
+def implicit_loop(loss, optimizer, **kwargs):
+    return metajax.inner_loop(
+        loss, optimizer, 300, meta_gradient=metajax.implicit(cg_steps=20), proximal=1.0, **kwargs
+    )
+
+
+def quadratic(p, batch, rng):
+    return jnp.sum((p["a"] - 1) ** 2 + p["b"] ** 2 * p["a"]) / 2, {}
+
+
+QUADRATIC = {"a": jnp.asarray(3.0), "b": jnp.asarray(0.5)}
+NOTHING = metajax.Episode(jnp.zeros(1), jnp.zeros(1))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.chain(optax.add_decayed_weights(2.0), optax.sgd(0.1)),
+        optax.adamw(0.1),
+        optax.chain(optax.sgd(0.1), optax.keep_params_nonnegative()),
+    ],
+)
+def test_implicit_refuses_what_ends_elsewhere_than_at_the_minimizer(optimizer):
+    with pytest.raises(ValueError, match="as weight decay does, so that it ends elsewhere"):
+        meta_gradient(
+            implicit_loop(quadratic, optimizer), metajax.query_loss(quadratic), QUADRATIC, NOTHING
         )
 
-    frozen = metajax.adapting(optax.sgd(0.1), lambda path: path[0].key == "v")
-    with pytest.raises(ValueError, match=r"leaves params\['w'\] where it is"):
-        adapt(frozen).init(DEAD)
+
+def test_implicit_refuses_an_optimizer_that_leaves_a_parameter():
+    labels = {"a": "move", "b": "keep"}
+    partition = optax.partition({"move": optax.sgd(0.1), "keep": optax.set_to_zero()}, labels)
+    with pytest.raises(ValueError, match=r"leaves params\['b'\] where it is.*adapting"):
+        meta_gradient(
+            implicit_loop(quadratic, partition), metajax.query_loss(quadratic), QUADRATIC, NOTHING
+        )
     # A first step of zero is no frozen parameter, nor is a gradient whose mean is subtracted.
-    adapt(SOUND["schedule"]).init(DEAD)
-    adapt(optax.chain(optax.centralize(), optax.sgd(0.1))).init(jnp.ones((2, 3)))
+    for optimizer in (SOUND["schedule"], optax.chain(optax.centralize(), optax.sgd(0.1))):
+        adapt = implicit_loop(relu_loss, optimizer)
+        adapt.apply(metajax.MetaParams(DEAD), jnp.ones((4, 1)), jax.random.key(0))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    "optimizer",
+    [optax.sgd(0.1), optax.sgd(0.05, momentum=0.5), optax.lbfgs()],
+    ids=["sgd", "momentum", "lbfgs"],
+)
+def test_implicit_of_a_part_is_that_of_the_whole_path(optimizer):
+    """`a` adapts, `b` is what its minimizer depends on."""
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), QUADRATIC)
+    where = lambda path: path[0].key == "a"  # noqa: E731
+    found = meta_gradient(
+        implicit_loop(quadratic, metajax.adapting(optimizer, where)),
+        metajax.query_loss(quadratic),
+        params,
+        NOTHING,
+    ).params
+
+    def by_hand(p):
+        # (a - 1) + b^2 / 2 + (a - a0) = 0
+        a = (1 + p["a"] - p["b"] ** 2 / 2) / 2
+        return quadratic({"a": a, "b": p["b"]}, None, None)[0]
+
+    assert_close(found, jax.grad(by_hand)(params), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

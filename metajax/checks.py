@@ -1,0 +1,178 @@
+"""Checks of numbers, called on purpose: nothing else in the core looks at the values of arrays."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from metajax.base import Array, Batch, Key, LossFn, Params, split_state
+from metajax.optimizers import LearnedOptimizer, Optimizer, as_learned, only
+
+
+def check_differentiable(
+    optimizer: Optimizer | LearnedOptimizer, params: Params, *, num_steps: int = 10
+) -> None:
+    """Raises an error if an inner optimizer would turn a second-order meta-gradient into NaN.
+
+    The derivative of its updates, by gradients and by parameters, is computed where single units
+    or whole arrays are zero or have a gradient of zero, as the first dead unit has. Gradients that
+    are all zero are not tried.
+
+    Args:
+      optimizer: any optax transformation, or a `LearnedOptimizer`.
+      params: parameters of the shapes that adapt; their values are not used.
+      num_steps: successive updates that are tried, because some rules change after a few.
+
+    Raises:
+      ValueError: if a derivative is not finite. It names the remedy that fits the optimizer.
+
+    Example:
+
+    >>> import jax.numpy as jnp, optax, metajax
+    >>> metajax.check_differentiable(optax.adam(1e-3, eps_root=1e-8), {"w": jnp.ones((3, 2))})
+    >>> metajax.check_differentiable(optax.adam(1e-3), {"w": jnp.ones((3, 2))})
+    Traceback (most recent call last):
+    ...
+    ValueError: the derivative of the inner optimizer's update is not finite where ...
+    """
+    learned = as_learned(optimizer)
+    params = split_state(params)[0]
+    inner = learned.init(params)
+    moving = only(params, learned.moves)
+    transform = learned.make(inner)
+    if _derivative_is_finite(transform, moving, num_steps):
+        return
+    remedy = "choose first_order() or implicit(), which do not differentiate the update"
+    if _derivative_is_finite(_with_eps_root(transform, 1e-8), moving, num_steps):
+        remedy = f"pass eps_root, as in optax.adam(lr, eps_root=1e-8), or {remedy}"
+    raise ValueError(
+        "the derivative of the inner optimizer's update is not finite where an array, or the part "
+        "of it that belongs to a unit, is zero or has a gradient of zero, so the first dead unit "
+        f"would turn the second-order meta-gradient into NaN: {remedy}."
+    )
+
+
+def check_symmetric(
+    loss: LossFn, params: Params, batch: Batch, rng: Key, *, tolerance: float | None = None
+) -> float:
+    r"""Raises an error if `mixed_mode()` would be wrong for a loss.
+
+    The engine assumes that the derivative :math:`H` of the loss's gradient is symmetric. A
+    derivative rule that is not the true one, such as a reversed gradient, breaks that. Two products
+    with random vectors tell: :math:`v^\top H u` and :math:`u^\top H v`.
+
+    Args:
+      loss: `(params, batch, rng) -> (scalar, metrics)`.
+      params: where to look.
+      batch: what the loss takes, of one task.
+      rng: for the loss and the two vectors.
+      tolerance: the relative difference that is allowed, by default the fourth root of the
+        rounding unit, .02 in float32.
+
+    Returns:
+      The relative difference, :math:`|v^\top H u - u^\top H v| / (\|H u\| \|v\| + \|H v\| \|u\|)`.
+
+    Raises:
+      ValueError: if it is above the tolerance, or not finite.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp, metajax
+    >>> loss = lambda params, x, rng: (jnp.mean(jnp.tanh(x @ params["w"]) ** 2), {})
+    >>> params, batch = {"w": jnp.ones(2)}, jnp.ones((4, 2))
+    >>> metajax.check_symmetric(loss, params, batch, jax.random.key(0)) < 1e-4
+    True
+
+    References:
+      Kemaev et al., `Scalable Meta-Learning via Mixed-Mode Differentiation
+      <https://arxiv.org/abs/2505.00793>`_, 2025, section 3.
+    """
+    loss_rng, *rngs = jax.random.split(rng, 3)
+
+    def value(params: Params) -> Array:
+        return loss(params, batch, loss_rng)[0]
+
+    u, v = (optax.tree.random_like(key, params) for key in rngs)
+
+    @jax.jit
+    def products(params: Params, u: Params, v: Params) -> tuple[Array, Array]:
+        hu, hv = (jax.jvp(jax.grad(value), (params,), (x,))[1] for x in (u, v))
+        scale = optax.tree.norm(hu) * optax.tree.norm(v) + optax.tree.norm(hv) * optax.tree.norm(u)
+        return optax.tree.vdot(v, hu) - optax.tree.vdot(u, hv), scale
+
+    difference, scale = map(float, products(params, u, v))
+    relative = abs(difference) / scale if scale else abs(difference)
+    if tolerance is None:
+        tolerance = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(params))).eps) ** 0.25
+    if not relative <= tolerance:
+        raise ValueError(
+            f"the derivative of the loss's gradient is not symmetric: v'Hu and u'Hv differ by "
+            f"{relative:.2g} of their size. mixed_mode() would be wrong, second_order(remat=True) "
+            "is right."
+        )
+    return relative
+
+
+def _derivative_is_finite(transform: Optimizer, params: Params, num_steps: int) -> bool:
+    treedef: Any = jax.tree.structure(params)
+
+    @jax.jit
+    def derivative(grads, params):
+        def total(grads, params):
+            def body(opt_state, _):
+                updates, opt_state = transform.update(grads, opt_state, params)
+                return opt_state, sum(
+                    jnp.sum(u, dtype=jnp.float32) for u in jax.tree.leaves(updates)
+                )
+
+            grads, params = treedef.unflatten(grads), treedef.unflatten(params)
+            return jax.lax.scan(body, transform.init(params), None, length=num_steps)[1].sum()
+
+        return jax.grad(total, (0, 1))(grads, params)
+
+    grads, ones, zeros = (
+        [jnp.asarray(fill(np.shape(p)), jnp.result_type(p)) for p in jax.tree.leaves(params)]
+        for fill in (_with_dead_units, np.ones, np.zeros)
+    )
+    found = [derivative(grads, ones)]
+    moving = [i for i, slope in enumerate(found[0][0]) if np.any(slope)]
+    for live in filter(None, (moving[::2], moving[1::2])):
+        alternating = [
+            (g, zero) if i in live else (zero, one)
+            for i, (g, one, zero) in enumerate(zip(grads, ones, zeros, strict=True))
+        ]
+        found.append(derivative(*map(list, zip(*alternating, strict=True))))
+    return all(np.all(np.isfinite(slope)) for slope in jax.tree.leaves(found))
+
+
+def _with_dead_units(shape: tuple[int, ...]) -> np.ndarray:
+    """Gradients without those of the first unit on every axis."""
+    grad = np.linspace(1.0, 2.0, int(np.prod(shape))).reshape(shape)
+    for axis, size in enumerate(shape):
+        if size > 1:
+            np.moveaxis(grad, axis, 0)[0] = 0.0
+    return grad
+
+
+def _with_eps_root(part: Any, eps_root: float) -> Any:
+    """An optimizer with another `eps_root`, which optax keeps in its functions' closures."""
+    if isinstance(part, optax.GradientTransformation):
+        return optax.GradientTransformation(part.init, _with_eps_root(part.update, eps_root))
+    if isinstance(part, tuple | list) and not hasattr(part, "_fields"):
+        return type(part)(_with_eps_root(each, eps_root) for each in part)
+    if not isinstance(part, types.FunctionType) or not part.__closure__:
+        return part
+    cells = []
+    for name, cell in zip(part.__code__.co_freevars, part.__closure__, strict=True):
+        content = eps_root if name == "eps_root" else _with_eps_root(cell.cell_contents, eps_root)
+        cells.append(types.CellType(content))
+    copy = types.FunctionType(
+        part.__code__, part.__globals__, part.__name__, part.__defaults__, tuple(cells)
+    )
+    copy.__kwdefaults__ = part.__kwdefaults__
+    return copy

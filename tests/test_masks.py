@@ -1,0 +1,128 @@
+"""Tasks of unequal size in one meta-batch: padded and masked, each is what it is alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metajax
+from tests.helpers import RECORDER, assert_close, mlp, mlp_params, recorded_gradient
+
+SIZES = (3, 5, 4)
+PADDED = 6
+
+
+def batch(seed, size, padded=None):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(size, 2))
+    y = np.sin(x.sum(-1, keepdims=True))
+    if padded is None:
+        return {"x": jnp.asarray(x, jnp.float32), "y": jnp.asarray(y, jnp.float32)}
+    fill = ((0, padded - size), (0, 0))
+    return {
+        "x": jnp.asarray(np.pad(x, fill, constant_values=7.0), jnp.float32),
+        "y": jnp.asarray(np.pad(y, fill, constant_values=-9.0), jnp.float32),
+        "mask": jnp.arange(padded) < size,
+    }
+
+
+def episode(task, size, padded=None):
+    return metajax.Episode(batch(task, size, padded), batch(10 + task, size + 1, padded))
+
+
+def stacked(trees):
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
+
+
+def classes(params, x):
+    return jnp.concatenate([mlp(params, x), -mlp(params, x)], axis=1)
+
+
+def labelled(tree):
+    """The same with classes for targets."""
+    return {**tree, "y": (tree["y"][:, 0] > 0).astype(jnp.int32)}
+
+
+@pytest.mark.parametrize(
+    "engine", [metajax.second_order(), metajax.mixed_mode(), metajax.first_order()]
+)
+@pytest.mark.parametrize("form", ["regression", "classification"])
+def test_padded_tasks_have_the_gradient_of_the_tasks_alone(form, engine):
+    def episodes(padded):
+        made = [episode(i, size, padded) for i, size in enumerate(SIZES)]
+        if form == "classification":
+            made = [metajax.Episode(*map(labelled, each)) for each in made]
+        return made
+
+    loss = {
+        "regression": metajax.squared_error(mlp),
+        "classification": metajax.cross_entropy(classes),
+    }[form]
+    learner = metajax.maml(loss, optax.sgd(0.1), RECORDER, num_steps=2, meta_gradient=engine)
+    params = mlp_params(dtype=jnp.float32)
+    together = recorded_gradient(learner, params, stacked(episodes(PADDED)))
+    singles = [recorded_gradient(learner, params, stacked([each])) for each in episodes(None)]
+    assert_close(together, jax.tree.map(lambda *xs: sum(xs) / len(xs), *singles), rtol=1e-4)
+
+
+@pytest.mark.parametrize("batches", [metajax.cycle(2), metajax.replacement(2)])
+def test_no_padding_is_drawn(batches):
+    support = {"x": jnp.arange(6), "mask": jnp.asarray([0, 1, 1, 0, 1, 0]) > 0}
+
+    @jax.jit
+    def drawn(key):
+        at = batches(support, 30, key)
+        return jax.vmap(lambda step: at(step)["x"])(jnp.arange(30))
+
+    rows = np.asarray(drawn(jax.random.key(3)))
+    assert set(rows.ravel()) == {1, 2, 4}
+
+
+def test_a_cycle_sees_every_example_before_any_again():
+    support = (jnp.arange(6), jnp.arange(6), jnp.asarray([0, 1, 1, 0, 1, 0]) > 0)
+    at = metajax.cycle(2)(support, 30, jax.random.key(0))
+    rows = np.concatenate([np.asarray(at(step)[0]) for step in range(30)]).reshape(-1, 3)
+    assert all(set(epoch) == {1, 2, 4} for epoch in rows)
+    assert len({tuple(epoch) for epoch in rows}) > 1  # shuffled anew
+
+
+def test_a_batch_with_replacement_holds_no_example_twice():
+    support = {"x": jnp.arange(6), "mask": jnp.arange(6) < 4}
+    at = metajax.replacement(3)(support, 9, jax.random.key(0))
+    assert all(len(set(np.asarray(at(step)["x"]).tolist())) == 3 for step in range(9))
+
+
+@pytest.mark.parametrize("form", ["tuple", "dict"])
+def test_metrics_leave_out_the_padding(form):
+    def formed(each):
+        return each if form == "dict" else tuple(each.values())
+
+    params = mlp_params(dtype=jnp.float32)
+    alone, padded = (metajax.Episode(*map(formed, episode(0, 3, p))) for p in (None, PADDED))
+    of = [metajax.mse(mlp)(params, each, jax.random.key(0)) for each in (alone, padded)]
+    assert_close(of[0], of[1])
+    alone, padded = (
+        metajax.Episode(*(formed(labelled(each)) for each in episode(0, 3, p)))
+        for p in (None, PADDED)
+    )
+    for transductive in (True, False):
+        metric = metajax.accuracy(classes, transductive=transductive)
+        of = [metric(params, each, jax.random.key(0)) for each in (alone, padded)]
+        assert_close(of[0], of[1])
+
+
+def test_losses_are_those_by_hand():
+    params, data = mlp_params(dtype=jnp.float32), batch(0, 4)
+    value, _ = metajax.squared_error(mlp)(params, data, jax.random.key(0))
+    assert_close(value, jnp.mean((mlp(params, data["x"]) - data["y"]) ** 2))
+    data = labelled(data)
+    value, metrics = metajax.cross_entropy(classes)(params, data, jax.random.key(0))
+    logs = jax.nn.log_softmax(classes(params, data["x"]))
+    assert_close(value, -jnp.mean(logs[jnp.arange(4), data["y"]]))
+    assert_close(metrics["accuracy"], jnp.mean(logs.argmax(1) == data["y"]))
+
+
+def test_a_batch_of_another_form():
+    with pytest.raises(ValueError, match=r"a batch must be .* got a dict of \['image'\]"):
+        metajax.squared_error(mlp)(mlp_params(), {"image": 0}, jax.random.key(0))
