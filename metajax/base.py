@@ -122,7 +122,8 @@ class MetaLearner(NamedTuple):
       init: `params -> MetaState`.
       adapt: `(state, support, rng) -> adapted params`, for one task.
       update: `(state, episodes, rng) -> (state, metrics)`, one meta-update on a meta-batch whose
-        leaves are `[tasks, ...]`.
+        leaves are `[tasks, ...]`. No metric is required, but `train.fit` names the meta-step at
+        which a scalar `objective` or `meta_gradient_norm` among them is not finite.
       inner: the inner loop that `update` trains, `None` for a learner without one.
     """
 

@@ -222,7 +222,7 @@ def fit(
                 state, stacked = stream.advance(run, state, length)
             stacked = jax.device_get(stacked)
             step = first + length
-            check_finite(stacked, state, first, step)
+            check_finite(learner, stacked, state, first, step)
             means = flatten(jax.tree.map(lambda x: np.mean(x, axis=0), stacked), "train/")
             record = {**record, "seconds": time.monotonic() - start}
             if writer is not None:

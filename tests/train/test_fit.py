@@ -359,3 +359,54 @@ def test_a_measurement_that_is_no_scalar_is_refused():
     chosen = train.Validation(Sinusoid(), lambda state, tasks, rng: {"mse": jnp.ones(3)}, "mse")
     with pytest.raises(ValueError, match=r"'mse' must be a scalar, .* shape \(3,\)"):
         train.fit(learner(), initial(), Sinusoid(), validation=chosen, **SETTINGS)
+
+
+def dead_unit(params, x, rng):
+    return jnp.mean((jax.nn.relu(x @ params["w"]) @ params["v"]) ** 2), {}
+
+
+def root_at_zero(params, x, rng):
+    return jnp.sqrt(jnp.sum(0.0 * params["w"] ** 2)), {}
+
+
+@pytest.mark.parametrize(
+    ("loss", "optimizer", "num_steps", "remedy", "absent"),
+    [
+        (dead_unit, optax.adam(0.1), 2, "pass eps_root, as in optax.adam", "Lower"),
+        (dead_unit, optax.lamb(0.1), 2, r"choose first_order\(\)", "eps_root"),
+        (root_at_zero, optax.sgd(0.1), 0, "derivative of the loss is not finite", "eps_root"),
+    ],
+    ids=["adam", "lamb", "root"],
+)
+def test_the_remedy_for_a_derivative_fits(loss, optimizer, num_steps, remedy, absent):
+    params = {"w": jnp.asarray([[1.0, -100.0]]), "v": jnp.ones((2, 1))}
+    maml = metajax.maml(loss, optimizer, optax.sgd(0.1), num_steps=num_steps)
+
+    def tasks(rng):
+        x = jax.random.uniform(rng, (4, 1))
+        return metajax.Episode(x, x)
+
+    with pytest.raises(train.NonFiniteError, match=remedy) as error:
+        train.fit(maml, params, tasks, **SETTINGS)
+    assert absent not in str(error.value)
+
+
+def test_a_state_of_the_model_is_saved_and_loaded(tmp_path):
+    def stateful_loss(model, batch, rng):
+        value, metrics = loss(model.params, batch, rng)
+        return value, metrics, 0.9 * model.state + 0.1 * batch[1].mean()
+
+    start = metajax.Stateful(initial(), jnp.zeros(()))
+    maml = metajax.maml(stateful_loss, optax.sgd(0.01), optax.adam(1e-3), num_steps=2)
+    whole = train.fit(maml, start, Sinusoid(), **SETTINGS)
+    for length in (30, 60):
+        settings = {**SETTINGS, "num_meta_steps": length}
+        resumed = train.fit(maml, start, Sinusoid(), workdir=tmp_path, **settings)
+    jax.tree.map(np.testing.assert_array_equal, whole.state, resumed.state)
+    assert float(whole.state.inner_state.model) != 0
+    loaded = train.load_meta_params(tmp_path, maml.inner, start)
+    assert float(loaded.params.state) == float(whole.best.inner_state.model)
+    adapted, _ = maml.inner.apply(
+        loaded, Sinusoid().sample(SETTINGS["key"]).support, SETTINGS["key"]
+    )
+    assert isinstance(adapted, metajax.Stateful)
