@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metajax.base import Array, Batch, Key, LossFn, Params, split_state
+from metajax.base import Array, Batch, Key, LossFn, Params, Stateful, split_state
 from metajax.optimizers import LearnedOptimizer, Optimizer, as_learned, only
 
 
@@ -93,9 +93,10 @@ def check_symmetric(
       <https://arxiv.org/abs/2505.00793>`_, 2025, section 3.
     """
     loss_rng, *rngs = jax.random.split(rng, 3)
+    stateful, (params, model) = isinstance(params, Stateful), split_state(params)
 
     def value(params: Params) -> Array:
-        return loss(params, batch, loss_rng)[0]
+        return loss(Stateful(params, model) if stateful else params, batch, loss_rng)[0]
 
     u, v = (optax.tree.random_like(key, params) for key in rngs)
 

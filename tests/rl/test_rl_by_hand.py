@@ -38,13 +38,20 @@ def sample(params, task, rng):
     )
 
 
-def adapting(num_steps=1, meta_gradient=None):
+def sampled_before(params, task, rng):
+    """As `sample`, by a policy that has no part in the learner: what is sampled is a constant."""
+    return sample(jnp.asarray(0.15), task, rng)
+
+
+def adapting(
+    num_steps=1, rate=RATE, sample=sample, surrogate=rl.log_likelihood, meta_gradient=None
+):
     return rl.adaptation(
         policy,
         sample,
-        optax.sgd(RATE),
+        optax.sgd(rate),
         num_steps,
-        surrogate=rl.log_likelihood,
+        surrogate=surrogate,
         meta_gradient=meta_gradient,
     )
 
@@ -246,3 +253,66 @@ def test_the_loss_and_the_divergence_are_those_by_hand(every_step):
     first = 1 if every_step else 2
     assert float(loss) == pytest.approx(np.mean(losses[first:]), rel=1e-10)
     assert float(kl) == pytest.approx(np.mean(kls[first:]), rel=1e-10)
+
+
+@pytest.mark.parametrize("surrogate", rl.SURROGATES.values())
+def test_what_samples_has_no_part_in_a_surrogate_s_gradient(surrogate):
+    """At the sampling policy all surrogates have one gradient, whatever the sampler is made of."""
+    task = (jnp.ones(4), jnp.asarray(ACTIONS[0]), jnp.asarray(ADVANTAGES[0]))
+    start = metajax.MetaParams(jnp.asarray(0.1))
+    collected = rl.collect(adapting(surrogate=surrogate), start, task, jax.random.key(0))
+    adapted, _ = adapt(0.1, *task[1:])
+    np.testing.assert_allclose(collected.policies, [0.1, adapted], rtol=1e-12)
+
+
+SWEPT = {
+    "trust_region": (
+        lambda x: rl.trust_region(
+            adapting(rate=x[0], sample=sampled_before), max_kl=x[1], damping=x[2]
+        ),
+        [0.5, 0.1, 0.1],
+    ),
+    "clipped": (
+        lambda x: rl.clipped(
+            adapting(rate=x[0], sample=sampled_before),
+            optax.sgd(x[1]),
+            num_epochs=2,
+            kl_penalty=x[2],
+            clip=x[3],
+        ),
+        [0.5, 0.2, 0.7, 0.3],
+    ),
+    "displaced": (
+        lambda x: rl.displaced(adapting(rate=x[0], sample=sampled_before), optax.sgd(x[1])),
+        [0.5, 0.3],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SWEPT)
+def test_what_a_learner_is_made_of_can_be_swept_and_differentiated(name):
+    build, values = SWEPT[name]
+
+    def after(x):
+        return run(build(x), 0.1, ACTIONS, ADVANTAGES)[0].meta_params.params
+
+    x, eps = jnp.asarray(values), 1e-6
+    nearby = eps * jnp.eye(len(values))
+    points = jnp.concatenate([x[None], x[None] + nearby, x[None] - nearby])
+    swept = jax.jit(jax.vmap(after))(points)
+    assert float(swept[0]) == pytest.approx(float(after(values)), rel=1e-12)
+    above, below = jnp.split(swept[1:], 2)
+    differences = (above - below) / (2 * eps)
+    assert jnp.all(differences != 0) or name == "clipped"
+    np.testing.assert_allclose(jax.jacfwd(after)(x), differences, rtol=1e-5, atol=1e-8)
+    if name != "trust_region":
+        np.testing.assert_allclose(jax.grad(after)(x), differences, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", SWEPT)
+def test_parameters_keep_their_type(name):
+    build, values = SWEPT[name]
+    doubles, _ = run(build(values), 0.1, ACTIONS, ADVANTAGES)
+    singles, _ = run(build(np.asarray(values)), np.float32(0.1), ACTIONS, ADVANTAGES)
+    assert singles.meta_params.params.dtype == jnp.float32
+    np.testing.assert_allclose(singles.meta_params.params, doubles.meta_params.params, rtol=1e-5)

@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import stats
 
+import metajax
 from metajax import rl
 from metajax.rl.rollout import baseline_features, fit_linear
 
@@ -134,6 +136,27 @@ def test_the_sampler_s_advantages_are_those_of_its_rollouts():
     np.testing.assert_array_equal(sampled.advantages, advantages)
 
 
+@pytest.mark.usefixtures("float64")
+def test_discount_and_lambda_can_be_swept_and_differentiated():
+    """Through one adaptation step: what is sampled before it depends on neither."""
+    rng, start = jax.random.key(2), metajax.MetaParams(PARAMS)
+    task = {"end": jnp.asarray(99.0), "poison": jnp.asarray(99.0)}
+
+    def adapted(x):
+        sample = rl.sampler(counter(4), MODEL.apply, 3, discount=x[0], gae_lambda=x[1])
+        adaptation = rl.adaptation(MODEL.apply, sample, optax.sgd(0.1))
+        policies = rl.collect(adaptation, start, task, rng).policies
+        return policies["params"]["log_std"][1, 0]
+
+    x, eps = jnp.array([0.9, 0.7]), 1e-5
+    points = jnp.array([x, x + eps * jnp.eye(2)[0], x - eps * jnp.eye(2)[0]])
+    swept = jax.jit(jax.vmap(adapted))(points)
+    assert float(swept[0]) == pytest.approx(float(adapted([0.9, 0.7])), rel=1e-6)
+    slope = jax.jit(jax.grad(adapted))(x)[0]
+    assert abs(float(slope)) > 1e-3
+    assert float(slope) == pytest.approx(float(swept[1] - swept[2]) / (2 * eps), rel=1e-2)
+
+
 def test_draws_have_the_frequencies_of_their_distribution():
     rng, count = jax.random.key(0), 100_000
     ones = jnp.ones((count, 1))
@@ -214,6 +237,7 @@ def test_returns_and_advantages_by_hand():
     expected = np.where(mask > 0, (advantages - kept.mean()) / kept.std(), 0.0)
     ours = rl.standardized_advantages(trajectories, discount=gamma, gae_lambda=lam)
     np.testing.assert_allclose(ours, expected, atol=2e-4)
+    assert not ours[mask == 0].any()
     assert ours[mask > 0].mean() == pytest.approx(0, abs=1e-5)
     assert ours[mask > 0].std() == pytest.approx(1, abs=1e-4)
 
