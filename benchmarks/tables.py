@@ -143,6 +143,30 @@ def engines(rows: Sequence[Row]) -> list[str]:
     return lines + table(heads, map(cells, rows)) + per_step
 
 
+def frozen(rows: Sequence[Row]) -> list[str]:
+    heads = ["engine", "inner steps", "parameters", "by hand", "operations", "seconds"]
+    by_hand = {(r["engine"], r["num_steps"]): r for r in rows if r["loop"] == "by hand"}
+
+    def cells(row: Row) -> list[str]:
+        other = by_hand[row["engine"], row["num_steps"]]
+        return [
+            row["engine"],
+            str(row["num_steps"]),
+            f"{row['temporary_of_parameters']:.2f}",
+            f"{other['temporary_of_parameters']:.2f}",
+            f"{row['flops'] / other['flops']:.2f}",
+            f"{row['median'] / other['median']:.2f}",
+        ]
+
+    lines = [
+        "A head adapts, a body of six layers of 512 x 512 does not. Temporary memory in multiples",
+        "of all parameters, beside that of a loop by hand with the head alone in it; operations",
+        "and seconds as ratios to that loop. XLA counts the body of a loop once.",
+        "",
+    ]
+    return lines + table(heads, map(cells, (r for r in rows if r["loop"] == "metajax")))
+
+
 def _per_step(rows: Sequence[Row]) -> Iterable[list[str]]:
     found = {(r["network"], r["engine"], r["num_steps"]): r for r in rows}
     for network, engine, steps in found:
@@ -311,6 +335,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], list[str]]]] = {
     "sinusoid": ("Sinusoids", sinusoid),
     "sampling": ("Sampling", sampling),
     "engines": ("Engines", engines),
+    "frozen": ("Frozen parameters", frozen),
     "scaling": ("Devices", scaling),
     "convolution": ("Convolutions", convolution),
     "deviceless": ("Compiled for accelerators", deviceless),
