@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from metajax.base import Episode, Key, MetaState, Params, check_integer
+from metajax.base import Key, MetaState, Metrics, Params, check_integer
 from metajax.tasks import as_tasks
 
 
@@ -64,10 +65,11 @@ def check_mesh(mesh: Any) -> None:
 
 def check_tasks(tasks: Any) -> Any:
     """Returns tasks that `jit` takes; raises `ValueError` for what is no distribution of tasks."""
-    if isinstance(tasks, Episode):
+    if not callable(getattr(tasks, "sample", tasks)):
         raise ValueError(
-            "fit: tasks must be a distribution, but is a single Episode: pass `lambda rng: "
-            "episode` to train on it alone, or a distribution such as metajax.tasks.Sinusoid()."
+            "fit: tasks must be a distribution, such as metajax.tasks.Sinusoid(), or a function "
+            f"rng -> Episode, such as `lambda rng: episode` for a single one, got "
+            f"{type(tasks).__name__}."
         )
     return as_tasks(tasks)
 
@@ -100,3 +102,15 @@ def initial_state(learner: Any, params: Params) -> MetaState:
         raise ValueError("fit: there is nothing to learn: params has no arrays.")
     # The state is donated to every call: start from copies of what the caller keeps.
     return jax.tree.map(jnp.copy, state)
+
+
+def check_updated(updated: Any) -> tuple[MetaState, Metrics]:
+    """Returns what `learner.update` returned; raises `ValueError` for another type."""
+    match updated:
+        case (MetaState(), Mapping()):
+            return updated
+    found = f"({', '.join(type(x).__name__ for x in updated)})" if type(updated) is tuple else None
+    raise ValueError(
+        "fit: learner.update must return (MetaState, dict of metrics), but returned "
+        f"{found or type(updated).__name__}."
+    )

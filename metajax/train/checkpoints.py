@@ -11,17 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from metajax.base import (
-    Adapt,
-    Array,
-    MetaLearner,
-    MetaParams,
-    MetaState,
-    Params,
-    PyTree,
-    Stateful,
-    split_state,
-)
+from metajax.base import Adapt, Array, MetaLearner, MetaParams, MetaState, Params, PyTree
 from metajax.train.workdir import WorkdirError
 from metajax.train.writers import name_of, named
 
@@ -81,6 +71,7 @@ class Checkpoints:
         if step is None:
             return None
         record = self._restore(step, record=ocp.args.JsonRestore())["record"]
+        like = jax.tree.map(jnp.asarray, like)  # what is saved are arrays
         self._check(step, record.pop("leaves"), _types(like))
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         states = self._restore(
@@ -111,21 +102,11 @@ class Checkpoints:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), _tree_of(held)
         )
         best = self._restore(step, best=ocp.args.StandardRestore(target))["best"]
-
-        def restored(held: PyTree, like: PyTree) -> PyTree:
-            self._check(step, _types(held), _types(like))
-            found = named(held)
-            return jax.tree_util.tree_map_with_path(
-                lambda path, _: jnp.asarray(found[name_of(path)]), like
-            )
-
-        params, model = split_state(like.params)
-        meta_params = restored(best["meta_params"], like._replace(params=params))
-        if not isinstance(like.params, Stateful):
-            return meta_params
-        inner_state = best["inner_state"]
-        model = restored(inner_state["model"] if isinstance(inner_state, dict) else (), model)
-        return meta_params._replace(params=Stateful(meta_params.params, model))
+        found = named(best["meta_params"])
+        self._check(step, _types(best["meta_params"]), _types(like))
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: jnp.asarray(found[name_of(path)]), like
+        )
 
     def _restore(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
@@ -170,10 +151,10 @@ def load_meta_params(workdir: str | Path, adapt: Adapt, params: Params) -> MetaP
     Args:
       workdir: what was passed to `fit`, or to an experiment as `--workdir`.
       adapt: an inner loop with learned inner parameters of the same shapes, such as none.
-      params: parameters of the same shapes, or a `Stateful`; the values are not used.
+      params: parameters of the same shapes; their values are not used.
 
     Returns:
-      What `adapt.apply` and `metajax.evaluate` take.
+      What `adapt.apply` takes.
 
     Raises:
       FileNotFoundError: if there is no checkpoint.

@@ -21,6 +21,7 @@ from metajax.train.arguments import (
     check_learner,
     check_mesh,
     check_tasks,
+    check_updated,
     initial_state,
     split_root,
 )
@@ -156,7 +157,7 @@ def fit(
             episodes = jax.vmap(tasks.episode)(fetched)
         else:
             episodes = meta_batch(tasks, meta_batch_size, task_rng)
-        return learner.update(state, episodes, update_rng)
+        return check_updated(learner.update(state, episodes, update_rng))
 
     @functools.partial(jax.jit, static_argnames="length", donate_argnames="state")
     def run(state: MetaState, tasks: TaskDistribution, block: Any = None, *, length: int):
@@ -176,7 +177,8 @@ def fit(
     def digests() -> dict[str, str]:
         fetched = None
         if isinstance(tasks, StreamedTasks):
-            fetched = tasks.fetch(jax.device_get(draws(tasks, meta_batch_size, rngs(0)[0])))
+            first = jax.jit(lambda: draws(tasks, meta_batch_size, rngs(0)[0]))()
+            fetched = tasks.fetch(jax.device_get(first))
         program = meta_step.lower(on_devices(state), tasks, fetched, rngs(0)).as_text()
         found = {
             "program": digest(program),
@@ -222,7 +224,12 @@ def fit(
                 state, stacked = stream.advance(run, state, length)
             stacked = jax.device_get(stacked)
             step = first + length
-            check_finite(learner, stacked, state, first, step)
+            if int(state.step) != step:
+                raise ValueError(
+                    f"fit: learner.update must count the meta-updates in state.step, which is "
+                    f"{state.step} after {step}."
+                )
+            check_finite(stacked, state, first, step)
             means = flatten(jax.tree.map(lambda x: np.mean(x, axis=0), stacked), "train/")
             record = {**record, "seconds": time.monotonic() - start}
             if writer is not None:

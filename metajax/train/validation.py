@@ -52,8 +52,8 @@ def check_measured(validation: Validation, measured: Any) -> None:
     metric = validation.metric
     if not isinstance(measured, Mapping):
         raise ValueError(
-            f"Validation.measure must return a dict of scalars, {metric!r} among them, but "
-            f"returned {type(measured).__name__}."
+            f"Validation.measure must return a dict of scalars, {metric!r} among them, but it "
+            "returned no dict."
         )
     found = named(measured)
     if metric not in found:

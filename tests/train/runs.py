@@ -55,19 +55,35 @@ def validation(mode="min"):
     return train.Validation(Sinusoid(), measure, "mse", mode)
 
 
-def fit(learner_=None, **changes):
-    return train.fit(learner_ or learner(), initial(), Sinusoid(), **{**SETTINGS, **changes})
+def fit(learner_=None, *, params=None, tasks=None, **changes):
+    return train.fit(
+        learner_ or learner(),
+        initial() if params is None else params,
+        tasks or Sinusoid(),
+        **{**SETTINGS, **changes},
+    )
 
 
 def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def fail_from(step):
-    """An outer optimizer that breaks the parameters after `step` updates."""
+def own(metrics=lambda step: {}, *, size=1.0, bad_step=10**6, inner_state=()):
+    """A learner written by hand, which compiles at once: it moves all parameters by `size`.
 
-    def update(updates, count, params=None):
-        bad = jnp.where(count >= step, jnp.nan, 0.0)
-        return jax.tree.map(lambda u: u + bad, updates), count + 1
+    Args:
+      metrics: of a meta-step, `step -> dict`.
+      size: of a step, which is infinite from the meta-update `bad_step` on.
+      inner_state: what it starts with beside the parameters.
+    """
 
-    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
+    def init(params):
+        zero = jnp.zeros((), jnp.int32)
+        return metajax.MetaState(metajax.MetaParams(params), (), inner_state, zero)
+
+    def update(state, episodes, rng):
+        by = jnp.where(state.step + 1 >= bad_step, jnp.inf, size)
+        moved = jax.tree.map(lambda x: x + by, state.meta_params)
+        return state._replace(meta_params=moved, step=state.step + 1), metrics(state.step)
+
+    return metajax.MetaLearner(init, lambda state, support, rng: state.meta_params.params, update)
