@@ -11,7 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from metajax.base import Adapt, Array, MetaLearner, MetaParams, MetaState, Params, PyTree
+from metajax.base import (
+    Adapt,
+    Array,
+    MetaLearner,
+    MetaParams,
+    MetaState,
+    Params,
+    PyTree,
+    Stateful,
+    split_state,
+)
 from metajax.train.workdir import WorkdirError
 from metajax.train.writers import name_of, named
 
@@ -102,11 +112,21 @@ class Checkpoints:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), _tree_of(held)
         )
         best = self._restore(step, best=ocp.args.StandardRestore(target))["best"]
-        found = named(best["meta_params"])
-        self._check(step, _types(best["meta_params"]), _types(like))
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: jnp.asarray(found[name_of(path)]), like
-        )
+
+        def restored(held: PyTree, like: PyTree) -> PyTree:
+            self._check(step, _types(held), _types(like))
+            found = named(held)
+            return jax.tree_util.tree_map_with_path(
+                lambda path, _: jnp.asarray(found[name_of(path)]), like
+            )
+
+        params, model = split_state(like.params)
+        meta_params = restored(best["meta_params"], like._replace(params=params))
+        if not isinstance(like.params, Stateful):
+            return meta_params
+        inner_state = best["inner_state"]
+        model = restored(inner_state["model"] if isinstance(inner_state, dict) else (), model)
+        return meta_params._replace(params=Stateful(meta_params.params, model))
 
     def _restore(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
@@ -151,10 +171,10 @@ def load_meta_params(workdir: str | Path, adapt: Adapt, params: Params) -> MetaP
     Args:
       workdir: what was passed to `fit`, or to an experiment as `--workdir`.
       adapt: an inner loop with learned inner parameters of the same shapes, such as none.
-      params: parameters of the same shapes; their values are not used.
+      params: parameters of the same shapes, or a `Stateful`; the values are not used.
 
     Returns:
-      What `adapt.apply` takes.
+      What `adapt.apply` and `metajax.evaluate` take.
 
     Raises:
       FileNotFoundError: if there is no checkpoint.

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.base import MetaState, Metrics
+from metajax.base import MetaLearner, MetaState, Metrics
+from metajax.checks import check_differentiable
 
 # The metrics that say at which meta-step a run went wrong, and what an error calls them.
 JUDGED = {"objective": "objective", "meta_gradient_norm": "norm of the meta-gradient"}
@@ -18,13 +19,16 @@ class NonFiniteError(FloatingPointError):
     """A meta-update produced a value that is not finite."""
 
 
-def check_finite(metrics: Metrics, state: MetaState, first: int, last: int) -> None:
+def check_finite(
+    learner: MetaLearner, metrics: Metrics, state: MetaState, first: int, last: int
+) -> None:
     """Raises `NonFiniteError` for the first meta-step of a call that went wrong.
 
     The metrics are from before each update, so the last update shows in the state alone, and
     without the metrics that are judged so does every other.
 
     Args:
+      learner: whose inner optimizer is looked at where the meta-gradient alone is not finite.
       metrics: of the meta-steps from `first` on, leaves `[last - first, ...]`.
       state: after `last` meta-steps.
     """
@@ -41,11 +45,7 @@ def check_finite(metrics: Metrics, state: MetaState, first: int, last: int) -> N
         at = f"meta-step {first + index + 1}"
         found = ", ".join(f"{JUDGED[name]} {_shown(x[index])}" for name, x in judged.items())
         if "objective" in judged and np.isfinite(judged["objective"][index]).all():
-            remedy = (
-                "A derivative is not finite where the objective is: an inner optimizer that divides"
-                " by the root of squared gradients needs eps_root, as in optax.adam(lr, "
-                "eps_root=1e-8), and one that has none needs first_order()"
-            )
+            remedy = _of_derivative(learner, state)
         else:
             remedy = "Lower the inner or outer learning rate or clip the meta-gradient (optax.clip)"
     elif all(_all_finite((state.meta_params, state.inner_state))):
@@ -61,6 +61,18 @@ def check_finite(metrics: Metrics, state: MetaState, first: int, last: int) -> N
         f"{at}: {found}. {remedy}; JAX_DEBUG_NANS=True shows where it arises. The last good "
         "checkpoint is kept."
     )
+
+
+def _of_derivative(learner: MetaLearner, state: MetaState) -> str:
+    """What is to be done where the objective is finite and its derivative is not."""
+    optimizer = getattr(getattr(learner, "inner", None), "optimizer", None)
+    if optimizer is not None:
+        try:
+            check_differentiable(optimizer, state.meta_params.params)
+        except ValueError as error:
+            text = str(error).rstrip(".")
+            return text[0].upper() + text[1:]
+    return "A derivative of the loss is not finite where the loss is, as that of a root at zero"
 
 
 def _shown(values: Any) -> str:

@@ -229,7 +229,7 @@ def fit(
                     f"fit: learner.update must count the meta-updates in state.step, which is "
                     f"{state.step} after {step}."
                 )
-            check_finite(stacked, state, first, step)
+            check_finite(learner, stacked, state, first, step)
             means = flatten(jax.tree.map(lambda x: np.mean(x, axis=0), stacked), "train/")
             record = {**record, "seconds": time.monotonic() - start}
             if writer is not None:

@@ -15,6 +15,7 @@ import pytest
 
 import metajax
 from metajax import train
+from metajax.tasks import Sinusoid
 from metajax.train.signals import StopRequest
 from metajax.train.writers import MetricWriter
 from tests.train.runs import assert_equal, fit, initial, learner, loss, own, validation
@@ -159,6 +160,25 @@ def test_keys_in_a_state_are_restored(tmp_path):
     assert_equal(found, resumed.best.meta_params)
 
 
+def test_a_state_of_the_model_is_saved_and_loaded(tmp_path):
+    def stateful_loss(model, batch, rng):
+        value, metrics = loss(model.params, batch, rng)
+        return value, metrics, 0.9 * model.state + 0.1 * batch[1].mean()
+
+    start = metajax.Stateful(initial(), jnp.zeros(()))
+    maml = metajax.maml(stateful_loss, optax.sgd(0.01), optax.adam(1e-3), num_steps=2)
+    whole = fit(maml, params=start)
+    for length in (30, 60):
+        resumed = fit(maml, params=start, workdir=tmp_path, num_meta_steps=length)
+    assert_equal(whole.state, resumed.state)
+    assert float(whole.state.inner_state.model) != 0
+    loaded = train.load_meta_params(tmp_path, maml.inner, start)
+    assert float(loaded.params.state) == float(whole.best.inner_state.model)
+    key = jax.random.key(0)
+    adapted, _ = maml.inner.apply(loaded, Sinusoid().sample(key).support, key)
+    assert isinstance(adapted, metajax.Stateful)
+
+
 def test_parameters_to_load_into_may_be_numbers(tmp_path):
     result = fit(own(), params={"a": 1.0}, workdir=tmp_path, num_meta_steps=10)
     adapt = metajax.inner_loop(loss, optax.sgd(0.1), num_steps=2)
@@ -191,6 +211,7 @@ import sys
 sys.path.insert(0, {root!r})
 import jax, metajax, numpy as np, optax
 from metajax import train
+from metajax.tasks import Sinusoid
 from tests.train.runs import initial, learner, loss
 assert jax.device_count() == 1
 adapt = metajax.inner_loop(loss, optax.sgd(0.1), num_steps=2)

@@ -148,7 +148,7 @@ def test_the_checkpoint_after_a_diverging_update_is_the_one_before_it(tmp_path):
         ),
         (
             lambda step: {"objective": 1.0, "meta_gradient_norm": 1.0 / (step != 12)},
-            r"^meta-step 13: objective 1\.0, norm of the meta-gradient inf\. A derivative is not",
+            r"^meta-step 13: objective 1\.0, norm of the meta-gradient inf\. A derivative of the",
         ),
     ],
 )
@@ -186,3 +186,33 @@ def test_a_learner_of_ones_own_may_report_what_it_likes(metrics, shown, tmp_path
     assert capsys.readouterr().err.endswith(shown)
     written = train.read_metrics(tmp_path)[-2]
     assert written.keys() == {"step", "seconds", *(f"train/{name}" for name in metrics)}
+
+
+def dead_unit(params, x, rng):
+    return jnp.mean((jax.nn.relu(x @ params["w"]) @ params["v"]) ** 2), {}
+
+
+def root_at_zero(params, x, rng):
+    return jnp.sqrt(jnp.sum(0.0 * params["w"] ** 2)), {}
+
+
+@pytest.mark.parametrize(
+    ("loss", "optimizer", "num_steps", "remedy", "absent"),
+    [
+        (dead_unit, optax.adam(0.1), 2, "pass eps_root, as in optax.adam", "Lower"),
+        (dead_unit, optax.lamb(0.1), 2, r"choose first_order\(\)", "eps_root"),
+        (root_at_zero, optax.sgd(0.1), 0, "derivative of the loss is not finite", "eps_root"),
+    ],
+    ids=["adam", "lamb", "root"],
+)
+def test_the_remedy_for_a_derivative_fits(loss, optimizer, num_steps, remedy, absent):
+    params = {"w": jnp.asarray([[1.0, -100.0]]), "v": jnp.ones((2, 1))}
+    maml = metajax.maml(loss, optimizer, optax.sgd(0.1), num_steps=num_steps)
+
+    def tasks(rng):
+        x = jax.random.uniform(rng, (4, 1))
+        return metajax.Episode(x, x)
+
+    with pytest.raises(train.NonFiniteError, match=remedy) as error:
+        fit(maml, params=params, tasks=tasks)
+    assert absent not in str(error.value)
