@@ -212,21 +212,19 @@ sys.path.insert(0, {root!r})
 import jax, metajax, numpy as np, optax
 from metajax import train
 from metajax.tasks import Sinusoid
-from tests.train.runs import initial, learner, loss
+from tests.train.runs import initial, loss, own
 assert jax.device_count() == 1
 adapt = metajax.inner_loop(loss, optax.sgd(0.1), num_steps=2)
 found = train.load_meta_params({workdir!r}, adapt, initial())
 jax.tree.map(np.testing.assert_array_equal, found,
-             train.load({workdir!r}, learner(), initial()).best.meta_params)
+             train.load({workdir!r}, own(), initial()).best.meta_params)
 print(*np.asarray(found.params["v"]).ravel().tolist())
 """
 
 
 def test_a_single_device_reads_what_several_saved(tmp_path):
-    spread = metajax.maml(
-        loss, optax.sgd(0.01), optax.adam(1e-3), num_steps=2, mesh=metajax.task_mesh(3)
-    )
-    best = fit(spread, workdir=tmp_path, num_meta_steps=20).best
+    best = fit(own(), workdir=tmp_path, num_meta_steps=20, mesh=metajax.task_mesh(3)).best
+    assert len(best.step.devices()) == 3
     script = LOAD.format(root=ROOT, workdir=str(tmp_path))
     done = subprocess.run(
         [sys.executable, "-c", script],

@@ -55,11 +55,13 @@ def test_another_run_is_refused(begun, changes, named):
 
 
 def test_the_same_run_is_returned_and_may_be_lengthened(tmp_path):
-    first = run(tmp_path)
-    assert_equal(run(tmp_path).state, first.state)
-    assert int(run(tmp_path, num_meta_steps=25).state.step) == 25
+    first = run(tmp_path, own())
+    assert_equal(run(tmp_path, own()).state, first.state)
+    assert int(run(tmp_path, own(), num_meta_steps=25).state.step) == 25
     # Calls of another length, and more steps after a part of one.
-    assert_equal(run(tmp_path, num_meta_steps=60, steps_per_call=5).state, fit().state)
+    longer = run(tmp_path, own(), num_meta_steps=60, steps_per_call=20)
+    assert_equal(longer.state, fit(own()).state)
+    assert [line["step"] for line in train.read_metrics(tmp_path)] == [10, 20, 25, 40, 60]
 
 
 @pytest.mark.parametrize("config", [None, {}, {"num_meta_steps": 60}])
@@ -72,17 +74,11 @@ def test_a_run_cannot_be_shortened(tmp_path, config):
 IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 2, 2, 1)
 
 
-def mean_image(params, batch, rng):
-    x, y = batch
-    return jnp.mean((x.mean((1, 2, 3)) * params - y) ** 2), {}
-
-
 @pytest.mark.parametrize("kind", [FewShot, StreamedFewShot])
 def test_other_data_are_another_run(tmp_path, kind):
     def go(images):
         tasks = kind(images, ways=2, shots=1, queries=1)
-        fomaml = metajax.fomaml(mean_image, optax.sgd(0.1), optax.sgd(0.1))
-        return run(tmp_path, learner_=fomaml, params=jnp.ones(()), tasks=tasks)
+        return run(tmp_path, own(), tasks=tasks)
 
     first = go(IMAGES)
     assert_equal(go(IMAGES.copy()).state, first.state)
