@@ -209,6 +209,17 @@ def check_integer(what: str, value: Any, minimum: int = 1) -> int:
     return int(value)
 
 
+def split_key(rng: Key, num: int = 2, what: str = "rng") -> Array:
+    """`jax.random.split`, or a `ValueError` where `rng` is not one key."""
+    try:
+        return jax.random.split(rng, num)
+    except (TypeError, ValueError):
+        kind = f"{getattr(rng, 'dtype', type(rng).__name__)}{getattr(rng, 'shape', '')}"
+        raise ValueError(
+            f"{what} must be one key, such as jax.random.key(0), got {kind}."
+        ) from None
+
+
 def equal_chunk(count: int, limit: int) -> int:
     """The largest divisor of `count` within `limit`, or `limit` where that is under half of it.
 
@@ -237,7 +248,8 @@ def as_arrays(what: str, tree: PyTree) -> PyTree:
 
     def convert(path, leaf):
         try:
-            return jnp.asarray(leaf)
+            # NumPy reads some texts as types.
+            return jnp.asarray(object() if isinstance(leaf, str | bytes) else leaf)
         except TypeError:
             raise ValueError(
                 f"{what}{jax.tree_util.keystr(path)} is {type(leaf).__name__}, but every leaf must "
@@ -245,6 +257,11 @@ def as_arrays(what: str, tree: PyTree) -> PyTree:
             ) from None
 
     return jax.tree_util.tree_map_with_path(convert, tree)
+
+
+def num_numbers(batch: Batch) -> int:
+    """How many numbers a batch holds."""
+    return sum(jnp.size(leaf) for leaf in jax.tree.leaves(batch))
 
 
 def strongly_typed(tree: PyTree) -> PyTree:

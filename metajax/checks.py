@@ -10,7 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metajax.base import Array, Batch, Key, LossFn, Params, Stateful, split_state
+from metajax.base import (
+    Array,
+    Batch,
+    Key,
+    LossFn,
+    Params,
+    Stateful,
+    check_function,
+    split_key,
+    split_state,
+)
 from metajax.optimizers import LearnedOptimizer, Optimizer, as_learned, only
 
 
@@ -92,7 +102,8 @@ def check_symmetric(
       Kemaev et al., `Scalable Meta-Learning via Mixed-Mode Differentiation
       <https://arxiv.org/abs/2505.00793>`_, 2025, section 3.
     """
-    loss_rng, *rngs = jax.random.split(rng, 3)
+    check_function("check_symmetric: loss", loss, "params, batch, rng")
+    loss_rng, *rngs = split_key(rng, 3)
     stateful, (params, model) = isinstance(params, Stateful), split_state(params)
 
     def value(params: Params) -> Array:

@@ -21,6 +21,7 @@ from metajax.base import (
     PyTree,
     as_arrays,
     check_function,
+    split_key,
 )
 from metajax.learner import check_episodes, check_state
 from metajax.losses import Apply, check_labels, check_shapes, hits, masked_mean, unpack
@@ -101,8 +102,14 @@ def evaluate(
             "evaluate: adapt must be an inner loop from metajax.inner_loop (not learner.adapt, "
             f"which returns only the final parameters), got {adapt!r}."
         )
-    for each in jax.tree.leaves(metric, is_leaf=_is_at_steps):
+    for each in jax.tree.leaves(metric, is_leaf=_is_at_steps) or [None]:
         fn = each.metric if _is_at_steps(each) else each
+        if _is_at_steps(each) and not (
+            np.ndim(each.steps) == 1 and np.issubdtype(np.asarray(each.steps).dtype, np.integer)
+        ):
+            raise ValueError(
+                f"evaluate: AtSteps.steps must be adaptation steps [n], got {each.steps!r}."
+            )
         check_function("evaluate: metric", fn, "params, episode, rng", " such as accuracy(apply)")
     if isinstance(meta_state, MetaParams):
         carried: tuple[Any, Any] = (meta_state, ())
@@ -133,7 +140,7 @@ def evaluate(
 
     scores, _ = over_tasks(score, task_chunk=task_chunk, mesh=mesh, stack=True)(
         carried,
-        (episodes, jax.random.split(rng, num_tasks)),
+        (episodes, split_key(rng, num_tasks)),
     )
 
     def interval(x: Array) -> Array:
@@ -201,6 +208,7 @@ def accuracy(apply: Apply, *, transductive: bool = True) -> Metric:
       Nichol et al., `On First-Order Meta-Learning Algorithms
       <https://arxiv.org/abs/1803.02999>`_, 2018, section 6.1.
     """
+    check_function("accuracy: apply", apply, "params, x")
 
     def metric(params: Params, episode: Episode, rng: Key) -> Array:
         query, labels, mask = unpack(episode.query)
@@ -234,6 +242,7 @@ def mse(apply: Apply) -> Metric:
     Raises:
       ValueError: when traced, if the predictions are of another shape.
     """
+    check_function("mse: apply", apply, "params, x")
 
     def metric(params: Params, episode: Episode, rng: Key) -> Array:
         x, y, mask = unpack(episode.query)

@@ -15,6 +15,7 @@ from metajax.base import (
     AdaptInfo,
     Array,
     Batch,
+    Episode,
     Key,
     LossFn,
     MetaParams,
@@ -26,8 +27,10 @@ from metajax.base import (
     check_integer,
     join_inner,
     leaf_types,
+    num_numbers,
     same_structure,
     split_inner,
+    split_key,
     split_state,
     strongly_typed,
 )
@@ -37,6 +40,7 @@ from metajax.optimizers import (
     LearnedOptimizer,
     UpdateReads,
     as_learned,
+    check_optimizer,
     merged,
     only,
     other_than,
@@ -109,7 +113,7 @@ def inner_loop(
     batches = full_batch() if batches is None else batches
     num_steps = check_integer("inner_loop: num_steps is static and", num_steps, minimum=0)
     unroll = check_integer("inner_loop: unroll", unroll)
-    _check_arguments(loss, optimizer, num_steps, meta_gradient, proximal, batches, carry)
+    _check_arguments(loss, num_steps, meta_gradient, proximal, batches, carry)
     inner_optimizer = as_learned(optimizer)
     moves = inner_optimizer.moves
 
@@ -129,12 +133,21 @@ def inner_loop(
         inner_state: PyTree = (),
         probe: Callable[[Params, Array | int], PyTree] | None = None,
     ) -> tuple[Params, AdaptInfo]:
+        if not isinstance(meta_params, MetaParams):
+            raise ValueError(
+                "adaptation starts from metajax.MetaParams(params), such as state.meta_params, got "
+                f"{type(meta_params).__name__}."
+            )
         params, model = split_state(meta_params.params)
         params, inner = strongly_typed((params, meta_params.inner))
         carried, carried_model = split_inner(inner_state)
         _check_same_learned(inner, jax.eval_shape(inner_optimizer.init, params))
+        if isinstance(support, Episode):
+            raise ValueError("adaptation takes the support of one task, episode.support.")
         support = as_arrays("support", support)
-        batch_rng, loss_rng = jax.random.split(rng)
+        if num_steps and jax.tree.leaves(support) and not num_numbers(support):
+            raise ValueError("the support has no examples to adapt on: give each task some shots.")
+        batch_rng, loss_rng = split_key(rng)
         batch_at = batches(support, num_steps, batch_rng)
 
         # The state that flows from task to task is newer than the one that training started from.
@@ -153,7 +166,9 @@ def inner_loop(
             pull = 0 if _is_zero(proximal) else 0.5 * proximal * _distance(moving, initial)
             return value + pull, (value, aux, jax.lax.stop_gradient(model))
 
-        transform = optax.with_extra_args_support(inner_optimizer.make(inner))
+        transform = inner_optimizer.make(inner)
+        check_optimizer("what LearnedOptimizer.make returns", transform)
+        transform = optax.with_extra_args_support(transform)
 
         def update(grads, opt_state, moving, value, *operands):
             return transform.update(
@@ -285,7 +300,7 @@ def _distance(a: Params, b: Params) -> Array | float:
     return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum((x - y) ** 2), a, b)), start=0.0)
 
 
-def _check_arguments(loss, optimizer, num_steps, meta_gradient, proximal, batches, carry) -> None:
+def _check_arguments(loss, num_steps, meta_gradient, proximal, batches, carry) -> None:
     check_function("inner_loop: loss", loss, "params, batch, rng")
     check_function(
         "inner_loop: batches",
@@ -293,13 +308,6 @@ def _check_arguments(loss, optimizer, num_steps, meta_gradient, proximal, batche
         "support, num_steps, rng",
         " such as full_batch() or cycle(size) (mind the parentheses)",
     )
-    if not isinstance(optimizer, LearnedOptimizer) and not (
-        hasattr(optimizer, "init") and hasattr(optimizer, "update")
-    ):
-        raise ValueError(
-            "inner_loop: the optimizer must be an optax transformation such as optax.sgd(0.01), "
-            f"or a LearnedOptimizer; got {optimizer!r}."
-        )
     if not isinstance(meta_gradient, MetaGradient):
         raise ValueError(
             "inner_loop: meta_gradient must be second_order(), mixed_mode(), first_order() or "
@@ -349,6 +357,7 @@ def _checked(params: Params) -> tuple[Params, PyTree]:
                 "floating-point arrays can be adapted. Pass the trainable part of the model and "
                 "close the loss over the rest (equinox.partition, nnx.split)."
             )
+    as_arrays("params", params)
     # A module's arrays that are one come apart as leaves of a tree.
     classes = {(each.__module__.rpartition(".")[0], each.__name__) for each in type(params).__mro__}
     if classes & {("flax.nnx", "Module"), ("flax.nnx", "Pytree"), ("flax.nnx", "Object")}:

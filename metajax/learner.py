@@ -21,10 +21,11 @@ from metajax.base import (
     PyTree,
     check_function,
     same_structure,
+    split_key,
     split_state,
     strongly_typed,
 )
-from metajax.optimizers import check_update
+from metajax.optimizers import check_optimizer, check_update
 from metajax.parallel import map_tasks, over_tasks
 
 
@@ -91,11 +92,7 @@ def meta_learner(
         "adapt, meta_params, episode, rng, *, inner_state",
         " such as query_loss(loss)",
     )
-    if not (hasattr(outer_optimizer, "init") and hasattr(outer_optimizer, "update")):
-        raise ValueError(
-            "meta_learner: the outer optimizer must be an optax transformation such as "
-            f"optax.adam(1e-3), got {outer_optimizer!r}."
-        )
+    check_optimizer("meta_learner: the outer optimizer", outer_optimizer)
     outer_optimizer = optax.with_extra_args_support(outer_optimizer)
     serial = adapt.carry == "serial"
     if serial and mesh is not None:
@@ -141,7 +138,14 @@ def meta_learner(
 
     def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
         check_state(state)
-        rngs = jax.random.split(rng, check_episodes(episodes))
+        expected = jax.eval_shape(outer_optimizer.init, state.meta_params)
+        if not same_structure(state.opt_state, expected):
+            raise ValueError(
+                "the opt_state of the state is that of another outer optimizer: "
+                f"{jax.tree.structure(state.opt_state)} instead of {jax.tree.structure(expected)}. "
+                "Start from the learner's own init(params)."
+            )
+        rngs = split_key(rng, check_episodes(episodes))
         (gradient, metrics, ended), thread = mean_gradient(
             (state.meta_params, state.inner_state),
             (episodes, rngs),

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from metajax.base import Array, Aux, Batch, Key, LossFn, Params
+from metajax.base import Array, Aux, Batch, Key, LossFn, Params, check_function
 
 Apply = Callable[..., Any]
 
@@ -24,10 +24,15 @@ def unpack(batch: Batch) -> tuple[Array, Array, Array | None]:
       ValueError: for a batch of another form.
     """
     if isinstance(batch, dict) and {"x", "y"} <= batch.keys() <= {"x", "y", "mask"}:
-        return batch["x"], batch["y"], batch.get("mask")
+        batch = tuple(batch[name] for name in ("x", "y", "mask") if name in batch)
     if isinstance(batch, tuple | list) and len(batch) in (2, 3):
-        x, y, *mask = batch
-        return x, y, mask[0] if mask else None
+        x, y, mask = (*batch, None)[:3]
+        if mask is not None and (mask.dtype != bool or mask.shape != jnp.shape(y)[:1]):
+            raise ValueError(
+                f"the mask of a batch must be booleans [examples], here [{len(y)}], got "
+                f"{mask.dtype}{list(mask.shape)}."
+            )
+        return x, y, mask
     found = f"a dict of {sorted(batch)}" if isinstance(batch, dict) else type(batch).__name__
     raise ValueError(
         f'a batch must be (x, y), (x, y, mask) or a dict of "x", "y" and "mask", got {found}.'
@@ -64,6 +69,7 @@ def cross_entropy(apply: Apply) -> LossFn:
     >>> float(metrics["accuracy"])
     1.0
     """
+    check_function("cross_entropy: apply", apply, "params, x")
 
     def loss(params: Params, batch: Batch, rng: Key) -> tuple[Array, Aux]:
         x, labels, mask = unpack(batch)
@@ -87,6 +93,7 @@ def squared_error(apply: Apply) -> LossFn:
     Raises:
       ValueError: when traced, if the predictions are of another shape.
     """
+    check_function("squared_error: apply", apply, "params, x")
 
     def loss(params: Params, batch: Batch, rng: Key) -> tuple[Array, Aux]:
         x, y, mask = unpack(batch)

@@ -22,6 +22,7 @@ from metajax.base import (
     PyTree,
     check_function,
     join_inner,
+    num_numbers,
     split_inner,
     split_state,
 )
@@ -88,6 +89,8 @@ def multi_step_query_loss(
       section 4, equation 2.
     """
     check_function("multi_step_query_loss: loss", loss, "params, batch, rng")
+    if weights is not None:
+        _check_weights("multi_step_query_loss", weights)
 
     def objective(
         adapt: Adapt, meta_params: MetaParams, episode: Episode, rng: Key, /, *, inner_state=()
@@ -151,7 +154,7 @@ def displacement(loss: LossFn | None = None) -> Objective:
         squares = jax.tree.map(lambda t, p: jnp.sum((t - p) ** 2), start, end)
         value = 0.5 * sum(jax.tree.leaves(squares), start=0.0)
         measured: tuple[PyTree, ...] = ()
-        if loss is not None and _num_numbers(episode.query):
+        if loss is not None and num_numbers(episode.query):
             measured = _measured(loss, adapted, episode.query, query_rng)
         return value, (_metrics(info, *measured), info.inner_state)
 
@@ -231,7 +234,7 @@ def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Obj
         value = _descends(split_state(meta_params.params)[0], step)
         info, ended, before, adapted = jax.lax.stop_gradient((info, ended, before, adapted))
         measured: tuple[PyTree, ...] = ()
-        if loss is not None and _num_numbers(episode.query):
+        if loss is not None and num_numbers(episode.query):
             # Before the tail has trained on the query.
             measured = _measured(loss, before if tail else adapted, episode.query, query_rng)
         return value, (_metrics(info, *measured), ended)
@@ -265,6 +268,7 @@ def weighted_updates(weights: Sequence[float], loss: LossFn | None = None) -> Ob
       Nichol et al., `On First-Order Meta-Learning Algorithms
       <https://arxiv.org/abs/1803.02999>`_, 2018, section 6.2, figure 3.
     """
+    _check_weights("weighted_updates", weights)
 
     def objective(
         adapt: Adapt, meta_params: MetaParams, episode: Episode, rng: Key, /, *, inner_state=()
@@ -289,15 +293,11 @@ def weighted_updates(weights: Sequence[float], loss: LossFn | None = None) -> Ob
         value = _descends(split_state(meta_params.params)[0], jax.tree.map(combined, info.probe))
         adapted, info = jax.lax.stop_gradient((adapted, info))
         measured: tuple[PyTree, ...] = ()
-        if loss is not None and _num_numbers(episode.query):
+        if loss is not None and num_numbers(episode.query):
             measured = _measured(loss, adapted, episode.query, query_rng)
         return value, (_metrics(info, *measured), info.inner_state)
 
     return objective
-
-
-def _num_numbers(batch: Batch) -> int:
-    return sum(jnp.size(leaf) for leaf in jax.tree.leaves(batch))
 
 
 def _measured(loss: LossFn, params: Params, query: Batch, rng: Key) -> tuple[Array, PyTree]:
@@ -305,8 +305,13 @@ def _measured(loss: LossFn, params: Params, query: Batch, rng: Key) -> tuple[Arr
     return check_loss(loss(params, query, rng), split_state(params)[1])[:2]
 
 
+def _check_weights(name: str, weights: Sequence[float] | Array) -> None:
+    if np.ndim(weights) != 1:
+        raise ValueError(f"{name}: weights must be a number for each step, got {weights!r}.")
+
+
 def _check_query(name: str, query: Batch) -> None:
-    if jax.tree.leaves(query) and not _num_numbers(query):
+    if jax.tree.leaves(query) and not num_numbers(query):
         raise ValueError(
             f"{name}: the query set has no examples. Sample some (queries=), or meta-learn by "
             "displacement(), last_update() or weighted_updates(), which need none."

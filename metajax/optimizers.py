@@ -50,7 +50,17 @@ def as_learned(optimizer: Optimizer | LearnedOptimizer) -> LearnedOptimizer:
     """An optax transformation as a `LearnedOptimizer` that learns nothing."""
     if isinstance(optimizer, LearnedOptimizer):
         return optimizer
+    check_optimizer("the inner optimizer", optimizer, ", or a LearnedOptimizer")
     return LearnedOptimizer(lambda params: (), lambda inner: optimizer)
+
+
+def check_optimizer(what: str, optimizer: Any, otherwise: str = "") -> None:
+    """Raises `ValueError` for anything but an optax transformation."""
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(
+            f"{what} must be an optax transformation such as optax.sgd(0.01){otherwise}; got "
+            f"{optimizer!r}."
+        )
 
 
 def only(params: Params, where: PathPredicate) -> Params:
@@ -201,6 +211,8 @@ def on_params(optimizer: Optimizer, inner: Optimizer | None = None) -> Optimizer
     >>> learner = metajax.maml(loss, optax.sgd(0.1), outer)
     >>> state = learner.init({"body": jnp.ones((2, 2)), "head": jnp.ones((2, 1))})
     """
+    for each in (optimizer, optax.identity() if inner is None else inner):
+        check_optimizer("on_params: each optimizer", each)
     first = optax.with_extra_args_support(optimizer)
     second = optax.with_extra_args_support(optax.identity() if inner is None else inner)
 
@@ -265,8 +277,9 @@ def check_update(optimizer: Optimizer, meta_params: MetaParams) -> None:
 
 def check_rate(name: str, learning_rate: Any) -> None:
     """Raises `ValueError` for a number that is not finite; what is traced is not looked at."""
-    if isinstance(learning_rate, float | np.floating) and not np.isfinite(learning_rate):
-        raise ValueError(f"{name}: learning_rate must be finite, got {learning_rate}.")
+    known = isinstance(learning_rate, int | float | np.number)
+    if not (np.isfinite(learning_rate) if known else isinstance(learning_rate, jax.Array)):
+        raise ValueError(f"{name}: learning_rate must be a finite number, got {learning_rate!r}.")
 
 
 class UpdateReads(NamedTuple):
@@ -288,12 +301,19 @@ class UpdateReads(NamedTuple):
 def update_reads(update: Callable[..., Any], grads: Params, state: PyTree, value: Array):
     """Reads the program of `update(grads, state, params, value)`, without running it."""
     try:
-        jaxpr = jax.make_jaxpr(update)(grads, state, grads, value).jaxpr
+        traced, shapes = jax.make_jaxpr(update, return_shape=True)(grads, state, grads, value)
     except TypeError as error:
         raise ValueError(
             "inner_loop: the inner optimizer's update cannot be called with (gradients, state, "
             f"parameters, value=, grad=, value_fn=): {error}. Choose one that needs no more."
         ) from error
+    sizes, updated = (jax.tree.map(jnp.shape, tree) for tree in (grads, shapes[0]))
+    if sizes != updated:
+        raise ValueError(
+            f"inner_loop: the inner optimizer's updates have the shapes {updated}, the parameters "
+            f"that adapt {sizes}."
+        )
+    jaxpr = traced.jaxpr
     num, num_state = len(jax.tree.leaves(grads)), len(jax.tree.leaves(state))
 
     def used(outputs: range) -> list[bool]:

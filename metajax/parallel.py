@@ -37,6 +37,8 @@ def task_mesh(num_devices: int | None = None) -> Mesh:
     ...     loss, optax.sgd(0.1), optax.adam(1e-3), mesh=metajax.task_mesh(1))
     """
     devices = jax.devices()
+    if num_devices is not None:
+        check_integer("task_mesh: num_devices", num_devices, minimum=0)
     if num_devices is not None and not 1 <= num_devices <= len(devices):
         raise ValueError(
             f"task_mesh: {num_devices} devices asked for, {len(devices)} "

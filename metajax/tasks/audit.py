@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from metajax.base import Episode, Key, check_integer
-from metajax.tasks.base import TaskDistribution, as_tasks, meta_batch, split_key
+from metajax.base import Episode, Key, check_integer, split_key
+from metajax.tasks.base import TaskDistribution, as_tasks, meta_batch
 
 Splits = Mapping[str, tuple[Any, Sequence[str]]]
 Place = tuple[str, int, int]  # split, class, example

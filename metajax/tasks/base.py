@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
-from metajax.base import Array, Episode, Key, PyTree, check_function, check_integer
+from metajax.base import Episode, Key, PyTree, check_function, check_integer, split_key
 
 
 class TaskDistribution(Protocol):
@@ -149,17 +149,6 @@ def as_tasks(tasks: TaskDistribution | Callable[[Key], Episode]) -> Any:
             f"its data stay on the host"
         )
     return jax.tree_util.Partial(tasks)
-
-
-def split_key(rng: Key, num: int) -> Array:
-    """`jax.random.split`, or a `ValueError` where `rng` is no key."""
-    try:
-        return jax.random.split(rng, num)
-    except (TypeError, ValueError):
-        kind = getattr(rng, "dtype", type(rng).__name__)
-        raise ValueError(
-            f"rng must be one key, such as jax.random.key(0), got {kind}{getattr(rng, 'shape', '')}"
-        ) from None
 
 
 def _sampler(tasks: Any) -> Callable[[Key], Episode]:

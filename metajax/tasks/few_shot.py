@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.base import Array, Episode, Key, check_integer
-from metajax.tasks.base import split_key
+from metajax.base import Array, Episode, Key, check_integer, split_key
 from metajax.tasks.sources import ImageClasses as ImageClasses
 from metajax.tasks.sources import from_arrays as from_arrays
 from metajax.tasks.sources import from_folder as from_folder

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.base import Array, Episode, Key, check_integer
-from metajax.tasks.base import split_key
+from metajax.base import Array, Episode, Key, check_integer, split_key
 
 Range = tuple[float, float]
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from metajax.base import Key, MetaState, Metrics, Params, check_integer
+from metajax.base import MetaState, Metrics, Params, check_integer
 from metajax.tasks import as_tasks
 
 
@@ -72,18 +72,6 @@ def check_tasks(tasks: Any) -> Any:
             f"{type(tasks).__name__}."
         )
     return as_tasks(tasks)
-
-
-def split_root(key: Any) -> tuple[Key, Key]:
-    """`jax.random.split`, or a `ValueError` where `key` is none."""
-    try:
-        first, second = jax.random.split(key)
-    except (TypeError, ValueError):
-        kind = f"{getattr(key, 'dtype', type(key).__name__)}{getattr(key, 'shape', '')}"
-        raise ValueError(
-            f"fit: key must be one key, such as jax.random.key(0), got {kind}."
-        ) from None
-    return first, second
 
 
 def initial_state(learner: Any, params: Params) -> MetaState:

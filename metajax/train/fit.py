@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from metajax.base import Episode, Key, MetaLearner, MetaState, Params
+from metajax.base import Episode, Key, MetaLearner, MetaState, Params, split_key
 from metajax.tasks import StreamedTasks, TaskDistribution, meta_batch
 from metajax.train.arguments import (
     check_counts,
@@ -23,7 +23,6 @@ from metajax.train.arguments import (
     check_tasks,
     check_updated,
     initial_state,
-    split_root,
 )
 from metajax.train.checkpoints import Checkpoint, Checkpoints
 from metajax.train.finite import check_finite
@@ -143,7 +142,7 @@ def fit(
     tasks = check_tasks(tasks)
     if validation is not None:
         validation = check_validation(validation)
-    train_key, validation_key = split_root(key)
+    train_key, validation_key = split_key(key, what="fit: key")
 
     def rngs(step):
         return jax.random.split(jax.random.fold_in(train_key, step))

@@ -63,7 +63,7 @@ NO_EPISODES = [
     ({"tasks": lambda rng: None}, r"must be a metajax.Episode\(.* returned NoneType"),
 ]
 NO_KEYS = [
-    ({"rng": 0}, r"rng must be one key, such as jax.random.key\(0\), got int$"),
+    ({"rng": 0}, r"rng must be one key, such as jax.random.key\(0\), got int"),
     ({"rng": None}, "rng must be one key, .* got NoneType"),
     ({"rng": np.uint32(3)}, r"rng must be one key, .* got uint32\(\)"),
     ({"rng": jnp.zeros(2)}, r"rng must be one key, .* got float32\(2,\)"),
