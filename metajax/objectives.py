@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.arguments import check_loss
 from metajax.base import (
     Adapt,
     Array,
@@ -26,7 +27,6 @@ from metajax.base import (
     split_inner,
     split_state,
 )
-from metajax.inner import check_loss
 
 
 def query_loss(loss: LossFn) -> Objective:

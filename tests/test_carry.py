@@ -123,5 +123,5 @@ def test_what_is_carried_may_be_a_bare_array():
     assert (adapted, info.inner_state) == (-2.5, 1.5)
     adapted, info = adapt.apply(meta_params, support, KEY, inner_state=info.inner_state)
     assert (adapted, info.inner_state) == (-3.625, 1.875)
-    with pytest.raises(ValueError, match="that of another inner optimizer"):
+    with pytest.raises(ValueError, match="cannot go on from an inner_state"):
         adapt.apply(meta_params, support, KEY, inner_state=(jnp.zeros(()),))

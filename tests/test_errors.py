@@ -224,16 +224,20 @@ def test_the_state_of_a_learner_with_other_inner_parameters():
     learned = metajax.meta_sgd(mlp_loss, SGD)
     single = metajax.LearnedOptimizer(lambda params: {"rate": 0.1}, lambda h: optax.sgd(h["rate"]))
     for learner, state, message in [
-        (plain, learned.init(params), "holds learned inner parameters"),
-        (learned, plain.init(params), "has learned inner parameters, but the state holds none"),
-        (metajax.maml(mlp_loss, single, SGD), learned.init(params), "of another LearnedOptimizer"),
+        (plain, learned.init(params), r"learned inner.* is .* in the state, absent here"),
+        (learned, plain.init(params), r"learned inner.* is absent in the state"),
+        (
+            metajax.maml(mlp_loss, single, SGD),
+            learned.init(params),
+            r"learned inner.* in the state, .* here",
+        ),
     ]:
         state = state._replace(opt_state=learner.init(params).opt_state)
         with pytest.raises(ValueError, match=message):
             learner.update(state, episodes, KEY)
         with pytest.raises(ValueError, match=message):
             learner.adapt(state, jax.tree.map(lambda x: x[0], episodes.support), KEY)
-    with pytest.raises(ValueError, match="holds learned inner parameters"):
+    with pytest.raises(ValueError, match="in the state, absent here"):
         metajax.evaluate(inner(), lambda *_: 0.0, learned.init(params), episodes, KEY)
 
 
@@ -256,7 +260,9 @@ def test_learned_step_sizes_of_another_number_of_steps_are_refused(num_sizes):
     other = metajax.maml(
         pull, metajax.learned_per_step_sizes(0.1, num_sizes), SGD, num_steps=num_sizes
     )
-    with pytest.raises(ValueError, match=rf"inner\['w'\].*shape \(3,\).*\({num_sizes},\)"):
+    with pytest.raises(
+        ValueError, match=rf"inner\['w'\] is \(3,\) in the state, \({num_sizes},\) here"
+    ):
         other.adapt(state, jnp.ones(()), jax.random.key(0))
 
 
@@ -264,7 +270,7 @@ def test_learned_step_sizes_of_another_shape_are_refused():
     learner = metajax.meta_sgd(pull, SGD)
     state = learner.init(W)
     wide = state._replace(meta_params=state.meta_params._replace(inner={"w": jnp.ones(4)}))
-    with pytest.raises(ValueError, match=r"inner\['w'\].*shape \(4,\).*makes \(\)"):
+    with pytest.raises(ValueError, match=r"inner\['w'\] is \(4,\) in the state, \(\) here"):
         learner.adapt(wide, jnp.ones(()), jax.random.key(0))
 
 

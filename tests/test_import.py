@@ -12,8 +12,8 @@ import metajax
 PACKAGE = Path(metajax.__file__).parent
 HEAVY = ("tensorflow", "tensorflow_datasets", "gymnax", "brax", "orbax", "tensorboardX", "flax")
 # Each may import the ones before it.
-CORE = ["base", "losses", "batches", "gradients", "optimizers", "checks", "inner", "objectives"]
-CORE += ["parallel", "learner", "evaluate", "algorithms"]
+CORE = ["base", "losses", "batches", "gradients", "optimizers", "checks", "arguments"]
+CORE += ["inner", "objectives", "parallel", "learner", "evaluate", "algorithms"]
 
 
 def test_importing_the_library_loads_nothing_heavy():
