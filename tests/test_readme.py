@@ -18,18 +18,20 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_the_library_example_runs():
-    code, _ = EXAMPLES
+    code, family, _ = EXAMPLES
     short = code.replace("range(10_000)", "range(3)")
     assert short != code
     names = {}
     with jax.numpy_rank_promotion("allow"):
         exec(short, names)
+        exec(family, names)
+    assert names["episodes"].support[0].shape == (25, 5, 1)
     assert int(names["state"].step) == 3
     assert all(np.isfinite(p).all() for p in jax.tree.leaves(names["adapted"]))
 
 
 def test_the_example_of_a_checkpoint_and_five_drawings_runs(tmp_path, monkeypatch, capsys):
-    _, code = EXAMPLES
+    *_, code = EXAMPLES
     monkeypatch.chdir(tmp_path)
     names = ["bar", "cross", "dot", "frame", "slope"]
     for name in names:
