@@ -229,7 +229,7 @@ def fit(
                     f"{state.step} after {step}."
                 )
             check_finite(learner, stacked, state, first, step)
-            means = flatten(jax.tree.map(lambda x: np.mean(x, axis=0), stacked), "train/")
+            means = flatten(jax.tree.map(_mean, stacked), "train/")
             record = {**record, "seconds": time.monotonic() - start}
             if writer is not None:
                 writer.write(step, {"seconds": record["seconds"], **means})
@@ -260,6 +260,12 @@ def fit(
         record["seconds"],
         stopped_by if step < num_meta_steps else None,
     )
+
+
+def _mean(x: np.ndarray) -> np.ndarray:
+    """Over the meta-steps of a call; NumPy would add up bfloat16 in bfloat16."""
+    narrow = jnp.issubdtype(x.dtype, jnp.floating) and not np.issubdtype(x.dtype, np.floating)
+    return np.mean(x.astype(np.float32) if narrow else x, axis=0)
 
 
 def _replicated(mesh: Mesh | None, tree: Any) -> Any:

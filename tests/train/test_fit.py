@@ -40,6 +40,14 @@ def test_metrics_are_written_as_lines_and_events(tmp_path):
     assert any(path.stat().st_size > 100 for path in (tmp_path / "events").iterdir())
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.int32])
+def test_metrics_are_averaged_over_the_steps_of_a_call(tmp_path, dtype):
+    mine = own(lambda step: {"seen": (1.25 + 2 * (step % 2)).astype(dtype)})
+    every = dict.fromkeys(("steps_per_call", "checkpoint_every", "validate_every"), 1000)
+    fit(mine, workdir=tmp_path, num_meta_steps=1000, **every)
+    assert train.read_metrics(tmp_path)[0]["train/seen"] == (2 if dtype == jnp.int32 else 2.25)
+
+
 def test_tasks_are_an_argument_not_a_constant():
     # Were the images compiled in, the executables of two data sets could not be one.
     traces = []
