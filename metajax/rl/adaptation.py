@@ -8,10 +8,21 @@ from typing import NamedTuple
 import jax
 import optax
 
-from metajax.base import Adapt, Array, Episode, Key, MetaParams, Params
+from metajax.base import (
+    Adapt,
+    Array,
+    Episode,
+    Key,
+    MetaParams,
+    Params,
+    check_function,
+    check_integer,
+    split_key,
+)
 from metajax.batches import full_batch, per_step
 from metajax.gradients import MetaGradient
 from metajax.inner import LearnedOptimizer, inner_loop
+from metajax.rl.arguments import check_env, check_kind, check_number, check_policy
 from metajax.rl.base import Env, Policy, Task, Trajectories
 from metajax.rl.rollout import mean_return, rollout, standardized_advantages
 from metajax.rl.surrogates import Surrogate, likelihood_ratio
@@ -42,10 +53,12 @@ def sampler(
     policy: Policy,
     num_trajectories: int,
     *,
-    discount: float = 0.99,
-    gae_lambda: float = 1.0,
+    discount: float | Array = 0.99,
+    gae_lambda: float | Array = 1.0,
 ) -> Sample:
     """Rollouts with advantages: `(params, task, rng) -> Trajectories`.
+
+    The trajectories have no derivative; the advantages have one by the discount and by lambda.
 
     Args:
       env: the environment.
@@ -53,12 +66,20 @@ def sampler(
       num_trajectories: per call.
       discount: see `standardized_advantages`.
       gae_lambda: see `standardized_advantages`.
+
+    Raises:
+      ValueError: for arguments of the wrong kind or out of range.
     """
+    check_env("sampler", env)
+    check_policy("sampler", policy)
+    num_trajectories = check_integer("sampler: num_trajectories", num_trajectories)
+    check_number("sampler: discount", discount, "[0, 1]")
+    check_number("sampler: gae_lambda", gae_lambda, "[0, 1]")
 
     def sample(params: Params, task: Task, rng: Key) -> Trajectories:
         trajectories = rollout(env, policy, params, task, rng, num_trajectories)
         advantages = standardized_advantages(trajectories, discount=discount, gae_lambda=gae_lambda)
-        return jax.lax.stop_gradient(trajectories._replace(advantages=advantages))
+        return trajectories._replace(advantages=advantages)
 
     return sample
 
@@ -85,15 +106,25 @@ def adaptation(
       meta_gradient: `second_order()` by default, or `first_order()`.
 
     Raises:
-      ValueError: as `metajax.inner_loop`.
+      ValueError: for arguments of the wrong kind, and as `metajax.inner_loop`.
 
     References:
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
       algorithm 3.
     """
 
+    check_policy("adaptation", policy)
+    check_function("adaptation: sample", sample, "params, task, rng", " from rl.sampler")
+    check_function(
+        "adaptation: surrogate", surrogate, "policy, params, trajectories", " such as rl.dice"
+    )
+
+    def sampled(params, task, rng):
+        # The gradient of a surrogate is that of what was sampled, not of what sampled it.
+        return sample(jax.lax.stop_gradient(params), task, rng)
+
     def collected(params, task, rng):
-        trajectories = sample(params, task, rng)
+        trajectories = sampled(params, task, rng)
         return surrogate(policy, params, trajectories), trajectories
 
     def replayed(params, trajectories, rng):
@@ -101,7 +132,7 @@ def adaptation(
 
     return Adaptation(
         policy,
-        sample,
+        sampled,
         inner_loop(collected, optimizer, num_steps, meta_gradient=meta_gradient),
         inner_loop(
             replayed,
@@ -130,10 +161,12 @@ class Collected(NamedTuple):
 
 def collect(adaptation: Adaptation, meta_params: MetaParams, task: Task, rng: Key) -> Collected:
     """Adapts to one task and samples before every step and after the last one."""
-    adapt_rng, query_rng = jax.random.split(rng)
+    check_kind("collect: adaptation", adaptation, Adaptation, "from rl.adaptation")
+    check_kind("collect: meta_params", meta_params, MetaParams, "such as state.meta_params")
+    adapt_rng, query_rng = split_key(rng, what="collect: rng")
     adapted, info = adaptation.collect.apply(meta_params, task, adapt_rng, probe=_params)
     query = adaptation.sample(adapted, task, query_rng)
-    return jax.lax.stop_gradient(Collected(info.aux, query, info.probe))
+    return Collected(info.aux, query, info.probe)
 
 
 def replay(adaptation: Adaptation, meta_params: MetaParams, support: Trajectories) -> Params:
@@ -142,6 +175,8 @@ def replay(adaptation: Adaptation, meta_params: MetaParams, support: Trajectorie
     Returns:
       Leaves `[num_steps + 1, ...]`; the last are the adapted ones.
     """
+    check_kind("replay: adaptation", adaptation, Adaptation, "from rl.adaptation")
+    check_kind("replay: meta_params", meta_params, MetaParams, "such as state.meta_params")
     key = jax.random.key(0)
     return adaptation.replay.apply(meta_params, support, key, probe=_params)[1].probe
 
@@ -154,7 +189,14 @@ def _params(params: Params, step: Array | int) -> Params:
 def policy_return(
     env: Env, policy: Policy, num_trajectories: int
 ) -> Callable[[Params, Episode, Key], Array]:
-    """A metric for `metajax.evaluate`: the mean undiscounted return of fresh trajectories."""
+    """A metric for `metajax.evaluate`: the mean undiscounted return of fresh trajectories.
+
+    Raises:
+      ValueError: for arguments of the wrong kind.
+    """
+    check_env("policy_return", env)
+    check_policy("policy_return", policy)
+    num_trajectories = check_integer("policy_return: num_trajectories", num_trajectories)
 
     def metric(params: Params, episode: Episode, rng: Key) -> Array:
         return mean_return(rollout(env, policy, params, episode.support, rng, num_trajectories))

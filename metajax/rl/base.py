@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from metajax.base import Array, Episode, Key, Params, PyTree
+from metajax.base import Array, Episode, Key, Params, PyTree, check_function
 
 Task = PyTree
 
@@ -109,6 +109,9 @@ class Tasks:
     Args:
       sample_tasks: `Env.sample_tasks`.
 
+    Raises:
+      ValueError: for what is no such function; when sampled, for tasks without a task axis.
+
     Example:
 
     >>> import jax, metajax
@@ -119,14 +122,35 @@ class Tasks:
     """
 
     def __init__(self, sample_tasks: Callable[[Key, int], Task]):
+        check_function("Tasks: sample_tasks", sample_tasks, "rng, n", " such as env.sample_tasks")
         self.sample_tasks = sample_tasks
 
     def sample(self, rng: Key) -> Episode:
         """Draws one task."""
-        return Episode(jax.tree.map(lambda x: x[0], self.sample_tasks(rng, 1)), ())
+        tasks = check_tasks(self.sample_tasks(rng, 1), 1)
+        return Episode(jax.tree.map(lambda x: x[0], tasks), ())
 
 
 def masked_mean(x: Array, mask: Array) -> Array:
     """The mean of the entries that the mask keeps; 0 if it keeps none."""
     total = mask.sum()
     return (x * mask).sum() / jnp.where(total > 0, total, 1.0)
+
+
+def shown(value: Any) -> str:
+    """A value on one line, arrays by type and shape."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype}{list(value.shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else type(value).__name__
+
+
+def check_tasks(tasks: PyTree, count: int) -> PyTree:
+    """Passes on what `sample_tasks(rng, count)` returned."""
+    sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(tasks)}
+    if sizes != {(count,)}:
+        raise ValueError(
+            f"sample_tasks(rng, {count}) must return arrays [{count}, ...], it returned "
+            f"{shown(jax.tree.map(shown, tasks))}."
+        )
+    return tasks

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.base import Array, Key, PyTree
-from metajax.rl.base import Env, EnvStep, Task
+from metajax.base import Array, Key, PyTree, check_function, check_integer
+from metajax.rl.base import Env, EnvStep, Task, shown
 
 Reward = Callable[[Any, Array, Any, Task], tuple[Array, Array]]
 """`(before, action, after, task) -> (reward, done)`, of two Brax states and the clipped action."""
@@ -43,6 +43,9 @@ def from_brax(
       observe: `state -> observation`; the environment's own without.
       horizon: steps of a trajectory.
 
+    Raises:
+      ValueError: for arguments of the wrong kind, and for observations that are no vectors.
+
     Example:
 
     >>> import brax.envs, jax.numpy as jnp
@@ -54,14 +57,26 @@ def from_brax(
     >>> env.observation_size, env.action_size
     (4, 1)
     """
+    for name in ("reset", "step", "action_size"):
+        if not hasattr(environment, name):
+            raise ValueError(
+                f"from_brax: the environment must be a brax.envs.Env, {shown(environment)} has no "
+                f"{name}."
+            )
+    check_function("from_brax: sample_tasks", sample_tasks, "rng, n")
+    if reward is not None:
+        check_function("from_brax: reward", reward, "before, action, after, task")
+    if observe is not None:
+        check_function("from_brax: observe", observe, "state")
+    horizon = check_integer("from_brax: horizon", horizon)
 
-    def shown(state: Any, task: Task, reward: Array, done: Array) -> EnvStep:
+    def show(state: Any, task: Task, reward: Array, done: Array) -> EnvStep:
         observation = state.obs if observe is None else observe(state)
         return EnvStep(BraxState(state, task), observation, reward, jnp.asarray(done).astype(bool))
 
     def reset(rng: Key, task: Task) -> EnvStep:
         state = environment.reset(rng)
-        return shown(state, task, jnp.zeros_like(state.reward), state.done)
+        return show(state, task, jnp.zeros_like(state.reward), state.done)
 
     def step(before: EnvStep, action: Array) -> EnvStep:
         state, task = before.state
@@ -71,14 +86,18 @@ def from_brax(
         result = (after.reward, after.done)
         if reward is not None:
             result = reward(state, action, after, task)
-        return shown(after, task, *result)
+        return show(after, task, *result)
 
-    observation = jax.eval_shape(lambda: reset(jax.random.key(0), ()))
+    observation = jax.eval_shape(lambda: reset(jax.random.key(0), ())).observation
+    if jnp.ndim(observation) != 1:
+        raise ValueError(
+            f"from_brax: an observation must be a vector, it is {shown(observation)}: pass observe."
+        )
     return Env(
         reset,
         step,
         sample_tasks,
-        observation.observation.shape[-1],
+        observation.shape[0],
         environment.action_size,
         horizon,
     )

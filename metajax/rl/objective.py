@@ -9,10 +9,20 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from metajax.base import Array, Episode, Key, MetaParams, MetaState, Metrics, PyTree
+from metajax.base import (
+    Array,
+    Episode,
+    Key,
+    MetaParams,
+    MetaState,
+    Metrics,
+    PyTree,
+    split_key,
+)
 from metajax.learner import check_episodes, check_state
 from metajax.parallel import over_tasks
 from metajax.rl.adaptation import Adaptation, Collected, collect, replay
+from metajax.rl.arguments import check_kind, check_trajectories
 from metajax.rl.base import Trajectories, masked_mean
 from metajax.rl.rollout import mean_return
 
@@ -73,6 +83,8 @@ def loss_and_kl(
 
 def judged_trajectories(collected: Collected, every_step: bool) -> Trajectories:
     """The trajectories that the outer loss is on, leaves `[1 or num_steps, trajectories, ...]`."""
+    check_kind("what is judged", collected, Collected, "as rl.collect returns")
+    check_trajectories("what is judged", collected.query, "rewards", "advantages")
     if not every_step or collected.support.mask.shape[0] < 2:
         return jax.tree.map(lambda x: x[None], collected.query)
     return jax.tree.map(
@@ -155,7 +167,7 @@ def collect_all(
 ) -> tuple[Collected, Metrics]:
     """Rolls out for all tasks: trajectories `[tasks, ...]`, and what is to be said of them."""
     check_state(state)
-    rngs = jax.random.split(rng, check_episodes(episodes))
+    rngs = split_key(rng, check_episodes(episodes))
 
     def of_chunk(meta_params, tasks, thread):
         def of_task(task, rng):
@@ -178,6 +190,13 @@ def collect_all(
         "env_steps": sum(x.mask.sum() for x in parts),
         "failures": sum(x.failures.sum() for x in parts),
     }
+
+
+def every(batch: Collected, stride: int) -> Collected:
+    """Every so many-th trajectory of all tasks."""
+    support = jax.tree.map(lambda x: x[:, :, ::stride], batch.support)
+    query = jax.tree.map(lambda x: x[:, ::stride], batch.query)
+    return Collected(support, query, batch.policies)
 
 
 def _entropy(trajectories: Trajectories) -> Array:

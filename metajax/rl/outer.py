@@ -22,11 +22,18 @@ from metajax.base import (
     MetaState,
     Metrics,
     Params,
+    PyTree,
+    check_function,
+    check_integer,
+    strongly_typed,
 )
 from metajax.learner import check_state
+from metajax.optimizers import check_optimizer, check_update
 from metajax.rl.adaptation import Adaptation, Collected
+from metajax.rl.arguments import check_kind, check_number, check_opt_state
 from metajax.rl.objective import (
     collect_all,
+    every,
     judged_trajectories,
     kl_curvature,
     kl_on_the_way,
@@ -51,10 +58,10 @@ class LineSearch(NamedTuple):
 def trust_region(
     adaptation: Adaptation,
     *,
-    max_kl: float | optax.Schedule = 0.01,
+    max_kl: float | Array | optax.Schedule = 0.01,
     cg_steps: int = 10,
-    damping: float = 1e-5,
-    backtrack: float = 0.8,
+    damping: float | Array = 1e-5,
+    backtrack: float | Array = 0.8,
     max_backtracks: int = 15,
     curvature_stride: int = 1,
     every_step: bool = False,
@@ -78,7 +85,8 @@ def trust_region(
     square of a small step, a try tells which step would have come just within the constraint: the
     next try goes back that far, and an accepted one says where the search of the next meta-update
     begins (never beyond the whole step). With first-order adaptation, whose own curvature F leaves
-    out, that saves most of the tries.
+    out, that saves most of the tries. As the number of tries is not known before, forward mode
+    crosses `update` and reverse mode does not.
 
     Args:
       adaptation: from `rl.adaptation`.
@@ -110,16 +118,18 @@ def trust_region(
       section 5.3; Schulman et al., `Trust Region Policy Optimization
       <https://arxiv.org/abs/1502.05477>`_, 2015, appendix C.
     """
-    for name, value in (("max_kl", max_kl), ("cg_steps", cg_steps)):
-        if not callable(value) and value <= 0:
-            raise ValueError(f"trust_region: {name} must be positive, got {value!r}.")
-    radius = max_kl if callable(max_kl) else optax.constant_schedule(max_kl)
-    if not 0 < backtrack < 1 or max_backtracks < 1 or curvature_stride < 1 or damping < 0:
-        raise ValueError(
-            "trust_region: backtrack must be between 0 and 1, max_backtracks and curvature_stride "
-            f"at least 1, damping not negative; got {backtrack}, {max_backtracks}, "
-            f"{curvature_stride}, {damping}."
-        )
+    check_kind("trust_region: adaptation", adaptation, Adaptation, "from rl.adaptation")
+    if callable(max_kl):
+        check_function("trust_region: max_kl", max_kl, "meta_update")
+        radius = max_kl
+    else:
+        check_number("trust_region: max_kl", max_kl, "(0, inf)")
+        radius = optax.constant_schedule(max_kl)
+    check_number("trust_region: damping", damping, "[0, inf)")
+    check_number("trust_region: backtrack", backtrack, "(0, 1)")
+    cg_steps = check_integer("trust_region: cg_steps", cg_steps)
+    max_backtracks = check_integer("trust_region: max_backtracks", max_backtracks)
+    curvature_stride = check_integer("trust_region: curvature_stride", curvature_stride)
     if not adaptation.replay.forward:
         raise ValueError(
             "trust_region: the curvature linearizes adaptation, and its meta_gradient works in "
@@ -130,26 +140,32 @@ def trust_region(
     at_start = jax.value_and_grad(functools.partial(of_task, collecting=True), has_aux=True)
     gradient = mean_over_tasks(at_start, task_chunk, mesh)
 
+    def opt_init(meta_params: MetaParams) -> Array:
+        return jnp.ones((), jnp.result_type(*jax.tree.leaves(meta_params)))
+
     def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
+        check_opt_state("trust_region", state, opt_init)
         old = state.meta_params
         batch, metrics = collect_all(adaptation, state, episodes, rng, task_chunk, mesh)
         (loss, _), g = gradient(old, batch)
+        common = jnp.result_type(*jax.tree.leaves(g))
+        g = jax.tree.map(lambda x: x.astype(common), g)
         curvature = kl_curvature(
             adaptation,
             old,
-            _every(batch, curvature_stride),
+            every(batch, curvature_stride),
             every_step=every_step,
             task_chunk=task_chunk,
             mesh=mesh,
         )
 
         def damped(v: MetaParams) -> MetaParams:
-            return optax.tree.add_scale(curvature(v), damping, v)
+            return _like(v, optax.tree.add_scale(curvature(_like(old, v)), damping, v))
 
         direction, _ = cg(damped, g, tol=1e-6, maxiter=cg_steps)
         product = damped(direction)
         quadratic = 0.5 * optax.tree.vdot(direction, product)
-        bound = radius(state.step)
+        bound = jnp.asarray(radius(state.step), loss.dtype)
         step = optax.tree.scale(jnp.sqrt(bound / quadratic), direction)
         found = search(old, step, state.opt_state, loss, bound, batch)
         residual = optax.tree.norm(optax.tree.sub(g, product)) / optax.tree.norm(g)
@@ -184,10 +200,11 @@ def trust_region(
             ]
             # To nine tenths of the bound, so that the next try is not over it by a rounding.
             within = jnp.sqrt(0.9 * bound / jnp.maximum(kl, jnp.finfo(kl.dtype).tiny))
-            back = jnp.clip(within, min(0.5, backtrack), backtrack)
+            back = jnp.clip(within, jnp.minimum(0.5, backtrack), backtrack)
             beyond = finite & (kl > bound)
             factor = jnp.where(accepted, within, jnp.where(beyond, back, backtrack))
-            return LineSearch(last.scale * factor, last.tried + 1, accepted, *keep)
+            new = LineSearch(last.scale * factor, last.tried + 1, accepted, *keep)
+            return _like(last, new)
 
         def unfinished(last: LineSearch) -> Array:
             return ~last.accepted & (last.tried < max_backtracks)
@@ -197,7 +214,7 @@ def trust_region(
         return jax.lax.while_loop(unfinished, attempt, start)
 
     def init(params: Params) -> MetaState:
-        return _init(adaptation, params, lambda meta_params: jnp.ones(()))
+        return _init(adaptation, params, opt_init)
 
     return MetaLearner(init, _adapt(adaptation), update)
 
@@ -207,8 +224,8 @@ def clipped(
     outer_optimizer: optax.GradientTransformation,
     *,
     num_epochs: int = 5,
-    clip: float = 0.3,
-    kl_penalty: float = 5e-4,
+    clip: float | Array = 0.3,
+    kl_penalty: float | Array = 5e-4,
     every_step: bool = False,
     task_chunk: int | None = None,
     mesh: Mesh | None = None,
@@ -244,11 +261,12 @@ def clipped(
       Rothfuss et al., `ProMP: Proximal Meta-Policy Search <https://arxiv.org/abs/1810.06784>`_,
       2019, equation 10 and algorithm 1; Schulman et al., 2017.
     """
-    if num_epochs < 1 or clip <= 0 or kl_penalty < 0:
-        raise ValueError(
-            "clipped: num_epochs must be at least 1, clip positive, kl_penalty not negative; got "
-            f"{num_epochs}, {clip}, {kl_penalty}."
-        )
+    check_kind("clipped: adaptation", adaptation, Adaptation, "from rl.adaptation")
+    check_optimizer("clipped: outer_optimizer", outer_optimizer)
+    outer_optimizer = optax.with_extra_args_support(outer_optimizer)
+    num_epochs = check_integer("clipped: num_epochs", num_epochs)
+    check_number("clipped: clip", clip, "(0, inf]")
+    check_number("clipped: kl_penalty", kl_penalty, "[0, inf)")
 
     def of_task(meta_params: MetaParams, collected: Collected) -> tuple[Array, Metrics]:
         judged = judged_trajectories(collected, every_step)
@@ -267,12 +285,13 @@ def clipped(
     value = mean_over_tasks(of_task, task_chunk, mesh)
 
     def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
+        check_opt_state("clipped", state, outer_optimizer.init)
         batch, metrics = collect_all(adaptation, state, episodes, rng, task_chunk, mesh)
 
         def epoch(carried, _):
             meta_params, opt_state = carried
             (loss, _), g = gradient(meta_params, batch)
-            updates, opt_state = outer_optimizer.update(g, opt_state, meta_params)
+            updates, opt_state = outer_optimizer.update(g, opt_state, meta_params, value=loss)
             meta_params = optax.apply_updates(meta_params, updates)
             return (meta_params, opt_state), (loss, optax.tree.norm(g))
 
@@ -288,7 +307,7 @@ def clipped(
         return MetaState(meta_params, opt_state, (), state.step + 1), metrics
 
     def init(params: Params) -> MetaState:
-        return _init(adaptation, params, outer_optimizer.init)
+        return _init(adaptation, params, functools.partial(_opt_init, outer_optimizer))
 
     return MetaLearner(init, _adapt(adaptation), update)
 
@@ -311,10 +330,16 @@ def displaced(
     Returns:
       A `MetaLearner` as `trust_region`.
 
+    Raises:
+      ValueError: for arguments of the wrong kind.
+
     References:
       Nichol et al., `On First-Order Meta-Learning Algorithms
       <https://arxiv.org/abs/1803.02999>`_, 2018, algorithm 2.
     """
+    check_kind("displaced: adaptation", adaptation, Adaptation, "from rl.adaptation")
+    check_optimizer("displaced: outer_optimizer", outer_optimizer)
+    outer_optimizer = optax.with_extra_args_support(outer_optimizer)
 
     def of_task(meta_params: MetaParams, collected: Collected) -> MetaParams:
         away = jax.tree.map(lambda x, y: x - y[-1], meta_params.params, collected.policies)
@@ -323,31 +348,38 @@ def displaced(
     displacement = mean_over_tasks(of_task, task_chunk, mesh)
 
     def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
+        check_opt_state("displaced", state, outer_optimizer.init)
         batch, metrics = collect_all(adaptation, state, episodes, rng, task_chunk, mesh)
         away = displacement(state.meta_params, batch)
-        updates, opt_state = outer_optimizer.update(away, state.opt_state, state.meta_params)
-        meta_params = optax.apply_updates(state.meta_params, updates)
         norm = optax.tree.norm(away)
         metrics |= {"objective": 0.5 * norm**2, "meta_gradient_norm": norm}
+        updates, opt_state = outer_optimizer.update(
+            away, state.opt_state, state.meta_params, value=metrics["objective"]
+        )
+        meta_params = optax.apply_updates(state.meta_params, updates)
         return MetaState(meta_params, opt_state, (), state.step + 1), metrics
 
     def init(params: Params) -> MetaState:
-        return _init(adaptation, params, outer_optimizer.init)
+        return _init(adaptation, params, functools.partial(_opt_init, outer_optimizer))
 
     return MetaLearner(init, _adapt(adaptation), update)
 
 
-def _every(batch: Collected, stride: int) -> Collected:
-    """Every so many-th trajectory."""
-    support = jax.tree.map(lambda x: x[:, :, ::stride], batch.support)
-    query = jax.tree.map(lambda x: x[:, ::stride], batch.query)
-    return Collected(support, query, batch.policies)
-
-
 def _init(adaptation: Adaptation, params: Params, opt_init: Callable) -> MetaState:
     inner, _ = adaptation.collect.init(params)
-    meta_params = MetaParams(params, inner)
-    return MetaState(meta_params, opt_init(meta_params), (), jnp.zeros((), jnp.int32))
+    meta_params = strongly_typed(MetaParams(params, inner))
+    opt_state = strongly_typed(opt_init(meta_params))
+    return MetaState(meta_params, opt_state, (), jnp.zeros((), jnp.int32))
+
+
+def _opt_init(optimizer: optax.GradientTransformation, meta_params: MetaParams) -> PyTree:
+    check_update(optimizer, meta_params)
+    return optimizer.init(meta_params)
+
+
+def _like(tree: PyTree, other: PyTree) -> PyTree:
+    """`other` in the types of `tree`."""
+    return jax.tree.map(lambda x, y: jnp.asarray(y, x.dtype), tree, other)
 
 
 def _adapt(adaptation: Adaptation) -> Callable[[MetaState, Batch, Key], Params]:

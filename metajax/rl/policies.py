@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 
-from metajax.base import Array, Key, Params
-from metajax.rl.base import Policy
+from metajax.base import Array, Key, Params, check_function, check_integer
+from metajax.rl.arguments import check_number, check_policy
+from metajax.rl.base import Policy, shown
 
 MIN_LOG_STD = math.log(1e-6)
 PRECISION = jax.lax.Precision.HIGHEST  # a GPU's fast products are too coarse for curvature
@@ -33,6 +34,11 @@ class Normal(NamedTuple):
         return self.mean + jnp.exp(self.log_std) * noise
 
     def log_prob(self, action: Array) -> Array:
+        if jnp.shape(action)[-1:] != jnp.shape(self.mean)[-1:]:
+            raise ValueError(
+                f"Normal: the action is {shown(action)}, but the mean is {shown(self.mean)}: their "
+                "last axes must be equal."
+            )
         z = (action - self.mean) * jnp.exp(-self.log_std)
         return jnp.sum(-0.5 * z**2 - self.log_std - 0.5 * math.log(2 * math.pi), axis=-1)
 
@@ -60,6 +66,12 @@ class Categorical(NamedTuple):
         return jax.random.categorical(rng, self.logits)
 
     def log_prob(self, action: Array) -> Array:
+        integer = jnp.issubdtype(jnp.result_type(action), jnp.integer)
+        if not integer or jnp.shape(action) != jnp.shape(self.logits)[:-1]:
+            raise ValueError(
+                f"Categorical: the action is {shown(action)}, but must be an integer for each of "
+                f"the logits {shown(self.logits)}, without their last axis."
+            )
         log_probs = jax.nn.log_softmax(self.logits)
         return jnp.take_along_axis(log_probs, action[..., None], axis=-1)[..., 0]
 
@@ -104,6 +116,16 @@ class GaussianMLP(linen.Module):
     init_log_std: float = 0.0
     min_log_std: float = MIN_LOG_STD
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("GaussianMLP: action_size", self.action_size)
+        if not isinstance(self.hidden, tuple | list):
+            raise ValueError(f"GaussianMLP: hidden must be a tuple of widths, got {self.hidden!r}.")
+        for width in self.hidden:
+            check_integer("GaussianMLP: a width of hidden", width)
+        check_number("GaussianMLP: init_log_std", self.init_log_std, "(-inf, inf)")
+        check_number("GaussianMLP: min_log_std", self.min_log_std, "[-inf, inf)")
+
     @linen.compact
     def __call__(self, observations: Array) -> Normal:
         def dense(features):
@@ -138,10 +160,16 @@ def with_context(
     Returns:
       `init` and `apply` of a policy with the parameters `{"context": ..., "policy": ...}`.
 
+    Raises:
+      ValueError: for arguments of the wrong kind.
+
     References:
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
       appendix C.2; Zintgraf et al., `CAVIA <https://arxiv.org/abs/1810.03642>`_, 2019.
     """
+    check_function("with_context: init", init, "rng, observation", " such as model.init")
+    check_policy("with_context", apply)
+    context_size = check_integer("with_context: context_size", context_size)
 
     def extended(context: Array, observations: Array) -> Array:
         shape = (*observations.shape[:-1], context_size)

@@ -5,8 +5,18 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from metajax.base import Array, Key, Params
-from metajax.rl.base import Env, Policy, Task, Trajectories, masked_mean
+from metajax.base import Array, Key, Params, check_integer, split_key
+from metajax.rl.arguments import (
+    check_distribution,
+    check_env,
+    check_kind,
+    check_number,
+    check_policy,
+    check_same,
+    check_step,
+    check_trajectories,
+)
+from metajax.rl.base import Env, Policy, Task, Trajectories, masked_mean, shown
 
 PRECISION = jax.lax.Precision.HIGHEST
 
@@ -16,9 +26,9 @@ def rollout(
 ) -> Trajectories:
     """Rolls a policy out: a scan over time of a `vmap` over trajectories.
 
-    Nothing is differentiated. A trajectory ends at `env.horizon`, when the environment says so
-    (that step's reward still counts), or before a step whose observation or reward is not finite,
-    which is then counted in `failures`. All entries after the end are masked.
+    Nothing is differentiated: trajectories are constants. A trajectory ends at `env.horizon`, when
+    the environment says so (that step's reward still counts), or before a step whose observation or
+    reward is not finite, which is then counted in `failures`. All entries after the end are masked.
 
     Args:
       env: the environment.
@@ -30,9 +40,15 @@ def rollout(
 
     Returns:
       `Trajectories`, without advantages.
+
+    Raises:
+      ValueError: for an environment or a policy of other shapes than `Env` says.
     """
+    check_env("rollout", env)
+    check_policy("rollout", policy)
+    num_trajectories = check_integer("rollout: num_trajectories", num_trajectories)
     params = jax.lax.stop_gradient(params)
-    reset_rng, action_rng = jax.random.split(rng)
+    reset_rng, action_rng = split_key(rng, what="rollout: rng")
 
     def finite(step):
         return jnp.isfinite(step.observation).all(-1) & jnp.isfinite(step.reward)
@@ -42,8 +58,11 @@ def rollout(
         # Where a trajectory has ended its state may be anything.
         observation = jnp.where(alive[:, None], before.observation, 0.0)
         distribution = policy(params, observation)
+        check_distribution(distribution, env, num_trajectories)
         action = distribution.sample(step_rng)
         after = jax.vmap(env.step)(before, action)
+        check_step("step", after, env, num_trajectories)
+        check_same(before, after)
         counts = alive & finite(after)
         reward = jnp.where(counts, after.reward, 0.0)
         kept = observation, action, reward, counts, distribution, alive & ~counts
@@ -52,6 +71,7 @@ def rollout(
     first = jax.vmap(env.reset, in_axes=(0, None))(
         jax.random.split(reset_rng, num_trajectories), task
     )
+    check_step("reset", first, env, num_trajectories)
     alive = finite(first) & ~first.done
     _, kept = jax.lax.scan(body, (first, alive), jax.random.split(action_rng, env.horizon))
     observations, actions, rewards, counts, distribution, failed = jax.tree.map(
@@ -59,20 +79,26 @@ def rollout(
     )
     failures = failed.any(1) | ~finite(first)
     mask = counts.astype(rewards.dtype)
-    return Trajectories(
-        observations, actions, rewards, mask, distribution, (), failures.astype(rewards.dtype)
+    failures = failures.astype(rewards.dtype)
+    return jax.lax.stop_gradient(
+        Trajectories(observations, actions, rewards, mask, distribution, (), failures)
     )
 
 
 def mean_return(trajectories: Trajectories) -> Array:
     """The undiscounted sum of rewards, averaged over the trajectories that did not fail."""
+    check_kind("mean_return: trajectories", trajectories, Trajectories, "such as rollout returns")
     kept = 1.0 - trajectories.failures
     total = jnp.sum(trajectories.rewards * trajectories.mask, axis=-1)
     return jnp.sum(total * kept) / jnp.maximum(jnp.sum(kept), 1.0)
 
 
-def discounted_sums(x: Array, factor: float) -> Array:
+def discounted_sums(x: Array, factor: float | Array) -> Array:
     r""":math:`y_t = x_t + \gamma y_{t+1}` along the last axis."""
+    x = jnp.asarray(x, jnp.result_type(x, 0.0))
+    factor = jnp.asarray(factor, x.dtype)
+    if not x.ndim:
+        raise ValueError("discounted_sums: there is no last axis, x is a scalar.")
 
     def body(later, now):
         later = now + factor * later
@@ -134,7 +160,7 @@ def fit_linear(features: Array, targets: Array, mask: Array, ridge: float = 1e-5
 
 
 def standardized_advantages(
-    trajectories: Trajectories, *, discount: float = 0.99, gae_lambda: float = 1.0
+    trajectories: Trajectories, *, discount: float | Array = 0.99, gae_lambda: float | Array = 1.0
 ) -> Array:
     r"""Generalized advantages over a linear baseline, standardized over one task's steps.
 
@@ -147,17 +173,28 @@ def standardized_advantages(
 
     Args:
       trajectories: of one task.
-      discount: :math:`\gamma`.
-      gae_lambda: :math:`\lambda`.
+      discount: :math:`\gamma`, in [0, 1].
+      gae_lambda: :math:`\lambda`, in [0, 1].
 
     Returns:
       `[trajectories, horizon]`, 0 where masked.
+
+    Raises:
+      ValueError: for trajectories of several tasks, and for numbers out of range.
 
     References:
       Schulman et al., `High-Dimensional Continuous Control Using Generalized Advantage Estimation
       <https://arxiv.org/abs/1506.02438>`_, 2016, equation 16.
     """
+    check_trajectories("standardized_advantages", trajectories, "rewards")
+    check_number("standardized_advantages: discount", discount, "[0, 1]")
+    check_number("standardized_advantages: gae_lambda", gae_lambda, "[0, 1]")
     mask = trajectories.mask
+    if jnp.ndim(mask) != 2:
+        raise ValueError(
+            "standardized_advantages: the mask of one task's trajectories is [trajectories, "
+            f"horizon], got {shown(mask)}; use jax.vmap for several tasks."
+        )
     rewards = trajectories.rewards * mask
     features = baseline_features(trajectories.observations)
     weights = fit_linear(features, discounted_sums(rewards, discount), mask)

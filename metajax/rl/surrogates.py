@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.base import Array, Params
+from metajax.rl.arguments import check_trajectories
 from metajax.rl.base import Policy, Trajectories, masked_mean
 
 Surrogate = Callable[[Policy, Params, Trajectories], Array]
@@ -42,9 +43,9 @@ def likelihood_ratio(policy: Policy, params: Params, trajectories: Trajectories)
       Rothfuss et al., `ProMP: Proximal Meta-Policy Search <https://arxiv.org/abs/1810.06784>`_,
       2019, equation 9; Schulman et al., 2015.
     """
+    log_probs = _log_probs(policy, params, trajectories)
     sampled = trajectories.distribution.log_prob(trajectories.actions)
-    log_ratios = _log_probs(policy, params, trajectories) - _where_counted(sampled, trajectories)
-    ratios = jnp.exp(log_ratios)
+    ratios = jnp.exp(log_probs - _where_counted(sampled, trajectories))
     return -masked_mean(ratios * trajectories.advantages, trajectories.mask)
 
 
@@ -78,6 +79,7 @@ SURROGATES: dict[str, Surrogate] = {
 
 
 def _log_probs(policy: Policy, params: Params, trajectories: Trajectories) -> Array:
+    check_trajectories("the surrogate", trajectories, "advantages")
     log_probs = policy(params, trajectories.observations).log_prob(trajectories.actions)
     return _where_counted(log_probs, trajectories)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from metajax.base import Array, Key
-from metajax.rl.base import Env, EnvStep, Task, Trajectories
+from metajax.base import Array, Key, check_integer, split_key
+from metajax.rl.arguments import check_env, check_number
+from metajax.rl.base import Env, EnvStep, Task, Trajectories, check_tasks
 from metajax.rl.policies import Normal
 from metajax.rl.rollout import rollout
 
@@ -16,10 +17,14 @@ def oracle(env: Env) -> Env:
 
     All numbers of the task's parameters are appended in the order of the pytree.
 
+    Raises:
+      ValueError: for what is no `Env`, and for one whose tasks have no task axis.
+
     References:
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
       section 5.3.
     """
+    check_env("oracle", env)
 
     def numbers(task: Task) -> Array:
         return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(task)])
@@ -37,12 +42,14 @@ def oracle(env: Env) -> Env:
         inner, task = before.state
         return told(env.step(inner, action), task)
 
-    example = jax.eval_shape(lambda: env.sample_tasks(jax.random.key(0), 1))
+    example = jax.eval_shape(lambda: check_tasks(env.sample_tasks(jax.random.key(0), 1), 1))
     size = sum(x.size for x in jax.tree.leaves(example))
     return env._replace(reset=reset, step=step, observation_size=env.observation_size + size)
 
 
-def standardized(env: Env, rng: Key, *, num_trajectories: int = 40, bound: float = 10.0) -> Env:
+def standardized(
+    env: Env, rng: Key, *, num_trajectories: int = 40, bound: float | Array = 10.0
+) -> Env:
     r"""Shifts and scales observations to mean 0 and variance 1 under random actions.
 
     .. math:: o' = \mathrm{clip}\Big(\frac{o - \mathrm{mean}}{\mathrm{std}}, \pm b\Big)
@@ -58,6 +65,9 @@ def standardized(env: Env, rng: Key, *, num_trajectories: int = 40, bound: float
       num_trajectories: how many.
       bound: of an observation after scaling.
 
+    Raises:
+      ValueError: for arguments of the wrong kind or out of range.
+
     Example:
 
     >>> import jax, jax.numpy as jnp
@@ -70,8 +80,11 @@ def standardized(env: Env, rng: Key, *, num_trajectories: int = 40, bound: float
     >>> bool(jnp.abs(scaled.reset(jax.random.key(1), 0.0).observation)[0] < 10)
     True
     """
-    task_rng, roll_rng = jax.random.split(rng)
-    tasks = env.sample_tasks(task_rng, num_trajectories)
+    check_env("standardized", env)
+    num_trajectories = check_integer("standardized: num_trajectories", num_trajectories)
+    check_number("standardized: bound", bound, "(0, inf]")
+    task_rng, roll_rng = split_key(rng, what="standardized: rng")
+    tasks = check_tasks(env.sample_tasks(task_rng, num_trajectories), num_trajectories)
 
     def noise(params: tuple[()], observation: Array) -> Normal:
         zeros = jnp.zeros((*observation.shape[:-1], env.action_size))
