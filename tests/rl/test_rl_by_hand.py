@@ -141,6 +141,18 @@ def test_the_line_search_refuses_steps_that_raise_the_loss(tries):
     assert float(after.opt_state) == 1.0
 
 
+def test_an_infinite_gain_is_not_taken():
+    """An action far away that pays: its ratio overflows long before the divergence is large."""
+    max_kl, far, largest = 0.5, 1e5, np.log(np.finfo(np.float64).max)
+    learner = rl.trust_region(adapting(num_steps=0), max_kl=max_kl, damping=0.25, max_backtracks=30)
+    after, metrics = run(learner, 0.0, [[far]], [[1.0]])
+    steps = np.sqrt(2 * max_kl / 1.25) * 0.8 ** np.arange(30)
+    tries = np.argmax(far * steps - steps**2 / 2 < largest)
+    assert tries > 10
+    assert int(metrics["line_search_steps"]) == tries + 1
+    assert float(after.meta_params.params) == pytest.approx(steps[tries], rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("slope", "backtrack", "tries"), [(0.5, 0.8, 1), (1.1, 0.8, 2), (1.5, 0.8, 2), (2.0, 0.3, 2)]
 )
@@ -186,6 +198,7 @@ def test_the_curvature_is_that_of_every_so_many_th_trajectory():
     assert int(metrics["line_search_steps"]) == 1
     assert float(metrics["accepted"]) == 1
     assert float(after.meta_params.params) == pytest.approx(theta + step, rel=1e-10)
+    assert float(metrics["cg_residual"]) < 1e-12
     # The constraint is on all of them.
     kl = np.mean((slope * step * observations) ** 2 / 2)
     assert float(metrics["kl"]) == pytest.approx(kl, rel=1e-10)
@@ -237,7 +250,9 @@ def test_the_loss_and_the_divergence_are_those_by_hand(every_step):
         kls.append((ratio_of_variances + square - 1) / 2 + new_log_std - log_std)
 
     def trajectories(k):
-        found = sample(jnp.zeros(()), (jnp.ones(4), actions, advantages), None)
+        # What does not count may be anything.
+        done = np.where(masks[k], actions, 1e200)
+        found = sample(jnp.zeros(()), (jnp.ones(4), done, advantages), None)
         distribution = policy(adapted(old)[k], found.observations)
         return found._replace(mask=jnp.asarray(masks[k])[:, None], distribution=distribution)
 

@@ -144,6 +144,35 @@ def test_standardized_observations_have_mean_0_and_variance_1():
     np.testing.assert_allclose(counted.std(0), 1, atol=0.4)
 
 
+def test_standardized_observations_by_hand():
+    """A count that ends at 2, so that 0 and 1 count, and a number that never changes."""
+
+    def shown(count):
+        observation = jnp.stack([count, jnp.full((), 7.0)])
+        return rl.EnvStep(count, observation, jnp.zeros(()), count >= 2)
+
+    plain = rl.Env(
+        lambda rng, task: shown(jnp.zeros(())),
+        lambda before, action: shown(before.state + 1),
+        lambda rng, n: jnp.zeros(n),
+        2,
+        1,
+        horizon=4,
+    )
+    env = rl.standardized(plain, jax.random.key(0), num_trajectories=3, bound=2.0)
+    first, later = act(env, jnp.zeros(()), np.zeros((3, 1)))
+    # Mean and deviation are a half each; 3 and 5 are beyond the bound.
+    np.testing.assert_allclose(first.observation, [-1, 0], atol=1e-6)
+    np.testing.assert_allclose(later.observation, [[1, 0], [2, 0], [2, 0]], atol=1e-6)
+
+
+def test_every_step_of_gymnax_has_randomness_of_its_own():
+    bandit, _ = gymnax.make("GaussianBandit-misc")
+    env = rl.from_gymnax(bandit, lambda rng, n: {"sigma_l": jnp.ones(n)})
+    _, shown = act(env, {"sigma_l": 1.0}, np.ones(5, int))
+    assert len(np.unique(shown.reward)) == 5
+
+
 def test_the_context_alone_adapts():
     import optax
 

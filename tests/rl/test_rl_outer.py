@@ -145,6 +145,13 @@ def numpy_trust_region(x, loss_and_kl, gradient, product, *, max_kl, cg_steps, d
     return x, 0.0, 15, 1.0
 
 
+def numpy_returns_and_entropies(trajectories):
+    """Means over tasks and trajectories of one step."""
+    log_std = np.asarray(trajectories.distribution.log_std)
+    entropies = (log_std + 0.5 * np.log(2 * np.pi * np.e)).sum(-1)
+    return np.asarray(trajectories.rewards).sum(-1).mean(), entropies.mean()
+
+
 @functools.cache
 def trust_region(num_steps=1, meta_gradient=None, task_chunk=4, devices=1):
     """An adaptation, its learner and the learner's compiled update, shared by the tests."""
@@ -196,7 +203,10 @@ def test_one_trust_region_step_is_numpy_s(num_steps, meta_gradient):
     assert float(metrics["kl"]) == pytest.approx(kl, rel=0.02)
     assert 0 < float(metrics["kl"]) <= 0.01
     assert float(metrics["improvement"]) > 0
-    assert metrics["return"].shape == metrics["entropy"].shape == (num_steps + 1,)
+    parts = [jax.tree.map(lambda x, k=k: x[:, k], batch.support) for k in range(num_steps)]
+    told = [numpy_returns_and_entropies(part) for part in (*parts, batch.query)]
+    np.testing.assert_allclose(metrics["return"], [x[0] for x in told], rtol=1e-4)
+    np.testing.assert_allclose(metrics["entropy"], [x[1] for x in told], rtol=1e-4)
     assert float(metrics["env_steps"]) == 4 * (num_steps + 1) * 4 * chase().horizon
     assert float(metrics["failures"]) == 0
     assert int(after.step) == 1

@@ -67,21 +67,20 @@ def test_after_termination_nothing_counts():
     assert float(rl.mean_return(trajectories)) == 11 + 12
     assert not trajectories.failures.any()
     trajectories = trajectories._replace(advantages=rl.standardized_advantages(trajectories))
+    after_the_end = trajectories.mask[..., None] == 0
     spoiled = trajectories._replace(
-        **{
-            name: getattr(trajectories, name) + 1e3 * (1 - trajectories.mask)
-            for name in ("rewards",)
-        },
-        observations=trajectories.observations + 7.0 * (1 - trajectories.mask)[..., None],
-        actions=trajectories.actions - 5.0 * (1 - trajectories.mask)[..., None],
+        rewards=trajectories.rewards + 1e3 * (1 - trajectories.mask),
+        observations=trajectories.observations + 7.0 * after_the_end,
+        actions=jnp.where(after_the_end, 1e30, trajectories.actions),
     )
+    moved = jax.tree.map(lambda x: x + 0.1, PARAMS)
     np.testing.assert_array_equal(
         rl.standardized_advantages(spoiled), rl.standardized_advantages(trajectories)
     )
     assert float(rl.mean_return(spoiled)) == 11 + 12
     for surrogate in rl.SURROGATES.values():
         gradients = [
-            jax.grad(lambda p, t=t, s=surrogate: s(MODEL.apply, p, t))(PARAMS)
+            jax.jit(jax.grad(lambda p, t, s=surrogate: s(MODEL.apply, p, t)))(moved, t)
             for t in (trajectories, spoiled)
         ]
         jax.tree.map(np.testing.assert_array_equal, *gradients)
@@ -139,22 +138,22 @@ def test_the_sampler_s_advantages_are_those_of_its_rollouts():
 @pytest.mark.usefixtures("float64")
 def test_discount_and_lambda_can_be_swept_and_differentiated():
     """Through one adaptation step: what is sampled before it depends on neither."""
-    rng, start = jax.random.key(2), metajax.MetaParams(PARAMS)
-    task = {"end": jnp.asarray(99.0), "poison": jnp.asarray(99.0)}
+    rng, task = jax.random.key(2), {"end": jnp.asarray(99.0), "poison": jnp.asarray(99.0)}
+    model = rl.GaussianMLP(3, hidden=())
+    start = metajax.MetaParams(model.init(rng, jnp.zeros(2)))
 
     def adapted(x):
-        sample = rl.sampler(counter(4), MODEL.apply, 3, discount=x[0], gae_lambda=x[1])
-        adaptation = rl.adaptation(MODEL.apply, sample, optax.sgd(0.1))
-        policies = rl.collect(adaptation, start, task, rng).policies
-        return policies["params"]["log_std"][1, 0]
+        sample = rl.sampler(counter(4), model.apply, 3, discount=x[0], gae_lambda=x[1])
+        adaptation = rl.adaptation(model.apply, sample, optax.sgd(0.1))
+        return adaptation.collect.apply(start, task, rng)[0]["params"]["log_std"][0]
 
-    x, eps = jnp.array([0.9, 0.7]), 1e-5
-    points = jnp.array([x, x + eps * jnp.eye(2)[0], x - eps * jnp.eye(2)[0]])
+    x, eps = np.array([0.9, 0.7]), 1e-5
+    points = jnp.array([x, x + [eps, 0], x - [eps, 0], x + [0, eps], x - [0, eps]])
     swept = jax.jit(jax.vmap(adapted))(points)
-    assert float(swept[0]) == pytest.approx(float(adapted([0.9, 0.7])), rel=1e-6)
-    slope = jax.jit(jax.grad(adapted))(x)[0]
-    assert abs(float(slope)) > 1e-3
-    assert float(slope) == pytest.approx(float(swept[1] - swept[2]) / (2 * eps), rel=1e-2)
+    assert float(swept[0]) == pytest.approx(float(jax.jit(lambda: adapted(x))()), rel=1e-6)
+    differences = (swept[1::2] - swept[2::2]) / (2 * eps)
+    assert jnp.all(jnp.abs(differences) > 1e-3)
+    np.testing.assert_allclose(jax.jit(jax.grad(adapted))(jnp.asarray(x)), differences, rtol=1e-3)
 
 
 def test_draws_have_the_frequencies_of_their_distribution():
@@ -282,3 +281,18 @@ def test_the_standard_deviation_has_a_floor():
     params = model.init(jax.random.key(0), jnp.zeros(3))
     assert params["params"]["log_std"].tolist() == [-1.0, -1.0]
     np.testing.assert_allclose(model.apply(params, jnp.ones((4, 3))).log_std, -0.5)
+
+
+def test_the_policy_is_numpy_s_network():
+    rng = np.random.default_rng(0)
+    shapes = {"Dense_0": (3, 5), "Dense_1": (5, 4), "Dense_2": (4, 2)}
+    weights = {name: (rng.normal(size=s), rng.normal(size=s[1])) for name, s in shapes.items()}
+    params = {name: {"kernel": w, "bias": b} for name, (w, b) in weights.items()}
+    params["log_std"] = np.array([0.3, -0.4])
+    x = rng.normal(size=(6, 7, 3))
+    found = rl.GaussianMLP(2, hidden=(5, 4)).apply({"params": params}, jnp.asarray(x))
+    for name, (w, b) in weights.items():
+        x = x @ w + b
+        x = x if name == "Dense_2" else np.maximum(x, 0)
+    np.testing.assert_allclose(found.mean, x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.log_std, np.broadcast_to([0.3, -0.4], x.shape), rtol=1e-6)
