@@ -14,6 +14,7 @@ from metajax.base import (
     PyTree,
     as_arrays,
     check_function,
+    leaf_shapes,
     leaf_types,
     split_state,
     strongly_typed,
@@ -150,13 +151,7 @@ def check_learned(inner: PyTree, meta_gradient: MetaGradient) -> None:
 
 def check_same_learned(inner: PyTree, expected: PyTree) -> None:
     """Raises `ValueError` unless the state's learned inner parameters are those of this loop."""
-    there, here = (
-        {
-            jax.tree_util.keystr(path): jnp.shape(x)
-            for path, x in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        for tree in (inner, expected)
-    )
+    there, here = leaf_shapes(inner), leaf_shapes(expected)
     for path in sorted({*there, *here}):
         if there.get(path) != here.get(path):
             raise ValueError(

@@ -279,6 +279,14 @@ def join_inner(optimizer: PyTree, model: PyTree) -> PyTree:
     return optimizer if same_structure(model, ()) else InnerState(optimizer, model)
 
 
+def leaf_shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    """The shape of every leaf, by its path."""
+    return {
+        jax.tree_util.keystr(path): jnp.shape(x)
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
 def leaf_types(tree: PyTree) -> dict[str, str]:
     """The type and shape of every leaf, by its path."""
     return {

@@ -11,7 +11,15 @@ import numpy as np
 import optax
 from jax.interpreters import partial_eval
 
-from metajax.base import Array, MetaParams, Params, PyTree, check_function, check_integer
+from metajax.base import (
+    Array,
+    MetaParams,
+    Params,
+    PyTree,
+    check_function,
+    check_integer,
+    leaf_shapes,
+)
 from metajax.gradients import equations
 
 Optimizer: TypeAlias = optax.GradientTransformation
@@ -307,7 +315,7 @@ def update_reads(update: Callable[..., Any], grads: Params, state: PyTree, value
             "inner_loop: the inner optimizer's update cannot be called with (gradients, state, "
             f"parameters, value=, grad=, value_fn=): {error}. Choose one that needs no more."
         ) from error
-    sizes, updated = (jax.tree.map(jnp.shape, tree) for tree in (grads, shapes[0]))
+    sizes, updated = leaf_shapes(grads), leaf_shapes(shapes[0])
     if sizes != updated:
         raise ValueError(
             f"inner_loop: the inner optimizer's updates have the shapes {updated}, the parameters "

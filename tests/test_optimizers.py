@@ -177,5 +177,5 @@ def test_an_asymmetric_loss_is_found():
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_rate_that_is_no_number(bad):
     for make in (metajax.learned_step_sizes, lambda r: metajax.learned_per_step_sizes(r, 3)):
-        with pytest.raises(ValueError, match=f"learning_rate must be finite, got {bad}"):
+        with pytest.raises(ValueError, match=f"learning_rate must be a finite number, got {bad}"):
             make(bad)
