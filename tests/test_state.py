@@ -148,6 +148,32 @@ def test_every_engine_hands_the_state_on(engine):
     assert_close(state.inner_state.model, by_hand(stateful, run, data(0))[1])
 
 
+@pytest.mark.parametrize(
+    "engine",
+    [
+        metajax.second_order(),
+        metajax.second_order(remat=True),
+        metajax.mixed_mode(),
+        metajax.first_order(),
+    ],
+)
+def test_no_derivative_crosses_the_state(engine):
+    def loss(model, batch, rng):
+        # The state is the parameter itself, as an average is of it.
+        return (model.params - batch) ** 2 / 2 + 5.0 * model.state, {}, model.params
+
+    adapt = metajax.inner_loop(loss, optax.sgd(0.1), 2, meta_gradient=engine)
+    learner = metajax.meta_learner(adapt, metajax.query_loss(loss), optax.sgd(1.0))
+    state = learner.init(metajax.Stateful(jnp.asarray(3.0), jnp.zeros(())))
+    episodes = metajax.Episode(jnp.ones(1), jnp.zeros(1))
+    after, metrics = learner.update(state, episodes, KEY)
+    adapted = 1 + 0.9**2 * 2.0
+    crossed = 1.0 if engine == metajax.first_order() else 0.9**2
+    assert_close(after.meta_params.params, 3.0 - crossed * adapted)
+    # The query reads what the last inner step wrote: the parameter before that step.
+    assert_close(metrics["query_loss"], adapted**2 / 2 + 5.0 * (1 + 0.9 * 2.0))
+
+
 def test_devices_share_the_state():
     stateful, _, _, loss = make("linen")
     both = [

@@ -198,7 +198,6 @@ def test_the_curvature_is_that_of_every_so_many_th_trajectory():
     assert int(metrics["line_search_steps"]) == 1
     assert float(metrics["accepted"]) == 1
     assert float(after.meta_params.params) == pytest.approx(theta + step, rel=1e-10)
-    assert float(metrics["cg_residual"]) < 1e-12
     # The constraint is on all of them.
     kl = np.mean((slope * step * observations) ** 2 / 2)
     assert float(metrics["kl"]) == pytest.approx(kl, rel=1e-10)

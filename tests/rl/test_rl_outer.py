@@ -121,7 +121,8 @@ def test_the_curvature_of_some_trajectories_is_at_the_policies_of_all():
 
 
 def numpy_trust_region(x, loss_and_kl, gradient, product, *, max_kl, cg_steps, damping):
-    """One step as Schulman et al. describe it, on vectors; also where the next search begins."""
+    """One step as Schulman et al. describe it, on vectors; also where the next search begins and
+    what conjugate gradients leave of the gradient."""
     loss, _ = loss_and_kl(x)
     g = gradient(x)
     direction, r = np.zeros_like(g), g.copy()
@@ -132,7 +133,8 @@ def numpy_trust_region(x, loss_and_kl, gradient, product, *, max_kl, cg_steps, d
         direction, r = direction + alpha * p, r - alpha * z
         new = r @ r
         p, rr = r + new / rr * p, new
-    quadratic = 0.5 * direction @ (product(direction) + damping * direction)
+    found = product(direction) + damping * direction
+    quadratic, rest = 0.5 * direction @ found, np.linalg.norm(g - found) / np.linalg.norm(g)
     step, scale = np.sqrt(max_kl / quadratic) * direction, 1.0
     for tries in range(15):
         candidate = x - scale * step
@@ -140,9 +142,9 @@ def numpy_trust_region(x, loss_and_kl, gradient, product, *, max_kl, cg_steps, d
         # To where a KL that is quadratic in the step has nine tenths of the bound.
         within = np.sqrt(0.9 * max_kl / kl)
         if new_loss < loss and kl <= max_kl:
-            return candidate, kl, tries + 1, min(1.0, scale * within)
+            return candidate, kl, tries + 1, min(1.0, scale * within), rest
         scale *= min(0.8, max(0.5, within)) if kl > max_kl else 0.8
-    return x, 0.0, 15, 1.0
+    return x, 0.0, 15, 1.0, rest
 
 
 def numpy_returns_and_entropies(trajectories):
@@ -188,7 +190,7 @@ def test_one_trust_region_step_is_numpy_s(num_steps, meta_gradient):
     gradient = jax.jit(jax.grad(lambda x: measure(x)[0]))
     # The full Hessian for exact; first order leaves its derivatives out by definition.
     hessian = np.asarray(jax.jit(jax.hessian(lambda x: measure(x)[1]))(vector), np.float64)
-    expected, kl, tries, scale = numpy_trust_region(
+    expected, kl, tries, scale, rest = numpy_trust_region(
         np.asarray(vector, np.float64),
         lambda x: tuple(map(float, measure(jnp.asarray(x, jnp.float32)))),
         lambda x: np.asarray(gradient(jnp.asarray(x, jnp.float32)), np.float64),
@@ -201,6 +203,7 @@ def test_one_trust_region_step_is_numpy_s(num_steps, meta_gradient):
     np.testing.assert_allclose(moved, expected - np.asarray(vector), rtol=0.02, atol=2e-4)
     assert int(metrics["line_search_steps"]) == tries
     assert float(metrics["kl"]) == pytest.approx(kl, rel=0.02)
+    assert float(metrics["cg_residual"]) == pytest.approx(rest, rel=0.02)
     assert 0 < float(metrics["kl"]) <= 0.01
     assert float(metrics["improvement"]) > 0
     parts = [jax.tree.map(lambda x, k=k: x[:, k], batch.support) for k in range(num_steps)]
