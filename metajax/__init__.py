@@ -1,6 +1,7 @@
 """Gradient-based meta-learning in JAX."""
 
 from metajax import tasks as tasks
+from metajax.algorithms import Options as Options
 from metajax.algorithms import anil as anil
 from metajax.algorithms import boil as boil
 from metajax.algorithms import fomaml as fomaml

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, TypedDict, Unpack
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -14,13 +16,14 @@ from metajax.base import (
     MetaLearner,
     MetaState,
     Metrics,
+    Objective,
     check_integer,
 )
 from metajax.batches import Batches
 from metajax.gradients import MetaGradient, first_order, implicit, second_order
 from metajax.inner import inner_loop
 from metajax.learner import check_state, meta_learner
-from metajax.objectives import displacement, multi_step_query_loss, query_loss
+from metajax.objectives import displacement, last_update, multi_step_query_loss, query_loss
 from metajax.optimizers import (
     LearnedOptimizer,
     Optimizer,
@@ -31,6 +34,24 @@ from metajax.optimizers import (
 )
 
 
+class Options(TypedDict, total=False):
+    """The arguments that all algorithms share.
+
+    Attributes:
+      batches: what each inner step sees of the support: `full_batch()` by default, `cycle(size)`,
+        `replacement(size)` or `per_step()`.
+      carry: how the inner optimizer's state passes from task to task: `None` (each task starts
+        afresh), `"mean"` or `"serial"`, see `inner_loop`.
+      task_chunk: tasks per `vmap`, see `meta_learner`.
+      mesh: devices that share the tasks, see `meta_learner`.
+    """
+
+    batches: Batches | None
+    carry: str | None
+    task_chunk: int | None
+    mesh: Mesh | None
+
+
 def maml(
     loss: LossFn,
     inner_optimizer: Optimizer | LearnedOptimizer,
@@ -38,10 +59,7 @@ def maml(
     *,
     num_steps: int = 1,
     meta_gradient: MetaGradient | None = None,
-    batches: Batches | None = None,
-    carry: str | None = None,
-    task_chunk: int | None = None,
-    mesh: Mesh | None = None,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     r"""Model-agnostic meta-learning: an initialization from which a few steps adapt well.
 
@@ -58,10 +76,7 @@ def maml(
       outer_optimizer: any optax transformation.
       num_steps: adaptation steps; 0 is joint training on the query sets.
       meta_gradient: `second_order()` by default.
-      batches: what each inner step sees of the support, `full_batch()` by default.
-      carry: how the inner optimizer's state passes from task to task, see `inner_loop`.
-      task_chunk: tasks per `vmap`, see `meta_learner`.
-      mesh: devices that share the tasks, see `meta_learner`.
+      **options: `batches`, `carry`, `task_chunk` and `mesh`, see `metajax.Options`.
 
     Raises:
       ValueError: for arguments that do not fit together.
@@ -84,10 +99,8 @@ def maml(
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
       algorithm 1.
     """
-    adapt = inner_loop(
-        loss, inner_optimizer, num_steps, meta_gradient=meta_gradient, batches=batches, carry=carry
-    )
-    return meta_learner(adapt, query_loss(loss), outer_optimizer, task_chunk=task_chunk, mesh=mesh)
+    inner = {"num_steps": num_steps, "meta_gradient": meta_gradient}
+    return _learner(loss, inner_optimizer, inner, query_loss(loss), outer_optimizer, options)
 
 
 def fomaml(
@@ -96,30 +109,51 @@ def fomaml(
     outer_optimizer: Optimizer,
     *,
     num_steps: int = 1,
-    batches: Batches | None = None,
-    carry: str | None = None,
-    task_chunk: int | None = None,
-    mesh: Mesh | None = None,
+    tail: str | None = None,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     r"""First-order MAML: the query gradient at the adapted parameters, :math:`\nabla Q(\phi_T)`.
 
-    Arguments and errors as in `maml`.
+    Args:
+      loss: `(params, batch, rng) -> (scalar, metrics)`.
+      inner_optimizer: any optax transformation, or a `LearnedOptimizer`.
+      outer_optimizer: any optax transformation.
+      num_steps: adaptation steps.
+      tail: `None` for the query gradient. Nichol et al. take the last update of the inner optimizer
+        in its place, on a mini-batch of the support, as the steps before (`"shared"`), or on the
+        query, which these have not seen (`"separate"`); see `last_update`.
+      **options: `batches`, `carry`, `task_chunk` and `mesh`, see `metajax.Options`.
+
+    Raises:
+      ValueError: for arguments that do not fit together, such as a tail without steps.
+
+    Example:
+
+    >>> import optax, metajax
+    >>> learner = metajax.fomaml(
+    ...     lambda params, batch, rng: ((params - batch).sum() ** 2, {}),
+    ...     optax.sgd(0.01), optax.sgd(1.0),
+    ...     num_steps=4, batches=metajax.cycle(10), tail="shared")
 
     References:
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
-      section 5.2; Nichol et al., 2018, section 2.
+      section 5.2; the tails: Nichol et al., `On First-Order Meta-Learning Algorithms
+      <https://arxiv.org/abs/1803.02999>`_, 2018, section 6.3.
     """
-    return maml(
-        loss,
-        inner_optimizer,
-        outer_optimizer,
-        num_steps=num_steps,
-        meta_gradient=first_order(),
-        batches=batches,
-        carry=carry,
-        task_chunk=task_chunk,
-        mesh=mesh,
-    )
+    if tail not in (None, "shared", "separate"):
+        raise ValueError(f'fomaml: tail must be None, "shared" or "separate", got {tail!r}.')
+    if tail and num_steps == 0:
+        raise ValueError("fomaml: the tail is the last of the steps, so num_steps must not be 0.")
+    inner: dict[str, Any] = {"num_steps": num_steps, "meta_gradient": first_order()}
+    objective = query_loss(loss)
+    if tail == "shared":
+        objective = last_update(loss)
+    elif tail == "separate":
+        inner["num_steps"] -= 1
+        carry = options.get("carry")
+        last = inner_loop(loss, inner_optimizer, 1, meta_gradient=first_order(), carry=carry)
+        objective = last_update(loss, tail=last)
+    return _learner(loss, inner_optimizer, inner, objective, outer_optimizer, options)
 
 
 def reptile(
@@ -128,10 +162,7 @@ def reptile(
     outer_optimizer: Optimizer,
     *,
     num_steps: int,
-    batches: Batches | None = None,
-    carry: str | None = None,
-    task_chunk: int | None = None,
-    mesh: Mesh | None = None,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     r"""Reptile: moves the initialization towards the adapted parameters.
 
@@ -144,11 +175,9 @@ def reptile(
       inner_optimizer: any optax transformation; the paper's is `optax.adam(lr, b1=0)`.
       outer_optimizer: any optax transformation.
       num_steps: adaptation steps, at least 1.
-      batches: the paper's is `cycle(batch_size)`; `full_batch()` by default.
-      carry: `None` resets the inner optimizer for each task. `"serial"` is the authors' code,
-        `"mean"` its parallel counterpart; see `inner_loop`.
-      task_chunk: tasks per `vmap`, see `meta_learner`.
-      mesh: devices that share the tasks, see `meta_learner`.
+      **options: `batches` (the paper's are `cycle(batch_size)`), `carry` (`"serial"` is the
+        authors' code, `"mean"` its parallel counterpart), `task_chunk` and `mesh`, see
+        `metajax.Options`.
 
     Raises:
       ValueError: for arguments that do not fit together.
@@ -165,19 +194,9 @@ def reptile(
       Nichol et al., `On First-Order Meta-Learning Algorithms
       <https://arxiv.org/abs/1803.02999>`_, 2018, algorithm 2.
     """
-    if num_steps == 0:
-        raise ValueError("reptile: num_steps must be at least 1, or nothing is ever displaced.")
-    adapt = inner_loop(
-        loss,
-        inner_optimizer,
-        num_steps,
-        meta_gradient=first_order(),
-        batches=batches,
-        carry=carry,
-    )
-    return meta_learner(
-        adapt, displacement(loss), outer_optimizer, task_chunk=task_chunk, mesh=mesh
-    )
+    num_steps = check_integer("reptile: num_steps", num_steps)
+    inner = {"num_steps": num_steps, "meta_gradient": first_order()}
+    return _learner(loss, inner_optimizer, inner, displacement(loss), outer_optimizer, options)
 
 
 def maml_plus_plus(
@@ -188,9 +207,8 @@ def maml_plus_plus(
     num_steps: int = 5,
     annealed_updates: int,
     first_order_updates: int = 0,
-    batches: Batches | None = None,
-    task_chunk: int | None = None,
-    mesh: Mesh | None = None,
+    meta_gradient: MetaGradient | None = None,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     r"""MAML++: MAML whose objective weighs the query losses of all steps, at first equally.
 
@@ -208,9 +226,8 @@ def maml_plus_plus(
       num_steps: adaptation steps, at least 1.
       annealed_updates: meta-updates until only the last step counts; 0: from the first on.
       first_order_updates: meta-updates at the start that are first order.
-      batches: as in `maml`.
-      task_chunk: tasks per `vmap`, see `meta_learner`.
-      mesh: devices that share the tasks, see `meta_learner`.
+      meta_gradient: of the updates after these, `second_order()` by default.
+      **options: `batches`, `carry`, `task_chunk` and `mesh`, see `metajax.Options`.
 
     Raises:
       ValueError: for arguments that do not fit together.
@@ -231,14 +248,16 @@ def maml_plus_plus(
     annealed = check_integer("maml_plus_plus: annealed_updates", annealed_updates, minimum=0)
     first = check_integer("maml_plus_plus: first_order_updates", first_order_updates, minimum=0)
 
+    exact = second_order() if meta_gradient is None else meta_gradient
+
     def learner(engine: MetaGradient, step: Array) -> MetaLearner:
         progress = jnp.minimum(step / annealed, 1.0) if annealed else jnp.ones(())
         weights = jnp.full(num_steps, (1 - progress) / num_steps).at[-1].add(progress)
-        adapt = inner_loop(loss, inner_optimizer, num_steps, meta_gradient=engine, batches=batches)
+        inner = {"num_steps": num_steps, "meta_gradient": engine}
         objective = multi_step_query_loss(loss, weights)
-        return meta_learner(adapt, objective, outer_optimizer, task_chunk=task_chunk, mesh=mesh)
+        return _learner(loss, inner_optimizer, inner, objective, outer_optimizer, options)
 
-    fixed = learner(second_order(), jnp.zeros(()))
+    fixed = learner(exact, jnp.zeros(()))
 
     def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
         check_state(state)
@@ -247,10 +266,8 @@ def maml_plus_plus(
             return learner(engine, state.step).update(state, episodes, rng)
 
         if not first:
-            return by(second_order())
-        return jax.lax.cond(
-            state.step < first, lambda: by(first_order()), lambda: by(second_order())
-        )
+            return by(exact)
+        return jax.lax.cond(state.step < first, lambda: by(first_order()), lambda: by(exact))
 
     return fixed._replace(update=update)
 
@@ -263,8 +280,7 @@ def imaml(
     num_steps: int = 16,
     proximal: float = 2.0,
     cg_steps: int = 5,
-    task_chunk: int | None = None,
-    mesh: Mesh | None = None,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     r"""Implicit MAML: the gradient of the proximal inner problem's minimizer.
 
@@ -279,8 +295,7 @@ def imaml(
       num_steps: adaptation steps; memory does not depend on them.
       proximal: :math:`\lambda`, positive.
       cg_steps: conjugate-gradient iterations for the inverse.
-      task_chunk: tasks per `vmap`, see `meta_learner`.
-      mesh: devices that share the tasks, see `meta_learner`.
+      **options: `carry`, `task_chunk` and `mesh`, see `metajax.Options`; the batches are full.
 
     Raises:
       ValueError: if `proximal` is not positive, or for other arguments that do not fit together.
@@ -289,14 +304,12 @@ def imaml(
       Rajeswaran et al., `Meta-Learning with Implicit Gradients
       <https://arxiv.org/abs/1909.04630>`_, 2019, algorithms 1 and 2.
     """
-    adapt = inner_loop(
-        loss,
-        inner_optimizer,
-        num_steps,
-        meta_gradient=implicit(cg_steps=cg_steps),
-        proximal=proximal,
-    )
-    return meta_learner(adapt, query_loss(loss), outer_optimizer, task_chunk=task_chunk, mesh=mesh)
+    inner = {
+        "num_steps": check_integer("imaml: num_steps", num_steps),
+        "meta_gradient": implicit(cg_steps=cg_steps),
+        "proximal": proximal,
+    }
+    return _learner(loss, inner_optimizer, inner, query_loss(loss), outer_optimizer, options)
 
 
 def meta_sgd(
@@ -306,9 +319,7 @@ def meta_sgd(
     num_steps: int = 1,
     learning_rate: float = 0.1,
     meta_gradient: MetaGradient | None = None,
-    batches: Batches | None = None,
-    task_chunk: int | None = None,
-    mesh: Mesh | None = None,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     r"""Meta-SGD: MAML that also learns a step size for every parameter.
 
@@ -321,9 +332,7 @@ def meta_sgd(
       num_steps: adaptation steps, at least 1.
       learning_rate: the initial step size; the learned ones are `state.meta_params.inner`.
       meta_gradient: `second_order()` by default; `first_order()` still learns the step sizes.
-      batches: as in `maml`.
-      task_chunk: tasks per `vmap`, see `meta_learner`.
-      mesh: devices that share the tasks, see `meta_learner`.
+      **options: `batches`, `carry`, `task_chunk` and `mesh`, see `metajax.Options`.
 
     Raises:
       ValueError: for arguments that do not fit together.
@@ -338,9 +347,7 @@ def meta_sgd(
         outer_optimizer,
         num_steps=num_steps,
         meta_gradient=meta_gradient,
-        batches=batches,
-        task_chunk=task_chunk,
-        mesh=mesh,
+        **options,
     )
 
 
@@ -352,9 +359,7 @@ def anil(
     num_steps: int = 1,
     head: PathPredicate,
     meta_gradient: MetaGradient | None = None,
-    batches: Batches | None = None,
-    task_chunk: int | None = None,
-    mesh: Mesh | None = None,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """Almost no inner loop: only the head adapts; the body is learned by the outer loop alone.
 
@@ -366,9 +371,7 @@ def anil(
       head: a predicate on the pytree path, as `jax.tree_util.tree_map_with_path` passes it:
         `lambda path: "head" in jax.tree_util.keystr(path)`.
       meta_gradient: `second_order()` or `first_order()`.
-      batches: as in `maml`.
-      task_chunk: tasks per `vmap`, see `meta_learner`.
-      mesh: devices that share the tasks, see `meta_learner`.
+      **options: `batches`, `carry`, `task_chunk` and `mesh`, see `metajax.Options`.
 
     Raises:
       ValueError: if `head` accepts no parameter or all of them; for other arguments that do not
@@ -393,9 +396,7 @@ def anil(
         outer_optimizer,
         num_steps=num_steps,
         meta_gradient=meta_gradient,
-        batches=batches,
-        task_chunk=task_chunk,
-        mesh=mesh,
+        **options,
     )
 
 
@@ -407,9 +408,7 @@ def boil(
     num_steps: int = 1,
     head: PathPredicate,
     meta_gradient: MetaGradient | None = None,
-    batches: Batches | None = None,
-    task_chunk: int | None = None,
-    mesh: Mesh | None = None,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """Body-only inner loop: everything but the head adapts. Arguments and errors as in `anil`.
 
@@ -423,7 +422,22 @@ def boil(
         outer_optimizer,
         num_steps=num_steps,
         meta_gradient=meta_gradient,
-        batches=batches,
-        task_chunk=task_chunk,
-        mesh=mesh,
+        **options,
     )
+
+
+def _learner(
+    loss: LossFn,
+    inner_optimizer: Optimizer | LearnedOptimizer,
+    inner: dict[str, Any],
+    objective: Objective,
+    outer_optimizer: Optimizer,
+    options: Options,
+) -> MetaLearner:
+    known = Options.__annotations__.keys()
+    if unknown := sorted(options.keys() - known):
+        raise TypeError(f"unexpected keyword argument {unknown[0]!r}; the options are {[*known]}.")
+    inner |= {name: options.get(name) for name in ("batches", "carry")}
+    outer: dict[str, Any] = {name: options.get(name) for name in ("task_chunk", "mesh")}
+    adapt = inner_loop(loss, inner_optimizer, **inner)
+    return meta_learner(adapt, objective, outer_optimizer, **outer)

@@ -26,7 +26,7 @@ from metajax.optimizers import UpdateReads
 CARRIES = (None, "mean", "serial")
 
 
-def check_arguments(loss, num_steps, meta_gradient, proximal, batches, carry) -> None:
+def check_arguments(loss, meta_gradient, proximal, batches, carry) -> None:
     """Raises `ValueError` for what `inner_loop` cannot be built of."""
     check_function("inner_loop: loss", loss, "params, batch, rng")
     check_function(
@@ -52,7 +52,6 @@ def check_arguments(loss, num_steps, meta_gradient, proximal, batches, carry) ->
         wrong = {
             "proximal > 0": is_zero(proximal),
             "batches=full_batch()": batches is not full_batch(),
-            "at least one inner step": num_steps == 0,
         }
         if any(wrong.values()):
             raise ValueError(

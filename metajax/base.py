@@ -163,6 +163,18 @@ class Adapt(NamedTuple):
         the final ones (implicit differentiation).
       forward: whether forward mode crosses adaptation as well.
       optimizer: the inner optimizer whose update the meta-gradient differentiates, or `None`.
+      rebuild: `(*, num_steps, batches) -> Adapt`, the same inner loop with other steps or batches;
+        what is left out stays as it is. An evaluation often takes more steps than training.
+
+    Example, three times as many steps as in training:
+
+    >>> import jax, jax.numpy as jnp, optax, metajax
+    >>> loss = lambda params, batch, rng: (jnp.mean((params - batch) ** 2), {})
+    >>> learner = metajax.maml(loss, optax.sgd(0.1), optax.adam(1e-3), num_steps=1)
+    >>> adapt = learner.inner.rebuild(num_steps=3)
+    >>> _, info = adapt.apply(metajax.MetaParams(jnp.zeros(())), jnp.ones(5), jax.random.key(0))
+    >>> info.loss.shape
+    (3,)
     """
 
     init: Callable[[Params], tuple[PyTree, PyTree]]
@@ -171,6 +183,7 @@ class Adapt(NamedTuple):
     differentiates_steps: bool = True
     forward: bool = True
     optimizer: Any = None
+    rebuild: Callable[..., Adapt] | None = None
 
 
 class Objective(Protocol):

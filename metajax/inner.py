@@ -115,9 +115,21 @@ def inner_loop(
     batches = full_batch() if batches is None else batches
     num_steps = check_integer("inner_loop: num_steps is static and", num_steps, minimum=0)
     unroll = check_integer("inner_loop: unroll", unroll)
-    check_arguments(loss, num_steps, meta_gradient, proximal, batches, carry)
+    check_arguments(loss, meta_gradient, proximal, batches, carry)
     inner_optimizer = as_learned(optimizer)
     moves = inner_optimizer.moves
+
+    def rebuild(*, num_steps: int = num_steps, batches: Batches = batches) -> Adapt:
+        return inner_loop(
+            loss,
+            optimizer,
+            num_steps,
+            meta_gradient=meta_gradient,
+            proximal=proximal,
+            batches=batches,
+            carry=carry,
+            unroll=unroll,
+        )
 
     def init(params: Params) -> tuple[PyTree, PyTree]:
         params, model = strongly_typed(adaptable(params))
@@ -226,7 +238,9 @@ def inner_loop(
         def optimality(moving):
             return jax.grad(penalized, has_aux=True)(moving, *operands(model, num_steps - 1))[0]
 
-        adapted = whole(meta_gradient.solution(moving, optimality), model)
+        if num_steps:
+            moving = meta_gradient.solution(moving, optimality)
+        adapted = whole(moving, model)
         if probe:
             last = probe(adapted, num_steps)
             probed = jax.tree.map(
@@ -242,6 +256,7 @@ def inner_loop(
         differentiates_steps=not meta_gradient.implicit,
         forward=meta_gradient.forward,
         optimizer=inner_optimizer if num_steps and meta_gradient.crosses_optimizer else None,
+        rebuild=rebuild,
     )
 
 

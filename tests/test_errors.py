@@ -89,7 +89,7 @@ def inner(**kwargs):
         (lambda: metajax.meta_learner(inner(), mlp_loss, SGD), "objective must be a function"),
         (lambda: metajax.anil(mlp_loss, SGD, SGD, head="a"), r"a function \(path\), got 'a'"),
         (lambda: metajax.boil(mlp_loss, SGD, SGD, head="a"), r"a function \(path\), got 'a'"),
-        (lambda: metajax.reptile(mlp_loss, SGD, SGD, num_steps=0), "at least 1"),
+        (lambda: metajax.reptile(mlp_loss, SGD, SGD, num_steps=0), "num_steps must be a positive"),
         (lambda: metajax.maml(mlp_loss, SGD, 0.1), "outer optimizer must be an optax"),
         (lambda: metajax.maml(mlp_loss, SGD, SGD, task_chunk=0), "task_chunk must be a positive"),
         (lambda: metajax.meta_learner(SGD, mlp_loss, SGD), "adapt must come from inner_loop"),
