@@ -18,7 +18,6 @@ import optax
 
 import metajax
 from benchmarks import problems, timing
-from experiments.common import squared_error
 from metajax import nn
 from metajax.tasks import Sinusoid, meta_batch
 
@@ -41,7 +40,9 @@ def problem_of(name: str, value: int) -> problems.Problem:
 
 def sinusoid(**options: Any) -> tuple[Any, tuple[Any, ...]]:
     model, tasks, key = nn.sinusoid_mlp(), Sinusoid(shots=10, queries=10), jax.random.key(0)
-    learner = metajax.maml(squared_error(model.apply), optax.sgd(0.01), optax.adam(1e-3), **options)
+    learner = metajax.maml(
+        metajax.squared_error(model.apply), optax.sgd(0.01), optax.adam(1e-3), **options
+    )
     state = learner.init(model.init(key, tasks.sample(key).support[0]))
     return learner.update, (state, meta_batch(tasks, 32, key), key)
 

@@ -17,7 +17,6 @@ import optax
 
 import metajax
 from benchmarks import timing
-from experiments.common import classification_loss
 from metajax import nn, train
 from metajax.tasks import FewShot, meta_batch, omniglot
 
@@ -26,7 +25,7 @@ TASKS, TEST_TASKS, RATE = 32, 600, 2.0
 
 def measure(dtype: Any, meta_steps: int, data: omniglot.Omniglot) -> dict[str, Any]:
     model = nn.omniglot_conv(5, dtype)
-    loss = classification_loss(model.apply)
+    loss = metajax.cross_entropy(model.apply)
     few_shot = [
         FewShot(images, ways=5, shots=1, queries=1, rotate=True)
         for images in (data.train, data.validation, data.test)

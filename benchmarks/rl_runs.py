@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.runs import Result, by_seeds, over_seeds, where
-from experiments import common
+from experiments import meta_rl
+from experiments.settings import rules_of
 
 # task -> {algorithm: mean return after 0, 1, ... gradient steps}: what the authors of Finn 2017
 # published of their figures 4 and 5.
 PAPER_RETURNS: dict[str, dict[str, list[float]]] = json.loads(
-    (Path(common.__file__).with_name("paper_returns.json")).read_text()
+    (Path(meta_rl.__file__).with_name("paper_returns.json")).read_text()
 )
 STEPS = range(4)
+ORDER = rules_of(meta_rl.MetaRL)["algorithm"].choices
 # In what a run may differ from its preset that a reader of the table has to know.
 SHOWN = (
     "reward",
@@ -147,7 +149,7 @@ def _groups(results: list[Result], experiment: str) -> list[list[Result]]:
 
     def place(runs: list[Result]) -> tuple[Any, ...]:
         config = runs[0]["config"]
-        algorithm = common.RL_ALGORITHMS.index(runs[0]["algorithm"])
+        algorithm = ORDER.index(runs[0]["algorithm"])
         named = runs[0]["preset"], config["surrogate"], runs[0]["meta_steps"]
         return (config.get("task", ""), algorithm, *named, _num_tasks(runs[0]))
 

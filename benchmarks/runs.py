@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
-from experiments import few_shot, protocols
+from experiments import few_shot, miniimagenet, omniglot, photographs, protocols, tables
+from experiments.settings import training_config
 
 Result = dict[str, Any]
 # In what a run may differ from its preset that a reader of the table has to know; meta-steps have a
@@ -26,6 +27,10 @@ SHOWN = (
     "outer_learning_rate",
     "outer_schedule",
 )
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    launcher.name: {name: training_config(each) for name, each in launcher.presets.items()}
+    for launcher in (omniglot.EXPERIMENT, miniimagenet.EXPERIMENT, photographs.EXPERIMENT)
+}
 # Runs without these were made before rotation and normalization were the authors' own.
 PROTOCOL = {"rotation", "adapt_norm"}
 
@@ -74,7 +79,7 @@ def few_shot_table(results: list[Result]) -> list[str]:
         name = preset_of(runs[0])
         return (order.index(name) if name in order else len(order), name)
 
-    mine = (result for result in results if result["experiment"] in protocols.PRESETS)
+    mine = (result for result in results if result["experiment"] in PRESETS)
     for runs in sorted(by_seeds(mine), key=place):
         rows = [_row(runs, question) for question in few_shot.QUESTIONS]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
@@ -86,10 +91,7 @@ def preset_of(result: Result) -> str:
     name, algorithm = result["preset"], result["algorithm"]
     if algorithm == "reptile":
         return name.replace("finn2017/", "nichol2018/")
-    if (
-        algorithm == "fomaml"
-        and protocols.PRESETS[result["experiment"]][name]["algorithm"] == "maml"
-    ):
+    if algorithm == "fomaml" and PRESETS[result["experiment"]][name]["algorithm"] == "maml":
         return f"{name}_first_order"
     return name
 
@@ -102,7 +104,7 @@ def _row(runs: list[Result], question: str) -> list[str]:
     step = min(config["validation_steps"], steps[-1])
     at = steps.index(step)
     seeds = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
-    cell = protocols.PRESETS[result["experiment"]].get(name, config)
+    cell = PRESETS[result["experiment"]].get(name, config)
     changed = [f"{k}={config[k]}" for k in SHOWN if k in cell and config.get(k, cell[k]) != cell[k]]
     if earlier := config.get("earlier_num_meta_steps"):
         changed.append("lengthened after " + ", ".join(f"{steps:,}" for steps in earlier))
@@ -112,7 +114,7 @@ def _row(runs: list[Result], question: str) -> list[str]:
         f"[{name}]({links[0]})" + (f" {', '.join(changed)}" if changed else ""),
         question.replace("_", "-"),
         str(step),
-        few_shot.interval(protocols.PAPER_RESULTS.get(name, {}).get(question)).replace("+-", "±"),
+        tables.interval(protocols.PAPER_RESULTS.get(name, {}).get(question)).replace("+-", "±"),
         over_seeds(rows, at, 2, 100.0) + seeds,
         f"{result['meta_steps']:,} of {prescribed(result):,}",
         f"{np.mean([run['wall_seconds'] for run in runs]):,.0f} s",
@@ -122,7 +124,7 @@ def _row(runs: list[Result], question: str) -> list[str]:
 
 def prescribed(result: Result) -> int:
     """The meta-steps of the preset, without the command's own flags."""
-    presets = protocols.PRESETS[result["experiment"]]
+    presets = PRESETS[result["experiment"]]
     return presets.get(preset_of(result), presets[result["preset"]])["num_meta_steps"]
 
 

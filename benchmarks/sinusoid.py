@@ -21,7 +21,6 @@ from torch.func import functional_call, grad, vmap
 import metajax
 from benchmarks import timing
 from benchmarks.torch_peers import device, synchronize
-from experiments.common import squared_error
 from metajax import nn
 from metajax.tasks import Sinusoid, meta_batch
 
@@ -30,7 +29,7 @@ TASKS, SHOTS, RATE, STEPS = 25, 10, 0.01, 1_000
 
 def ours() -> timing.Case:
     model, tasks, key = nn.sinusoid_mlp(), Sinusoid(shots=SHOTS, queries=SHOTS), jax.random.key(0)
-    loss = squared_error(model.apply)
+    loss = metajax.squared_error(model.apply)
     learner = metajax.maml(loss, optax.sgd(RATE), optax.adam(1e-3))
     state = learner.init(model.init(key, tasks.sample(key).support[0]))
 

@@ -17,15 +17,16 @@ Cases that are not named keep their rows of the record.
 from __future__ import annotations
 
 import argparse
-from types import ModuleType
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl.testing import flagsaver
 
+import metajax
 from benchmarks import timing
-from experiments import common, locomotion, meta_rl, navigation
+from experiments import locomotion, meta_rl, navigation
 from metajax import rl
 from metajax.parallel import over_tasks
 from metajax.tasks import meta_batch
@@ -34,21 +35,20 @@ PEER_SIZES = (10, 20, 100)
 
 
 class Setup(NamedTuple):
-    """A launcher, its preset, and what changes in it."""
+    """An environment, and the settings of its launcher."""
 
     environment: str
-    launcher: ModuleType
-    preset: str
-    changes: common.Config
+    make_env: Callable[[Any], rl.Env]
+    settings: Any
 
 
 def _cheetah(backend: str) -> Setup:
-    changes: common.Config = {"task": "cheetah_dir", "simulator": "rllab", "backend": backend}
-    return Setup("cheetah_dir", locomotion, "reduced", changes)
+    settings = dataclasses.replace(locomotion.PRESETS["reduced"], backend=backend)
+    return Setup("cheetah_dir", locomotion.make_env, settings)
 
 
 CASES = {
-    "navigation": Setup("navigation", navigation, "two_steps", {}),
+    "navigation": Setup("navigation", navigation.make_env, navigation.PRESETS["two_steps"]),
     **{f"cheetah_dir_{backend}": _cheetah(backend) for backend in ("spring", "generalized")},
 }
 SLOW = {f"cheetah_dir_{backend}": _cheetah(backend) for backend in ("positional", "mjx")}
@@ -61,12 +61,12 @@ class Timed(NamedTuple):
     env_steps: float
 
 
-def ours(config: common.Config, env: rl.Env) -> dict[str, Timed]:
-    """`update`, `sampling` and `random` of a launcher's configuration."""
-    agent = meta_rl.agent(config, env)
+def ours(settings: Any, env: rl.Env, mesh: Any) -> dict[str, Timed]:
+    """`update`, `sampling` and `random` with a launcher's settings."""
+    agent = meta_rl.make_agent(settings, env, mesh)
     state, tasks = agent.learner.init(agent.params), rl.Tasks(env.sample_tasks)
-    num_tasks, trajectories = config["meta_batch_size"], config["trajectories"]
-    key, mesh = jax.random.key(config["seed"]), common.mesh()
+    num_tasks, trajectories = settings.meta_batch_size, settings.trajectories
+    key = jax.random.key(settings.seed)
 
     def update(carried):
         state, key = carried
@@ -88,7 +88,7 @@ def ours(config: common.Config, env: rl.Env) -> dict[str, Timed]:
         return run
 
     def sampling(params, task, rng):
-        return rl.rollout(env, agent.apply, params, task, rng, trajectories)
+        return rl.rollout(env, agent.policy, params, task, rng, trajectories)
 
     def random(params, task, rng):
         return random_actions(env, task, rng, trajectories)
@@ -96,7 +96,7 @@ def ours(config: common.Config, env: rl.Env) -> dict[str, Timed]:
     timed = {}
     call = timing.successive(update, (state, key))
     timed["update"] = Timed(call, float(call()["env_steps"]))
-    chunk = config["task_chunk"] or None
+    chunk = settings.task_chunk or None
     call, _, _ = timing.compiled(for_all(sampling, chunk), agent.params, key)
     timed["sampling"] = Timed(call, float(call().mask.sum()))
     call, _, _ = timing.compiled(for_all(random, num_tasks), agent.params, key)
@@ -122,14 +122,14 @@ def random_actions(env: rl.Env, task: Any, rng: jax.Array, num_trajectories: int
     return jnp.sum(counts), shown
 
 
-def gymnasium(setup: Setup, config: common.Config, env: rl.Env, sizes: Any) -> dict[str, Timed]:
+def gymnasium(setup: Setup, init_std: float, env: rl.Env, sizes: Any) -> dict[str, Timed]:
     """The peer at the number of environments that it is fastest with."""
     from benchmarks import gymnasium_peers
 
     make = gymnasium_peers.PEERS[setup.environment]
     found = {}
     for size in sizes:
-        case = gymnasium_peers.sampler(make, size, env.horizon, config["init_std"])
+        case = gymnasium_peers.sampler(make, size, env.horizon, init_std)
         found[size] = Timed(case, size * env.horizon)
     times = timing.race({str(size): timed.case for size, timed in found.items()}, rounds=1)
     best = max(found, key=lambda size: found[size].env_steps / times[str(size)]["median"])
@@ -144,14 +144,13 @@ def measure(
     peer_sizes: tuple[int, ...] = PEER_SIZES,
     **changes: Any,
 ) -> list[dict[str, Any]]:
-    """Races a case; `changes` are to the launcher's configuration."""
+    """Races a case; `changes` are to the launcher's settings."""
     setup = (CASES | SLOW)[name]
-    config = setup.launcher.PRESETS[setup.preset] | setup.changes | changes
-    # The launchers' own flag, which the learner's devices are read from.
-    with flagsaver.as_parsed(num_devices=str(devices)):
-        env = setup.launcher.environment(config)
-        timed = ours(config, env) | gymnasium(setup, config, env, peer_sizes)
-        times = timing.race({label: entry.case for label, entry in timed.items()}, rounds)
+    settings = dataclasses.replace(setup.settings, **changes)
+    env = setup.make_env(settings)
+    mesh = metajax.task_mesh(devices) if devices > 1 else None
+    timed = ours(settings, env, mesh) | gymnasium(setup, settings.init_std, env, peer_sizes)
+    times = timing.race({label: entry.case for label, entry in timed.items()}, rounds)
     rates = {label: timed[label].env_steps / times[label]["median"] for label in timed}
     peer = next(label for label in timed if label.startswith("gymnasium"))
     rows = [
@@ -170,12 +169,12 @@ def measure(
     rows[0]["sampling_share"] = rates["update"] / rates["sampling"]
     common_entries = {
         "devices": devices,
-        "tasks": config["meta_batch_size"],
-        "trajectories": config["trajectories"],
-        "num_steps": config["num_steps"],
-        "task_chunk": config["task_chunk"],
+        "tasks": settings.meta_batch_size,
+        "trajectories": settings.trajectories,
+        "num_steps": settings.num_steps,
+        "task_chunk": settings.task_chunk,
         "horizon": env.horizon,
-        "algorithm": config["algorithm"],
+        "algorithm": settings.algorithm,
     }
     return [row | common_entries for row in rows]
 

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 import metajax
-from experiments import common
 from metajax.base import Array, Key, Params
 
 # The step size of fine-tuning is the best of these on meta-validation tasks.
@@ -50,11 +50,11 @@ class Classification:
         return metajax.Episode(batch, batch)
 
 
-def pretraining(config: common.Config, loss: metajax.LossFn) -> metajax.MetaLearner:
-    """Supervised learning: a meta-learner with zero inner steps."""
-    adapt = metajax.inner_loop(loss, optax.identity(), 0)
-    objective, optimizer = metajax.query_loss(loss), common.outer_optimizer(config)
-    return metajax.meta_learner(adapt, objective, optimizer, mesh=common.mesh())
+def pretraining(
+    loss: metajax.LossFn, optimizer: optax.GradientTransformation, mesh: Mesh | None = None
+) -> metajax.MetaLearner:
+    """Supervised learning: MAML with zero inner steps."""
+    return metajax.maml(loss, optax.identity(), optimizer, num_steps=0, mesh=mesh)
 
 
 def with_head(params: Params, head: Params) -> Params:
@@ -62,7 +62,7 @@ def with_head(params: Params, head: Params) -> Params:
     return {"params": {**params["params"], "head": head}}
 
 
-def features_of(network: Callable[[int], Any]) -> Callable[[Params, Array], Array]:
+def make_features(network: Callable[[int], Any]) -> Callable[[Params, Array], Array]:
     """`(params, x) -> features`, what the head sees, of a network for any number of classes."""
 
     def features(params: Params, x: Array) -> Array:
@@ -109,7 +109,7 @@ def fine_tuning(loss: metajax.LossFn, num_steps: int) -> metajax.Adapt:
     return metajax.inner_loop(loss, step_size, num_steps)
 
 
-def state_of(params: Params, step_size: float | None = None) -> metajax.MetaState:
+def make_state(params: Params, step_size: float | None = None) -> metajax.MetaState:
     """What `evaluate` starts from."""
     inner = () if step_size is None else jnp.asarray(step_size)
     return metajax.MetaState(metajax.MetaParams(params, inner), (), (), jnp.zeros((), jnp.int32))

@@ -8,92 +8,87 @@ The paper: after 1 gradient step (return - random) / (oracle - random) of .69 (c
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import jax
 import numpy as np
-from absl import flags
 
 import metajax
-from experiments import common, meta_rl
+from experiments import meta_rl
+from experiments.command import Command, run
+from experiments.meta_rl import MetaRL
+from experiments.settings import setting
 from metajax import rl
 
-flags.adopt_module_key_flags(common)
-flags.adopt_module_key_flags(meta_rl)
 
-# The tables of metajax.rl.locomotion, which takes seconds to import.
-TASKS = ("cheetah_vel", "cheetah_dir", "ant_vel", "ant_dir", "ant_goal")
-flags.DEFINE_enum("task", None, TASKS, "Body and goal" + common.BY_PRESET)
-flags.DEFINE_enum(
-    "simulator", None, ["rllab", "brax"], "Time step and costs, of" + common.BY_PRESET
-)
-flags.DEFINE_enum(
-    "backend",
-    None,
-    ["spring", "positional", "generalized", "mjx"],
-    "Brax's physics" + common.BY_PRESET,
-)
-flags.DEFINE_bool(
-    "standardize",
-    None,
-    "Whether observations have mean 0 and variance 1 under random actions" + common.BY_PRESET,
-)
-flags.DEFINE_integer("horizon", None, "Steps of a trajectory" + common.BY_PRESET, lower_bound=1)
+@dataclasses.dataclass(frozen=True)
+class Locomotion(MetaRL):
+    """Locomotion."""
 
-FINN: common.Config = {
-    **meta_rl.DEFAULTS,
-    "task": "cheetah_dir",
-    "simulator": "rllab",
-    "backend": "spring",
-    "horizon": 200,
-    "standardize": False,
-    "meta_batch_size": 40,
-    "num_eval_steps": 3,
-    "eval_trajectories": 20,
-    "steps_per_call": 5,
-    "validate_every": 10,
-    "checkpoint_every": 10,
-}
-PRESETS: common.Presets = {
+    # The tables of metajax.rl.locomotion, which takes seconds to import.
+    task: str = setting(
+        "cheetah_dir",
+        "Body and goal.",
+        choices=("cheetah_vel", "cheetah_dir", "ant_vel", "ant_dir", "ant_goal"),
+    )
+    simulator: str = setting("rllab", "Whose time step and costs.", choices=("rllab", "brax"))
+    backend: str = setting(
+        "spring", "Brax's physics.", choices=("spring", "positional", "generalized", "mjx")
+    )
+    standardize: bool = setting(
+        False, "Whether observations have mean 0 and variance 1 under random actions."
+    )
+    horizon: int = setting(200, "Steps of a trajectory.", least=1)
+
+
+FINN = Locomotion(
+    meta_batch_size=40,
+    num_eval_steps=3,
+    eval_trajectories=20,
+    steps_per_call=5,
+    checkpoint_every=10,
+)
+PRESETS = {
     "finn2017": FINN,
-    "reduced": {
-        **FINN,
-        "algorithm": "fomaml",
-        "meta_batch_size": 8,
-        "num_meta_steps": 400,
-        "validation_tasks": 8,
-        "validate_every": 25,
-        "checkpoint_every": 25,
-        "standardize": True,
-        "curvature_stride": 10,
-        "max_kl": 0.03,
-        "init_std": 0.6,
-    },
+    "reduced": dataclasses.replace(
+        FINN,
+        algorithm="fomaml",
+        meta_batch_size=8,
+        num_meta_steps=400,
+        validation_tasks=8,
+        validate_every=25,
+        checkpoint_every=25,
+        standardize=True,
+        curvature_stride=10,
+        max_kl=0.03,
+        init_std=0.6,
+    ),
 }
 
 
-def environment(config: common.Config) -> rl.Env:
+def make_env(settings: Locomotion) -> rl.Env:
     from metajax.rl.locomotion import locomotion
 
-    env = locomotion(config["task"], mode=config["simulator"], backend=config["backend"])
-    env = env._replace(horizon=config["horizon"])
+    env = locomotion(settings.task, mode=settings.simulator, backend=settings.backend)
+    env = env._replace(horizon=settings.horizon)
     # Not of the seed: runs over several see the same environment.
-    return rl.standardized(env, jax.random.key(0)) if config["standardize"] else env
+    return rl.standardized(env, jax.random.key(0)) if settings.standardize else env
 
 
-def film(settings: common.Settings, agent: meta_rl.Agent, state: metajax.MetaState) -> None:
+def film(command: Command, agent: meta_rl.Agent, state: metajax.MetaState, folder: Path) -> None:
     """Writes `before_after.gif`: the body before and after a gradient step on two tasks."""
     from experiments import animation
     from metajax.rl.brax_env import brax_state
     from metajax.rl.locomotion import physics
 
-    config, evaluated, workdir = settings
-    num_steps = min(1, evaluated["num_eval_steps"])
-    adaptation = meta_rl.adaptation_of(
-        config, agent.env, agent.apply, num_steps, config["trajectories"]
-    )
+    settings = command.settings
+    num_steps = min(1, settings.num_eval_steps)
+    inner = meta_rl.rebuilt(settings, agent, num_steps, settings.trajectories)
 
     def run(params, task, rng):
         def body(step, rng):
-            action = agent.apply(params, step.observation).sample(rng)
+            action = agent.policy(params, step.observation).sample(rng)
             after = agent.env.step(step, action)
             place = brax_state(after).pipeline_state.x
             return after, (place.pos, place.rot)
@@ -102,11 +97,11 @@ def film(settings: common.Settings, agent: meta_rl.Agent, state: metajax.MetaSta
         return jax.lax.scan(body, start, jax.random.split(rng, agent.env.horizon))[1]
 
     def before_and_after(task, rng):
-        adapted, _ = adaptation.collect.apply(state.meta_params, task, rng)
+        adapted, _ = inner.collect.apply(state.meta_params, task, rng)
         before = run(state.meta_params.params, task, rng)
         return before, run(adapted, task, rng)
 
-    tasks = extremes(agent.env.sample_tasks(jax.random.key(config["seed"] + 4), 40))
+    tasks = extremes(agent.env.sample_tasks(jax.random.key(settings.seed + 4), 40))
     shown = jax.device_get(
         jax.jit(jax.vmap(before_and_after))(tasks, jax.random.split(jax.random.key(0), 2))
     )
@@ -117,8 +112,8 @@ def film(settings: common.Settings, agent: meta_rl.Agent, state: metajax.MetaSta
         )
         for name, run_ in zip(("before", "after 1 step"), shown, strict=True):
             runs[f"{goal}: {name}"] = jax.tree.map(lambda x, i=i: x[i], run_)
-    brax = physics(config["task"], mode=config["simulator"], backend=config["backend"])
-    animation.gif(workdir / "before_after.gif", brax.sys.mj_model, runs, float(brax.dt))
+    brax = physics(settings.task, mode=settings.simulator, backend=settings.backend)
+    animation.gif(folder / "before_after.gif", brax.sys.mj_model, runs, float(brax.dt))
 
 
 def extremes(tasks: dict) -> dict:
@@ -128,9 +123,13 @@ def extremes(tasks: dict) -> dict:
     return jax.tree.map(lambda x: x[np.array([order[0], order[-1]])], tasks)
 
 
-def main() -> None:
-    meta_rl.main("locomotion", PRESETS, "finn2017", environment, film)
-
+EXPERIMENT = meta_rl.experiment(
+    "locomotion",
+    "Half-cheetah and ant by meta-reinforcement learning: Finn 2017, figure 5.",
+    PRESETS,
+    make_env,
+    film,
+)
 
 if __name__ == "__main__":
-    common.run(main)
+    run(EXPERIMENT)

@@ -1,81 +1,135 @@
-"""What the experiments in meta-reinforcement learning share: learners by name, the trainer."""
+"""Meta-reinforcement learning: settings, algorithms by name, how policies are judged."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
+from jax.sharding import Mesh
 
 import metajax
-from experiments import common, plots
+from experiments import plots, skeleton, supervised, tables
+from experiments.command import Command, Experiment, as_usage_error
+from experiments.settings import Training, setting
+from experiments.skeleton import Evaluation, Method
 from metajax import rl, train
 from metajax.tasks import meta_batch
 
-ALGORITHMS = common.RL_ALGORITHMS
 REWARD_UNIT = "mean return"
+TRUST_REGION = ("maml", "fomaml", "pretrain", "oracle", "context")
 
-for _name, _help, _least in (
-    ("trajectories", "Trajectories per task and gradient step in training.", 1),
-    ("eval_trajectories", "Trajectories per task and gradient step in the evaluation.", 1),
-    ("curvature_stride", "The trust region's curvature takes every so many-th trajectory.", 1),
-    ("context_size", "Adaptable numbers appended to the observation (context).", 1),
-):
-    flags.DEFINE_integer(_name, None, _help + common.BY_PRESET, lower_bound=_least)
-for _name, _help in (
-    ("step_decay", "Factor on the step size after the first adaptation step."),
-    ("max_kl", "Size of the trust region."),
-    ("init_std", "Initial standard deviation of the policy."),
-    ("min_std", "Least standard deviation of the policy."),
-    ("gae_lambda", "Lambda of the generalized advantage estimates."),
-):
-    flags.DEFINE_float(_name, None, _help + common.BY_PRESET, lower_bound=0.0)
-flags.DEFINE_enum(
-    "surrogate", None, sorted(rl.SURROGATES), "The loss of an adaptation step" + common.BY_PRESET
-)
-flags.DEFINE_boolean(
-    "every_step", None, "Judge the policies after every adaptation step" + common.BY_PRESET
-)
-# A finished run may be evaluated again with others.
-EVALUATION = (*common.EVALUATION, "eval_trajectories")
 
-# Finn 2017, section 5.3 and appendix A.2.
-DEFAULTS: common.Config = {
-    "algorithm": "maml",
-    "seed": 0,
-    "num_meta_steps": 500,
-    "trajectories": 20,
-    "num_steps": 1,
-    "inner_learning_rate": 0.1,
-    "step_decay": 0.5,
-    "surrogate": "log_likelihood",
-    "every_step": False,
-    "max_kl": 0.01,
-    "outer_schedule": "constant",
-    "curvature_stride": 4,
-    "outer_learning_rate": 1e-3,
-    "gae_lambda": 1.0,
-    "init_std": 1.0,
-    "min_std": 1e-6,
-    "context_size": 5,
-    "task_chunk": 0,
-    "validation_tasks": 40,
-    "validation_steps": 3,
-    "eval_tasks": 40,
-    "num_eval_steps": 4,
-    "eval_trajectories": 40,
-}
+@dataclasses.dataclass(frozen=True)
+class MetaRL(Training):
+    """Meta-reinforcement learning."""
+
+    # Finn 2017, section 5.3 and appendix A.2.
+    algorithm: str = setting(
+        "maml",
+        "The meta-learning algorithm, or a baseline: joint training (pretrain), a policy that is "
+        "told the task (oracle) or not trained (random), adaptable inputs (context).",
+        choices=(
+            "maml",
+            "fomaml",
+            "promp",
+            "pretrain",
+            "oracle",
+            "random",
+            "context",
+            "reptile",
+        ),
+    )
+    num_meta_steps: int = setting(500, "Meta-updates.", least=1)
+    meta_batch_size: int = setting(20, "Tasks per meta-update.", least=1)
+    trajectories: int = setting(20, "Trajectories per task and gradient step in training.", least=1)
+    inner_learning_rate: float = setting(0.1, "Step size of the inner optimizer.", least=0.0)
+    outer_learning_rate: float = setting(
+        1e-3,
+        "Step size of the outer optimizer.",
+        least=0.0,
+        only={"algorithm": ("promp", "reptile")},
+    )
+    step_decay: float = setting(
+        0.5, "Factor on the step size after the first adaptation step.", least=0.0
+    )
+    surrogate: str = setting(
+        "log_likelihood", "The loss of an adaptation step.", choices=tuple(sorted(rl.SURROGATES))
+    )
+    every_step: bool = setting(False, "Judge the policies after every adaptation step.")
+    max_kl: float = setting(
+        0.01, "Size of the trust region.", least=0.0, only={"algorithm": TRUST_REGION}
+    )
+    curvature_stride: int = setting(
+        4,
+        "The trust region's curvature takes every so many-th trajectory.",
+        least=1,
+        only={"algorithm": TRUST_REGION},
+    )
+    gae_lambda: float = setting(
+        1.0, "Lambda of the generalized advantage estimates.", least=0.0, most=1.0
+    )
+    init_std: float = setting(1.0, "Initial standard deviation of the policy.", least=0.0)
+    min_std: float = setting(1e-6, "Least standard deviation of the policy.", least=0.0)
+    context_size: int = setting(
+        5,
+        "Adaptable numbers appended to the observation.",
+        least=1,
+        only={"algorithm": ("context",)},
+    )
+    validation_tasks: int = setting(40, "Tasks of the meta-validation.", least=1)
+    validation_steps: int = setting(3, "Adaptation steps of the meta-validation.", least=0)
+    steps_per_call: int = setting(10, "Meta-updates per compiled call and log line.", least=1)
+    validate_every: int = setting(10, "Meta-updates between validations.", least=1)
+    checkpoint_every: int = setting(50, "Meta-updates between checkpoints.", least=1)
+    eval_tasks: int = setting(
+        40, "Test tasks of the evaluation.", least=1, most=100_000, evaluation=True
+    )
+    num_eval_steps: int = setting(
+        4, "Adaptation steps of the evaluation.", least=0, most=1_000, evaluation=True
+    )
+    eval_trajectories: int = setting(
+        40, "Trajectories per task and gradient step in the evaluation.", least=1, evaluation=True
+    )
+
+
 # The oracle knows the task: it does not adapt.
-BY_ALGORITHM: dict[str, common.Config] = {
+BY_ALGORITHM: dict[str, dict[str, Any]] = {
     "promp": {"surrogate": "likelihood_ratio"},
     "pretrain": {"num_steps": 0},
     "oracle": {"num_steps": 0, "validation_steps": 0, "num_eval_steps": 0},
     "reptile": {"outer_learning_rate": 0.1},
+}
+
+
+def _trust_region(s: MetaRL, loop: rl.InnerLoop, shared: dict[str, Any]) -> metajax.MetaLearner:
+    return rl.maml_trpo(
+        loop,
+        max_kl=supervised.make_schedule(s, s.max_kl),
+        curvature_stride=s.curvature_stride,
+        every_step=s.every_step,
+        **shared,
+    )
+
+
+# Every algorithm by its public constructor.
+ALGORITHMS: dict[str, Callable[[MetaRL, Any, dict[str, Any]], metajax.MetaLearner]] = {
+    **dict.fromkeys((*TRUST_REGION, "random"), _trust_region),
+    "promp": lambda s, loop, shared: rl.promp(
+        loop,
+        optax.adam(supervised.make_schedule(s, s.outer_learning_rate)),
+        every_step=s.every_step,
+        **shared,
+    ),
+    "reptile": lambda s, loop, shared: rl.reptile(
+        loop, optax.sgd(supervised.make_schedule(s, s.outer_learning_rate)), **shared
+    ),
 }
 
 
@@ -85,185 +139,162 @@ class Agent(NamedTuple):
     Attributes:
       env: the environment.
       params: where training starts.
-      apply: `(params, observations) -> Distribution`.
+      policy: `(params, observations) -> Distribution`.
       learner: the outer loop.
+      inner: its inner loop.
     """
 
     env: rl.Env
     params: Any
-    apply: rl.Policy
+    policy: rl.Policy
     learner: metajax.MetaLearner
+    inner: rl.InnerLoop
 
 
-def agent(config: common.Config, env: rl.Env) -> Agent:
-    """The configured agent."""
-    algorithm = config["algorithm"]
-    if algorithm == "oracle":
+def make_agent(settings: MetaRL, env: rl.Env, mesh: Mesh | None = None) -> Agent:
+    """The agent that the settings describe."""
+    if settings.algorithm == "oracle":
         env = rl.oracle(env)
     model = rl.GaussianMLP(
         env.action_size,
-        init_log_std=float(np.log(config["init_std"])),
-        min_log_std=float(np.log(config["min_std"])),
+        init_log_std=float(np.log(settings.init_std)),
+        min_log_std=float(np.log(settings.min_std)),
     )
     init: Callable[..., Any] = model.init
-    apply: rl.Policy = model.apply
-    if algorithm == "context":
-        init, apply = rl.with_context(init, apply, config["context_size"])
+    policy: rl.Policy = model.apply
+    if settings.algorithm == "context":
+        init, policy = rl.with_context(init, policy, settings.context_size)
     params = init(
-        jax.random.fold_in(jax.random.key(config["seed"]), 1), jnp.zeros(env.observation_size)
+        jax.random.fold_in(jax.random.key(settings.seed), 1), jnp.zeros(env.observation_size)
     )
-    adaptation = adaptation_of(config, env, apply, config["num_steps"], config["trajectories"])
-    task_chunk, mesh = config["task_chunk"] or None, common.mesh()
-    if algorithm == "promp":
-        learner = rl.clipped(
-            adaptation,
-            optax.adam(common.outer_schedule(config, config["outer_learning_rate"])),
-            every_step=config["every_step"],
-            task_chunk=task_chunk,
-            mesh=mesh,
-        )
-    elif algorithm == "reptile":
-        learner = rl.displaced(
-            adaptation,
-            optax.sgd(common.outer_schedule(config, config["outer_learning_rate"])),
-            task_chunk=task_chunk,
-            mesh=mesh,
-        )
-    else:
-        learner = rl.trust_region(
-            adaptation,
-            max_kl=common.outer_schedule(config, config["max_kl"]),
-            curvature_stride=config["curvature_stride"],
-            every_step=config["every_step"],
-            task_chunk=task_chunk,
-            mesh=mesh,
-        )
-    return Agent(env, params, apply, learner)
-
-
-def adaptation_of(
-    config: common.Config, env: rl.Env, apply: rl.Policy, num_steps: int, trajectories: int
-) -> rl.Adaptation:
-    """The configured adaptation, with the steps and trajectories of training or of evaluation."""
-    rate = optax.piecewise_constant_schedule(
-        config["inner_learning_rate"], {1: config["step_decay"]}
-    )
-    optimizer = optax.sgd(rate)
-    if config["algorithm"] == "context":
+    rate = optax.piecewise_constant_schedule(settings.inner_learning_rate, {1: settings.step_decay})
+    optimizer: Any = optax.sgd(rate)
+    if settings.algorithm == "context":
         optimizer = metajax.adapting(optimizer, rl.is_context)
-    first_order = config["algorithm"] in ("fomaml", "reptile")
-    return rl.adaptation(
-        apply,
-        rl.sampler(env, apply, trajectories, gae_lambda=config["gae_lambda"]),
+    first_order = settings.algorithm in ("fomaml", "reptile")
+    inner = rl.inner_loop(
+        policy,
+        make_sampler(settings, env, policy, settings.trajectories),
         optimizer,
-        num_steps,
-        surrogate=rl.SURROGATES[config["surrogate"]],
+        settings.num_steps,
+        surrogate=rl.SURROGATES[settings.surrogate],
         meta_gradient=metajax.first_order() if first_order else metajax.second_order(),
     )
+    shared = {"task_chunk": settings.task_chunk or None, "mesh": mesh}
+    learner = ALGORITHMS[settings.algorithm](settings, inner, shared)
+    return Agent(env, params, policy, learner, inner)
 
 
-def evaluation_of(
-    config: common.Config, agent: Agent, num_steps: int, trajectories: int
-) -> Callable[..., dict[str, Any]]:
-    """`(state, episodes, rng) -> mean return and interval after each gradient step`."""
-    adaptation = adaptation_of(config, agent.env, agent.apply, num_steps, trajectories)
-    metric = rl.policy_return(agent.env, agent.apply, trajectories)
-    return partial(
-        metajax.evaluate,
-        adaptation.collect,
-        metric,
-        task_chunk=config["task_chunk"] or None,
-        mesh=common.mesh(),
-    )
+def make_sampler(settings: MetaRL, env: rl.Env, policy: rl.Policy, trajectories: int) -> Any:
+    return rl.sampler(env, policy, trajectories, gae_lambda=settings.gae_lambda)
 
 
-def main(
-    experiment: str,
-    presets: common.Presets,
-    default: str,
-    environment: Callable[[common.Config], rl.Env],
-    draw: Callable[[common.Settings, Agent, metajax.MetaState], None],
-    by_algorithm: dict[str, common.Config] | None = None,
-) -> None:
-    """Trains, evaluates and draws, as the flags say."""
-    if common.PRESET.value == "list":
-        common.print_presets(
-            presets, ("algorithm", "num_meta_steps", "meta_batch_size", "trajectories")
+def rebuilt(settings: MetaRL, agent: Agent, num_steps: int, trajectories: int) -> rl.InnerLoop:
+    """The agent's inner loop with other steps and as many trajectories as asked for."""
+    sample = make_sampler(settings, agent.env, agent.policy, trajectories)
+    return agent.inner.rebuild(num_steps=num_steps, sample=sample)
+
+
+def make_scorer(
+    settings: MetaRL, agent: Agent, num_steps: int, mesh: Mesh | None
+) -> tuple[metajax.Adapt, Any, dict[str, Any]]:
+    """What `metajax.evaluate` takes for the mean return after each gradient step."""
+    inner = rebuilt(settings, agent, num_steps, settings.eval_trajectories)
+    metric = rl.policy_return(agent.env, agent.policy, settings.eval_trajectories)
+    return inner.collect, metric, {"task_chunk": settings.task_chunk or None, "mesh": mesh}
+
+
+def build(
+    make_env: Callable[[Any], rl.Env],
+    draw: Callable[[Command, Agent, metajax.MetaState, Path], None],
+    command: Command,
+) -> Method:
+    """What a command trains and tests."""
+    settings: MetaRL = command.settings
+    with as_usage_error():
+        agent = make_agent(settings, make_env(settings), command.mesh)
+        tasks = rl.Tasks(agent.env.sample_tasks)
+        adapt, metric, shared = make_scorer(settings, agent, settings.num_eval_steps, command.mesh)
+        validated_adapt, validated_metric, _ = make_scorer(
+            settings, agent, settings.validation_steps, command.mesh
         )
-        return
-    settings = common.resolve(
-        experiment, presets, default, by_algorithm or BY_ALGORITHM, ALGORITHMS, EVALUATION
-    )
-    config, evaluated, workdir = settings
-    with common.as_usage_error():
-        built = agent(config, environment(config))
-        tasks = rl.Tasks(built.env.sample_tasks)
-        scored = evaluation_of(
-            config, built, evaluated["num_eval_steps"], evaluated["eval_trajectories"]
-        )
-    key = jax.random.key(config["seed"])
-
-    validated = evaluation_of(
-        config, built, config["validation_steps"], evaluated["eval_trajectories"]
-    )
+    key = jax.random.key(settings.seed)
+    trains = settings.algorithm != "random"
 
     def measure(state, tasks, rng):
         # Good after one step and after several: the mean over all. Never the test tasks.
         task_rng, rng = jax.random.split(rng)
-        returns = validated(state, meta_batch(tasks, config["validation_tasks"], task_rng), rng)
-        mean = returns["mean"]
+        episodes = meta_batch(tasks, settings.validation_tasks, task_rng)
+        mean = metajax.evaluate(validated_adapt, validated_metric, state, episodes, rng, **shared)[
+            "mean"
+        ]
         return {"return": jnp.mean(mean[min(1, len(mean) - 1) :]), "returns": mean}
 
-    untrained = built.learner.init(built.params)
-    if config["algorithm"] == "random":
-        fitted = untrained_result(settings, untrained)
-    else:
-        validation = train.Validation(tasks, measure, "return", "max")
-        result = common.fit_or_load(settings, built.learner, built.params, tasks, validation)
-        if result is None:
-            return
-        fitted = result
+    def evaluate(fitted: train.FitResult) -> Evaluation:
+        score = train.scorer(adapt, metric, **shared)
+        untrained = agent.learner.init(agent.params)
+        rows = {
+            name: skeleton.as_lists(
+                score(state, tasks, settings.eval_tasks, jax.random.fold_in(key, 2))
+            )
+            for name, state in (("return", fitted.best), ("random", untrained))
+        }
+        speed = {}
+        if trains:
+            speed = {"env_steps_per_second": env_steps_per_second(fitted, command.workdir)}
+        title = f"{REWARD_UNIT} on {settings.eval_tasks} unseen tasks after each gradient step"
+        return Evaluation(rows, tables.by_step(title, rows), speed)
 
-    task_rng, rng = jax.random.split(jax.random.fold_in(key, 2))
-    episodes = meta_batch(tasks, evaluated["eval_tasks"], task_rng)
-    score = jax.jit(scored)
-    rows = {
-        name: common.as_lists(score(state, episodes, rng))
-        for name, state in (("return", fitted.best), ("random", untrained))
-    }
-    speed = {}
-    if config["algorithm"] != "random":
-        speed = {"env_steps_per_second": env_steps_per_second(config, fitted, workdir)}
-        plots.training_curve(
-            workdir / "training.png",
-            train.read_metrics(workdir),
-            {"validation/return": "meta-validation, mean over gradient steps"},
+    def figures(folder: Path, fitted: train.FitResult, evaluation: Evaluation) -> None:
+        if trains:
+            plots.training_curve(
+                folder / "training.png",
+                train.read_metrics(command.workdir),
+                {"validation/return": "meta-validation, mean over gradient steps"},
+                ylabel=REWARD_UNIT,
+            )
+        rows = evaluation.rows
+        plots.adaptation_curves(
+            folder / "learning_curve.png",
+            {settings.algorithm: rows["return"], "random": rows["random"]},
             ylabel=REWARD_UNIT,
+            title=f"{command.experiment}, {settings.eval_tasks} unseen tasks",
         )
-    common.write_result(settings, fitted, rows, **speed)
-    plots.adaptation_curves(
-        workdir / "learning_curve.png",
-        {config["algorithm"]: rows["return"], "random": rows["random"]},
-        ylabel=REWARD_UNIT,
-        title=f"{experiment}, {evaluated['eval_tasks']} unseen tasks",
+        draw(command, agent, fitted.best, folder)
+
+    validation = train.Validation(tasks, measure, "return", "max")
+    return Method(
+        agent.learner,
+        agent.params,
+        tasks,
+        validation,
+        evaluate,
+        figures,
+        trains=trains,
+        progress_metric="return",
     )
-    draw(settings, built, fitted.best)
-    common.print_table(
-        f"{REWARD_UNIT} on {evaluated['eval_tasks']} unseen tasks after each gradient step", rows
+
+
+def experiment(
+    name: str,
+    summary: str,
+    presets: Any,
+    make_env: Callable[[Any], rl.Env],
+    draw: Callable[[Command, Agent, metajax.MetaState, Path], None],
+) -> Experiment:
+    """A launcher of meta-reinforcement learning."""
+    columns = ("algorithm", "num_meta_steps", "meta_batch_size", "trajectories")
+    return Experiment(
+        name,
+        summary,
+        presets,
+        lambda command: skeleton.run(command, partial(build, make_env, draw)),
+        lambda presets: print(tables.presets(presets, columns)),
+        {type(each): BY_ALGORITHM for each in presets.values()},
     )
-    print(
-        f"\n{workdir / 'result.json'}, figures beside it; {fitted.wall_seconds:.0f} s of training"
-    )
 
 
-def untrained_result(settings: common.Settings, state: metajax.MetaState) -> train.FitResult:
-    """What training would return, for the policy that is not trained."""
-    train.write_json(settings.workdir / "config.json", settings.config)
-    print(f"workdir: {settings.workdir}", flush=True)
-    return train.FitResult(state, state, 0, {}, 0.0, None)
-
-
-def env_steps_per_second(config: common.Config, fitted: train.FitResult, workdir) -> float:
+def env_steps_per_second(fitted: train.FitResult, workdir: Path) -> float:
     """Environment steps of meta-training per second of it, validations included."""
     lines = [x for x in train.read_metrics(workdir) if "train/env_steps" in x]
     steps, last = 0.0, 0
@@ -274,19 +305,19 @@ def env_steps_per_second(config: common.Config, fitted: train.FitResult, workdir
 
 
 def adapted_trajectories(
-    config: common.Config, agent: Agent, state: metajax.MetaState, num_tasks: int, num_steps: int
+    settings: MetaRL, agent: Agent, state: metajax.MetaState, num_tasks: int, num_steps: int
 ) -> tuple[Any, rl.Trajectories]:
     """Tasks, and one trajectory of each before and after every gradient step."""
-    adaptation = adaptation_of(config, agent.env, agent.apply, num_steps, config["trajectories"])
+    inner = rebuilt(settings, agent, num_steps, settings.trajectories)
 
-    def of_task(task, rng):
+    def roll_out(task, rng):
         adapt_rng, roll_rng = jax.random.split(rng)
 
         def probe(params, step):
-            return rl.rollout(agent.env, agent.apply, params, task, roll_rng, 1)
+            return rl.rollout(agent.env, agent.policy, params, task, roll_rng, 1)
 
-        return adaptation.collect.apply(state.meta_params, task, adapt_rng, probe=probe)[1].probe
+        return inner.collect.apply(state.meta_params, task, adapt_rng, probe=probe)[1].probe
 
-    task_rng, rng = jax.random.split(jax.random.fold_in(jax.random.key(config["seed"]), 3))
+    task_rng, rng = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), 3))
     tasks = agent.env.sample_tasks(task_rng, num_tasks)
-    return tasks, jax.jit(jax.vmap(of_task))(tasks, jax.random.split(rng, num_tasks))
+    return tasks, jax.jit(jax.vmap(roll_out))(tasks, jax.random.split(rng, num_tasks))

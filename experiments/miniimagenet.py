@@ -7,16 +7,14 @@ Expected:  48.70 +- 1.84 % (transductive) after 10 adaptation steps, the paper's
 Ours:      in the table of the README, where it is recorded
 """
 
-from absl import flags
+from experiments import few_shot, protocols
+from experiments.command import run
 
-from experiments import common, few_shot
-
-flags.adopt_module_key_flags(few_shot)
-
-
-def main() -> None:
-    few_shot.run("miniimagenet", "finn2017/miniimagenet_5w1s")
-
+EXPERIMENT = few_shot.experiment(
+    "miniimagenet",
+    "Few-shot classification of Mini-ImageNet: Finn 2017, table 1; Nichol 2018, table 1.",
+    protocols.mini_imagenet(),
+)
 
 if __name__ == "__main__":
-    common.run(main)
+    run(EXPERIMENT)

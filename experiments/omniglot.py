@@ -4,19 +4,17 @@ Command:   python -m experiments.omniglot --preset=finn2017/omniglot_5w1s
 Hardware:  2 CPU cores
 Wall time: about 0.1 s a meta-step, so 1.5 to 2 hours for all 60,000
 Expected:  98.7 +- 0.4 % (transductive) after 3 adaptation steps, the paper's
-Ours:      benchmarks/results/omniglot_maml_5w1s/result.json, in the table of the README
+Ours:      benchmarks/results/finn2017_omniglot_5w1s/result.json, in the table of the README
 """
 
-from absl import flags
+from experiments import few_shot, protocols
+from experiments.command import run
 
-from experiments import common, few_shot
-
-flags.adopt_module_key_flags(few_shot)
-
-
-def main() -> None:
-    few_shot.run("omniglot", "finn2017/omniglot_5w1s")
-
+EXPERIMENT = few_shot.experiment(
+    "omniglot",
+    "Few-shot classification of Omniglot: Finn 2017, table 1; Nichol 2018, table 2.",
+    protocols.omniglot(),
+)
 
 if __name__ == "__main__":
-    common.run(main)
+    run(EXPERIMENT)

@@ -1,7 +1,6 @@
 """The papers' protocols as values: what decides a number of their tables, one preset per cell.
 
-Every entry of a preset is a flag of the launchers. The sources are the papers and, where these are
-silent, the authors' published code:
+The sources are the papers and, where these are silent, the authors' published code:
 
 - Finn 2017: https://arxiv.org/abs/1703.03400, section 5.2 and appendix A.1.
 - Nichol 2018: https://arxiv.org/abs/1803.02999, section 6.1, tables 3 and 4.
@@ -9,94 +8,67 @@ silent, the authors' published code:
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from experiments import common
+from experiments.classification import FewShot, Omniglot, Photographs
 
-Config = common.Config
+Changes = dict[str, Any]
 
 # preset -> {"transductive" | "non_transductive": [percent, half-width of the interval or None]}
 PAPER_RESULTS: dict[str, dict[str, Any]] = json.loads(
     Path(__file__).with_name("paper_results.json").read_text()
 )
 
-FEW_SHOT: Config = {
-    **common.DEFAULTS,
-    # What is learned from. Support and query share no image, the three sets of classes no class.
-    "train_shots": 0,
-    "train_on": "train",
-    "rotation": "none",
-    # How it is learned. The authors' loss is a sum over classes: N times the mean that the inner
-    # step size is stated on, and queries / shots times that again in the outer loop, which Adam
-    # hides but for its epsilon, and the clip does not.
-    "network": "conv",
-    "outer_loss": "mean",
-    "adapt_norm": True,
-    "compute_dtype": "float32",
-    "pretrain_batch": 64,
-    # How it is judged.
-    "eval_inner_batch": 0,
-    "choose": "validation",
-    "validation_tasks": 200,
-}
-
-OMNIGLOT: Config = {
-    **FEW_SHOT,
-    "dataset": "omniglot",
-    "split": "finn",
-    # Pillow resizes the 1-bit drawings by the nearest pixel, whatever filter is asked for.
-    "resample": "nearest",
-    "invert": True,
-    "rotation": "task",
-}
-MINI_IMAGENET: Config = {**FEW_SHOT, "dataset": "mini_imagenet"}
-
-# Batch norm's beta is meta-learned and not adapted.
-FINN: Config = {"outer_loss": "sum", "adapt_norm": False}
+# The authors' loss is a sum over classes: N times the mean that the inner step size is stated on,
+# and queries / shots times that again in the outer loop, which Adam hides but for its epsilon, and
+# the clip does not. Batch norm's beta is meta-learned and not adapted.
+FINN: Changes = {"outer_loss": "sum", "adapt_norm": False}
 
 
-def finn_omniglot(ways: int, shots: int) -> Config:
+def finn_omniglot(ways: int, shots: int) -> Omniglot:
     """Table 1, top. The inner step size is `ways` times the printed 0.4 or 0.1."""
     few = ways == 5
-    return {
-        **OMNIGLOT,
+    return Omniglot(
         **FINN,
-        "num_meta_steps": 60_000,
-        "meta_batch_size": 32 if few else 16,
-        "ways": ways,
-        "shots": shots,
-        "queries": shots,
-        "eval_queries": shots,
-        "num_steps": 1 if few else 5,
-        "validation_steps": 3 if few else 5,
-        "inner_learning_rate": 2.0,
-        "steps_per_call": 50 if few else 10,
-        "validate_every": 1_000,
-        "checkpoint_every": 500 if few else 100,
-    }
+        rotation="task",
+        num_meta_steps=60_000,
+        meta_batch_size=32 if few else 16,
+        ways=ways,
+        shots=shots,
+        queries=shots,
+        eval_queries=shots,
+        num_steps=1 if few else 5,
+        validation_steps=3 if few else 5,
+        inner_learning_rate=2.0,
+        steps_per_call=50 if few else 10,
+        validate_every=1_000,
+        checkpoint_every=500 if few else 100,
+    )
 
 
-def finn_mini_imagenet(shots: int) -> Config:
+def finn_photographs(dataset: str, shots: int) -> Photographs:
     """Table 1, bottom. The inner step size is 5 times the printed 0.01."""
-    return {
-        **MINI_IMAGENET,
+    return Photographs(
         **FINN,
-        **_color(5, shots),
-        "num_meta_steps": 60_000,
-        "meta_batch_size": 4 if shots == 1 else 2,
-        "num_steps": 5,
-        "validation_steps": 10,
-        "inner_learning_rate": 0.05,
-        "clip": 10.0,
-    }
+        **_photographs(dataset, shots),
+        num_meta_steps=60_000,
+        meta_batch_size=4 if shots == 1 else 2,
+        num_steps=5,
+        validation_steps=10,
+        inner_learning_rate=0.05,
+        clip=10.0,
+    )
 
 
-def _color(ways: int, shots: int) -> Config:
-    """What the sets of small photographs have in common, queries and cost."""
+def _photographs(dataset: str, shots: int) -> Changes:
+    """What the presets of photographs have in common, queries and cost."""
     return {
-        "ways": ways,
+        "dataset": dataset,
+        "ways": 5,
         "shots": shots,
         "queries": 15,
         "eval_queries": 15,
@@ -110,7 +82,7 @@ def _color(ways: int, shots: int) -> Config:
 # Gamma and beta are trained, adapted and interpolated like everything else. The state of the inner
 # Adam is never reset. The authors run one task after another (--carry=serial); "mean" is the form
 # of that for tasks in parallel.
-REPTILE: Config = {
+REPTILE: Changes = {
     "algorithm": "reptile",
     "network": "conv_nichol",
     "outer_loss": "mean",
@@ -129,7 +101,7 @@ REPTILE: Config = {
     "num_eval_steps": 50,
     "validation_steps": 50,
 }
-REPTILE_OMNIGLOT: Config = {
+REPTILE_OMNIGLOT: Changes = {
     **REPTILE,
     "train_shots": 10,
     "num_steps": 5,
@@ -140,7 +112,7 @@ REPTILE_OMNIGLOT: Config = {
     "validate_every": 5_000,
     "checkpoint_every": 1_000,
 }
-REPTILE_COLOR: Config = {
+REPTILE_PHOTOGRAPHS: Changes = {
     **REPTILE,
     "train_shots": 15,
     "num_steps": 8,
@@ -154,7 +126,7 @@ REPTILE_COLOR: Config = {
 }
 
 
-def nichol_omniglot(ways: int, shots: int) -> Config:
+def nichol_omniglot(ways: int, shots: int) -> Omniglot:
     """Table 2, with the settings of table 3.
 
     Ink is dark. The 1,200 training characters, for which the authors have no validation set, count
@@ -170,8 +142,7 @@ def nichol_omniglot(ways: int, shots: int) -> Config:
         "validate_every": 1_000,
         "checkpoint_every": 200,
     }
-    return {
-        **OMNIGLOT,
+    changes = {
         **REPTILE_OMNIGLOT,
         **(many if ways == 20 else {}),
         "ways": ways,
@@ -181,35 +152,36 @@ def nichol_omniglot(ways: int, shots: int) -> Config:
         "train_on": "train+validation",
         "choose": "last",
     }
+    return Omniglot(**changes)
 
 
-def nichol_mini_imagenet(shots: int) -> Config:
+def nichol_photographs(dataset: str, shots: int) -> Photographs:
     """Table 1, with the settings of table 4."""
-    return {
-        **MINI_IMAGENET,
-        **_color(5, shots),
-        **REPTILE_COLOR,
+    changes = {
+        **_photographs(dataset, shots),
+        **REPTILE_PHOTOGRAPHS,
         "eval_inner_batch": 5 if shots == 1 else 15,
     }
+    return Photographs(**changes)
 
 
-def tails(config: Config) -> dict[str, Config]:
+def tails(settings: FewShot) -> dict[str, FewShot]:
     """First-order MAML by the last mini-batch (section 6.3) in place of Reptile.
 
     The tail is a mini-batch of its own, as large as the others, when it is separate.
     """
-    fomaml = {**config, "algorithm": "fomaml"}
-    queries = max(config["inner_batch"] // config["ways"], 1)
+    shared = dataclasses.replace(settings, algorithm="fomaml", tail="shared")
+    queries = max(settings.inner_batch // settings.ways, 1)
     return {
-        "fomaml": {**fomaml, "tail": "shared"},
-        "fomaml_separate_tail": {**fomaml, "tail": "separate", "queries": queries},
+        "fomaml": shared,
+        "fomaml_separate_tail": dataclasses.replace(shared, tail="separate", queries=queries),
     }
 
 
 # Ravi and Larochelle 2017, the source of the numbers, do not say how long the classifier is trained
 # or on which batches: these are ours. The inner step size is that of the meta-validation; that of
 # the meta-test is chosen among several.
-PRETRAINED: Config = {
+PRETRAINED: Changes = {
     "num_meta_steps": 20_000,
     "meta_batch_size": 1,
     "outer_loss": "mean",
@@ -219,7 +191,7 @@ PRETRAINED: Config = {
     "validate_every": 1_000,
     "checkpoint_every": 500,
 }
-BASELINES: dict[str, Config] = {
+BASELINES: dict[str, Changes] = {
     "fine_tuning": {
         **PRETRAINED,
         "algorithm": "fine_tuning",
@@ -235,16 +207,23 @@ BASELINES: dict[str, Config] = {
     },
 }
 
-# What changes with the algorithm beyond the two papers, on either of Finn's protocols.
-BEYOND: dict[str, Config] = {
+# What changes with the algorithm beyond the two papers, on either of Finn's protocols. All but
+# MAML++ adapt the normalizations as well: the implicit gradient needs it.
+BEYOND: dict[str, Changes] = {
     # Li 2017: one step of learned sizes.
-    "meta_sgd": {"algorithm": "meta_sgd", "num_steps": 1, "inner_learning_rate": 0.5},
+    "meta_sgd": {
+        "algorithm": "meta_sgd",
+        "adapt_norm": True,
+        "num_steps": 1,
+        "inner_learning_rate": 0.5,
+    },
     # Raghu 2020, section 4, and Oh 2021, section 3.
-    "anil": {"algorithm": "anil", "num_steps": 5, "inner_learning_rate": 0.5},
-    "boil": {"algorithm": "boil", "inner_learning_rate": 0.5},
+    "anil": {"algorithm": "anil", "adapt_norm": True, "num_steps": 5, "inner_learning_rate": 0.5},
+    "boil": {"algorithm": "boil", "adapt_norm": True, "inner_learning_rate": 0.5},
     # Rajeswaran 2019, section 4.2: the Hessian-free version.
     "imaml": {
         "algorithm": "imaml",
+        "adapt_norm": True,
         "num_meta_steps": 20_000,
         "num_steps": 16,
         "validation_steps": 16,
@@ -253,106 +232,100 @@ BEYOND: dict[str, Config] = {
         "outer_epsilon": 1e-3,
         "outer_loss": "mean",
     },
+    # Antoniou 2019 and the authors' code: 100 epochs of 500 updates, the first 10 with a loss that
+    # counts all steps; gamma and beta for every step, not adapted. The code leaves out the paper's
+    # first-order start, which is --first_order_updates=25000.
+    "maml_plus_plus": {
+        "algorithm": "maml_plus_plus",
+        "network": "conv_per_step",
+        "num_meta_steps": 50_000,
+        "meta_batch_size": 8,
+        "num_steps": 5,
+        "validation_steps": 5,
+        "num_eval_steps": 5,
+        "inner_learning_rate": 0.1,
+        "annealed_updates": 5_000,
+        "outer_schedule": "cosine",
+        "outer_loss": "mean",
+        "clip": 0.0,
+        "adapt_norm": False,
+        "steps_per_call": 10,
+        "checkpoint_every": 100,
+    },
 }
-# Antoniou 2019 and the authors' code: 100 epochs of 500 updates, the first 10 with a loss that
-# counts all steps; gamma and beta for every step, not adapted. The code leaves out the paper's
-# first-order start, which is --first_order_updates=25000.
-PLUS_PLUS: Config = {
-    "algorithm": "maml_plus_plus",
-    "network": "conv_per_step",
-    "num_meta_steps": 50_000,
-    "meta_batch_size": 8,
-    "num_steps": 5,
-    "validation_steps": 5,
-    "num_eval_steps": 5,
-    "inner_learning_rate": 0.1,
-    "annealed_updates": 5_000,
-    "outer_schedule": "cosine",
-    "outer_loss": "mean",
-    "clip": 0.0,
-    "adapt_norm": False,
-    "steps_per_call": 10,
-    "checkpoint_every": 100,
-}
-# The other algorithms adapt the normalizations as well: the implicit gradient needs it.
-BEYOND = {name: {"adapt_norm": True, **changes} for name, changes in BEYOND.items()}
-BEYOND["maml_plus_plus"] = PLUS_PLUS
 # Small steps for photographs.
-BEYOND_COLOR = {
-    name: {**changes, "inner_learning_rate": 0.05 if name != "imaml" else 0.1}
-    for name, changes in BEYOND.items()
-}
-BEYOND_COLOR["maml_plus_plus"] = {
-    **PLUS_PLUS,
-    "meta_batch_size": 2,
-    "inner_learning_rate": 0.01,
-    "annealed_updates": 7_500,
-    "checkpoint_every": 50,
-}
-
-
-def _omniglot() -> dict[str, Config]:
-    cells = [(ways, shots) for ways in (5, 20) for shots in (1, 5)]
-    finn = {f"omniglot_{w}w{s}s": finn_omniglot(w, s) for w, s in cells}
-    nichol = {f"omniglot_{w}w{s}s": nichol_omniglot(w, s) for w, s in cells}
-    presets = {f"finn2017/{name}": config for name, config in finn.items()}
-    for name, config in finn.items():
-        presets[f"finn2017/{name}_first_order"] = {**config, "algorithm": "fomaml"}
-    for name in ("omniglot_5w1s", "omniglot_5w5s"):
-        presets[f"finn2017/{name}_no_conv"] = {**finn[name], "network": "mlp"}
-    presets |= {f"nichol2018/{name}": config for name, config in nichol.items()}
-    for name, config in nichol.items():
-        for suffix, changed in tails(config).items():
-            presets[f"nichol2018/{name}_{suffix}"] = changed
-    for algorithm, changes in BEYOND.items():
-        for name, config in finn.items():
-            more = dict.fromkeys(("num_steps", "validation_steps", "num_eval_steps"), 25)
-            steps = more if algorithm == "imaml" and config["ways"] == 20 else {}
-            presets[f"beyond/{algorithm}_{name}"] = {**config, **changes, **steps}
-    return presets
-
-
-def _mini_imagenet() -> dict[str, Config]:
-    finn = {f"miniimagenet_5w{s}s": finn_mini_imagenet(s) for s in (1, 5)}
-    nichol = {f"miniimagenet_5w{s}s": nichol_mini_imagenet(s) for s in (1, 5)}
-    presets = {f"finn2017/{name}": config for name, config in finn.items()}
-    for name, config in finn.items():
-        presets[f"finn2017/{name}_first_order"] = {**config, "algorithm": "fomaml"}
-        for baseline, changes in BASELINES.items():
-            presets[f"finn2017/{name}_{baseline}"] = {**config, **changes}
-    presets |= {f"nichol2018/{name}": config for name, config in nichol.items()}
-    for name, config in nichol.items():
-        for suffix, changed in tails(config).items():
-            presets[f"nichol2018/{name}_{suffix}"] = changed
-    for algorithm, changes in BEYOND_COLOR.items():
-        for name, config in finn.items():
-            presets[f"beyond/{algorithm}_{name}"] = {**config, **changes}
-    for name, config in finn.items():
-        first_order = {**config, "algorithm": "fomaml", "network": "resnet12"}
-        presets[f"beyond/resnet12_{name}"] = {**first_order, "inner_learning_rate": 0.01}
-    return presets
-
-
-def _cifar() -> dict[str, Config]:
-    """The settings for Mini-ImageNet on CIFAR-FS and FC100, which have no table in the papers."""
-    presets = {}
-    for split in ("cifar_fs", "fc100"):
-        for shots in (1, 5):
-            data = {"dataset": "cifar", "split": split}
-            name = f"{split}_5w{shots}s"
-            presets[f"finn2017/{name}"] = {**finn_mini_imagenet(shots), **data}
-            presets[f"nichol2018/{name}"] = {**nichol_mini_imagenet(shots), **data}
-    return presets
-
-
-PRESETS: dict[str, common.Presets] = {
-    "omniglot": _omniglot(),
-    "miniimagenet": _mini_imagenet(),
-    "cifar": _cifar(),
+BEYOND_PHOTOGRAPHS = {
+    **{
+        name: {**changes, "inner_learning_rate": 0.05 if name != "imaml" else 0.1}
+        for name, changes in BEYOND.items()
+    },
+    "maml_plus_plus": {
+        **BEYOND["maml_plus_plus"],
+        "meta_batch_size": 2,
+        "inner_learning_rate": 0.01,
+        "annealed_updates": 7_500,
+        "checkpoint_every": 50,
+    },
 }
 # What `--algorithm` changes in a preset of another algorithm.
-BY_ALGORITHM: dict[str, dict[str, Config]] = {
-    "omniglot": {**BEYOND, "reptile": REPTILE_OMNIGLOT},
-    "miniimagenet": {**BEYOND_COLOR, **BASELINES, "reptile": REPTILE_COLOR},
-    "cifar": {**BEYOND_COLOR, "reptile": REPTILE_COLOR},
+BY_ALGORITHM: dict[type, dict[str, Changes]] = {
+    Omniglot: {**BEYOND, "reptile": REPTILE_OMNIGLOT},
+    Photographs: {**BEYOND_PHOTOGRAPHS, **BASELINES, "reptile": REPTILE_PHOTOGRAPHS},
 }
+
+
+def omniglot() -> dict[str, FewShot]:
+    """The presets of Omniglot."""
+    cells = [(ways, shots) for ways in (5, 20) for shots in (1, 5)]
+    finn: dict[str, FewShot] = {f"omniglot_{w}w{s}s": finn_omniglot(w, s) for w, s in cells}
+    nichol: dict[str, FewShot] = {f"omniglot_{w}w{s}s": nichol_omniglot(w, s) for w, s in cells}
+    presets = _papers(finn, nichol)
+    for name in ("omniglot_5w1s", "omniglot_5w5s"):
+        presets[f"finn2017/{name}_no_conv"] = dataclasses.replace(finn[name], network="mlp")
+    for algorithm, changes in BEYOND.items():
+        for name, settings in finn.items():
+            more = dict.fromkeys(("num_steps", "validation_steps", "num_eval_steps"), 25)
+            steps = more if algorithm == "imaml" and settings.ways == 20 else {}
+            presets[f"beyond/{algorithm}_{name}"] = dataclasses.replace(
+                settings, **{**changes, **steps}
+            )
+    return presets
+
+
+def mini_imagenet() -> dict[str, FewShot]:
+    """The presets of Mini-ImageNet."""
+    finn = {f"miniimagenet_5w{s}s": finn_photographs("mini_imagenet", s) for s in (1, 5)}
+    nichol = {f"miniimagenet_5w{s}s": nichol_photographs("mini_imagenet", s) for s in (1, 5)}
+    presets = _papers(finn, nichol)
+    for name, settings in finn.items():
+        for baseline, changes in BASELINES.items():
+            presets[f"finn2017/{name}_{baseline}"] = dataclasses.replace(settings, **changes)
+        for algorithm, changes in BEYOND_PHOTOGRAPHS.items():
+            presets[f"beyond/{algorithm}_{name}"] = dataclasses.replace(settings, **changes)
+        presets[f"beyond/resnet12_{name}"] = dataclasses.replace(
+            settings, algorithm="fomaml", network="resnet12", inner_learning_rate=0.01
+        )
+    return presets
+
+
+def photographs(datasets: Iterable[str]) -> dict[str, FewShot]:
+    """The settings for Mini-ImageNet on data sets that have no table in the papers."""
+    presets: dict[str, FewShot] = {}
+    for dataset in datasets:
+        for shots in (1, 5):
+            name = f"{dataset}_5w{shots}s"
+            presets[f"finn2017/{name}"] = finn_photographs(dataset, shots)
+            presets[f"nichol2018/{name}"] = nichol_photographs(dataset, shots)
+    return presets
+
+
+def _papers(finn: Any, nichol: Any) -> dict[str, FewShot]:
+    """The cells of both papers' tables."""
+    presets = {f"finn2017/{name}": settings for name, settings in finn.items()}
+    for name, settings in finn.items():
+        presets[f"finn2017/{name}_first_order"] = dataclasses.replace(settings, algorithm="fomaml")
+    presets |= {f"nichol2018/{name}": settings for name, settings in nichol.items()}
+    for name, settings in nichol.items():
+        for suffix, changed in tails(settings).items():
+            presets[f"nichol2018/{name}_{suffix}"] = changed
+    return presets

@@ -14,23 +14,16 @@ Expected:  a shared tail drops from the fifth inner step on when cycling, more g
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
-from absl import flags
-
-from experiments import common, plots, sweep
-
-flags.adopt_module_key_flags(sweep)
-PANELS = flags.DEFINE_multi_enum(
-    "panel",
-    ["inner_steps", "inner_batch", "outer_step"],
-    ["inner_steps", "inner_batch", "outer_step"],
-    "Figure 4 a, b and c; may be given several times.",
-)
+from experiments import few_shot, plots, sweep
+from experiments.command import Command, Experiment, run
+from experiments.settings import setting
 
 # A tail of its own takes 5 of the 20 drawings of a character.
 TAIL_SHOTS = 5
-METHODS: dict[str, common.Config] = {
+METHODS: dict[str, dict[str, Any]] = {
     "reptile, cycling": {"algorithm": "reptile"},
     "reptile, replacement": {"algorithm": "reptile", "batches": "replacement"},
     "shared tail, cycling": {"algorithm": "fomaml", "tail": "shared"},
@@ -60,7 +53,7 @@ class Panel(NamedTuple):
 
     setting: str
     values: tuple[float, ...]
-    changes: common.Config
+    changes: dict[str, Any]
     xlabel: str
 
 
@@ -97,34 +90,56 @@ def runs(panel: str) -> dict[str, dict[float, sweep.Run]]:
     return points
 
 
-def main() -> None:
-    settings = sweep.resolve("reptile_batches", {"outer_learning_rate": 1.0})
-    by_panel = {panel: runs(panel) for panel in PANELS.value}
-    todo = [run for panel in by_panel.values() for of in panel.values() for run in of.values()]
-    found = sweep.execute(settings, todo)
-    if found is None:
-        return
+@dataclasses.dataclass(frozen=True)
+class PanelLaunch(few_shot.DataLaunch):
+    """What is swept."""
+
+    panel: tuple[str, ...] = setting(
+        tuple(TABLE_6), "Figure 4 a, b and c; may be given several times.", choices=tuple(TABLE_6)
+    )
+
+
+def execute(command: Command) -> int:
+    """Trains what is missing, writes and draws."""
+    by_panel = {panel: runs(panel) for panel in command.launch.panel}
+    todo = [
+        each for methods in by_panel.values() for of in methods.values() for each in of.values()
+    ]
+    found = sweep.execute(command, todo)
+    if isinstance(found, int):
+        return found
     curves = {
         TABLE_6[panel].xlabel: {
-            method: [(value, found[run.name]["accuracy"]) for value, run in points.items()]
+            method: [(value, found[each.name]["accuracy"]) for value, each in points.items()]
             for method, points in methods.items()
         }
         for panel, methods in by_panel.items()
     }
-    sweep.write(settings, todo, found, curves=curves)
+    for xlabel, points_by_method in curves.items():
+        values = [x for x, _ in next(iter(points_by_method.values()))]
+        print(f"\n{xlabel:26}" + "".join(f"{x:>8g}" for x in values))
+        for method, points in points_by_method.items():
+            print(f"{method:26}" + "".join(f"{100 * y:>8.2f}" for _, y in points))
+    sweep.write(command, todo, found, curves=curves)
     plots.lines(
-        settings.workdir / "batches.png",
+        command.workdir / "batches.png",
         curves,
         xlabel=None,
         ylabel="accuracy on meta-test tasks",
         title="Inner mini-batches of Reptile and first-order MAML, 5-shot 5-way Omniglot",
     )
-    for xlabel, methods in curves.items():
-        print(f"\n{xlabel:26}" + "".join(f"{x:>8g}" for x, _ in next(iter(methods.values()))))
-        for method, points in methods.items():
-            print(f"{method:26}" + "".join(f"{100 * y:>8.2f}" for _, y in points))
-    print(f"\n{settings.workdir / 'batches.png'}, result.json beside it")
+    print(f"\n{command.workdir / 'batches.png'}, result.json beside it")
+    return 0
 
+
+EXPERIMENT = Experiment(
+    "reptile_batches",
+    "Overlap of inner mini-batches: Nichol 2018, figure 4.",
+    {"nichol2018/reptile_batches": dataclasses.replace(sweep.SETTINGS, outer_learning_rate=1.0)},
+    execute,
+    few_shot.print_presets,
+    launch=PanelLaunch(),
+)
 
 if __name__ == "__main__":
-    common.run(main)
+    run(EXPERIMENT)

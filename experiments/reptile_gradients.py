@@ -11,17 +11,13 @@ Expected:  g1 alone is poor; all others improve with k, the sums the most
 
 from __future__ import annotations
 
-import functools
-
-from absl import flags
+import dataclasses
 
 import metajax
-from experiments import common, plots, sweep
+from experiments import few_shot, plots, sweep
+from experiments.command import Command, Experiment, run
 
-flags.adopt_module_key_flags(sweep)
 NUM_BATCHES = 4
-# Table 5; the four mini-batches of 25 are all 20 drawings of the five characters.
-TABLE_5: common.Config = {"outer_learning_rate": 0.25, "num_steps": NUM_BATCHES}
 
 
 def combinations() -> dict[str, tuple[float, ...]]:
@@ -36,41 +32,48 @@ def combinations() -> dict[str, tuple[float, ...]]:
     return weights
 
 
-def objective(weights: tuple[float, ...], loss: metajax.LossFn) -> metajax.Objective:
-    del loss  # there is no query left to measure it on
-    return metajax.weighted_updates(weights)
-
-
 def runs() -> list[sweep.Run]:
+    """A run for each combination."""
     return [
-        sweep.Run(
-            name,
-            {"num_steps": len(weights)},
-            functools.partial(objective, weights),
-        )
+        sweep.Run(name, {"num_steps": len(weights)}, metajax.weighted_updates(weights))
         for name, weights in combinations().items()
     ]
 
 
-def main() -> None:
-    settings = sweep.resolve("reptile_gradients", TABLE_5)
+def execute(command: Command) -> int:
+    """Trains what is missing, writes and draws."""
     todo = runs()
-    found = sweep.execute(settings, todo)
-    if found is None:
-        return
-    sweep.write(settings, todo, found)
+    found = sweep.execute(command, todo)
+    if isinstance(found, int):
+        return found
+    print(f"\n{'combination':22}test accuracy (%), transductive")
+    for name, result in found.items():
+        print(f"{name:22}{100 * result['accuracy']:.2f} +- {100 * result['ci95']:.2f}")
+    sweep.write(command, todo, found)
     plots.lines(
-        settings.workdir / "gradients.png",
-        {"": {name: run["curve"] for name, run in found.items()}},
+        command.workdir / "gradients.png",
+        {"": {name: result["curve"] for name, result in found.items()}},
         xlabel="meta-steps",
         ylabel="accuracy on meta-validation tasks",
         title="What the outer step takes of the inner gradients, 5-shot 5-way Omniglot",
     )
-    print(f"\n{'combination':22}test accuracy (%), transductive")
-    for name, run in found.items():
-        print(f"{name:22}{100 * run['accuracy']:.2f} +- {100 * run['ci95']:.2f}")
-    print(f"\n{settings.workdir / 'gradients.png'}, result.json beside it")
+    print(f"\n{command.workdir / 'gradients.png'}, result.json beside it")
+    return 0
 
+
+EXPERIMENT = Experiment(
+    "reptile_gradients",
+    "Which inner gradients to learn from: Nichol 2018, figure 3.",
+    {
+        # Table 5; the four mini-batches of 25 are all 20 drawings of the five characters.
+        "nichol2018/reptile_gradients": dataclasses.replace(
+            sweep.SETTINGS, outer_learning_rate=0.25, num_steps=NUM_BATCHES
+        )
+    },
+    execute,
+    few_shot.print_presets,
+    launch=few_shot.DataLaunch(),
+)
 
 if __name__ == "__main__":
-    common.run(main)
+    run(EXPERIMENT)

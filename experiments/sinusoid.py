@@ -9,23 +9,24 @@ Ours:      benchmarks/results/sinusoid_maml/result.json, in the table of the REA
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
 
 import metajax
-from experiments import common, plots
+from experiments import plots, skeleton, supervised, tables
+from experiments.command import Command, Experiment, as_usage_error, run
+from experiments.skeleton import Evaluation, Method
+from experiments.supervised import Supervised
 from metajax import nn, train
 from metajax.tasks import Sinusoid, meta_batch
-
-flags.adopt_module_key_flags(common)  # so that --help shows them
 
 SHOTS = (5, 10, 20)
 GRID_POINTS = 200
@@ -35,20 +36,26 @@ BASELINES = ("pretrained", "random")
 BASELINE_LEARNING_RATES = (0.001, 0.003, 0.01, 0.02, 0.05)
 VALIDATION_TASKS = 500
 
-FINN: common.Config = {
-    **common.DEFAULTS,
-    "paper": "finn2017",
-    "num_meta_steps": 70_000,
-    "meta_batch_size": 25,
-    "shots": 10,
-    "queries": 10,
-    "inner_learning_rate": 0.01,
-    "validation_steps": 10,
-    "steps_per_call": 1_000,
-    "validate_every": 2_000,
-    "checkpoint_every": 10_000,
-}
-REPTILE: common.Config = {
+
+@dataclasses.dataclass(frozen=True)
+class SineWaves(Supervised):
+    """Regression of sine waves."""
+
+    paper: str = "finn2017"
+
+
+FINN = SineWaves(
+    num_meta_steps=70_000,
+    meta_batch_size=25,
+    shots=10,
+    queries=10,
+    inner_learning_rate=0.01,
+    validation_steps=10,
+    steps_per_call=1_000,
+    validate_every=2_000,
+    checkpoint_every=10_000,
+)
+REPTILE: dict[str, Any] = {
     "algorithm": "reptile",
     "num_meta_steps": 30_000,
     "meta_batch_size": 5,
@@ -62,11 +69,11 @@ REPTILE: common.Config = {
     "outer_learning_rate": 0.1,
     "carry": "none",
 }
-PRESETS: common.Presets = {
+PRESETS = {
     "finn2017": FINN,
-    "nichol2018": {**FINN, **REPTILE, "paper": "nichol2018"},
+    "nichol2018": dataclasses.replace(FINN, **REPTILE, paper="nichol2018"),
 }
-BY_ALGORITHM: dict[str, common.Config] = {
+BY_ALGORITHM: dict[str, dict[str, Any]] = {
     "reptile": REPTILE,
     "imaml": {"num_steps": 10, "inner_learning_rate": 0.05},
     # The features that a sine wave needs are not in the head alone: more steps, larger ones.
@@ -74,29 +81,43 @@ BY_ALGORITHM: dict[str, common.Config] = {
 }
 
 
-def tasks_of(config: common.Config, **settings: Any) -> Sinusoid:
-    preset = Sinusoid.finn2017 if config["paper"] == "finn2017" else Sinusoid.nichol2018
-    return preset(**settings)
+class Model(NamedTuple):
+    """A state, how it adapts, and its compiled evaluation.
+
+    Attributes:
+      adapt: the inner loop.
+      score: from `train.scorer`.
+      state: what the tasks start from.
+    """
+
+    adapt: metajax.Adapt
+    score: Callable[..., dict[str, Any]]
+    state: metajax.MetaState
 
 
-def main() -> None:
-    if common.PRESET.value == "list":
-        common.print_presets(
-            PRESETS, ("algorithm", "num_meta_steps", "meta_batch_size", "shots", "num_steps")
+def make_tasks(settings: SineWaves, **changes: Any) -> Sinusoid:
+    preset = Sinusoid.finn2017 if settings.paper == "finn2017" else Sinusoid.nichol2018
+    return preset(**changes)
+
+
+def build(command: Command) -> Method:
+    """What a command trains and tests."""
+    settings: SineWaves = command.settings
+    network = nn.sinusoid_mlp() if settings.paper == "finn2017" else nn.sinusoid_mlp_nichol()
+    loss = metajax.squared_error(network.apply)
+    metric = metajax.mse(network.apply)
+    with as_usage_error():
+        tasks = make_tasks(
+            settings, shots=settings.shots, queries=settings.queries, query_grid=False
         )
-        return
-    settings = common.resolve("sinusoid", PRESETS, "finn2017", BY_ALGORITHM)
-    config, evaluation_settings, workdir = settings
-    num_tasks, num_steps = evaluation_settings["eval_tasks"], evaluation_settings["num_eval_steps"]
-    model = nn.sinusoid_mlp() if config["paper"] == "finn2017" else nn.sinusoid_mlp_nichol()
-    loss = common.squared_error(model.apply)
-    with common.as_usage_error():
-        tasks = tasks_of(config, shots=config["shots"], queries=config["queries"], query_grid=False)
-        learner = common.learner(config, loss)
-        adapt = common.inner_loop(config, loss, num_steps, 0)
-        validation_adapt = common.inner_loop(config, loss, config["validation_steps"], 0)
-    key = jax.random.key(config["seed"])
-    params = model.init(jax.random.fold_in(key, 1), jnp.zeros((1, 1)))
+        learner = supervised.make_learner(settings, loss, command.mesh)
+    assert learner.inner is not None
+    adapt, validated = (
+        learner.inner.rebuild(num_steps=steps, batches=metajax.full_batch())
+        for steps in (settings.num_eval_steps, settings.validation_steps)
+    )
+    key = jax.random.key(settings.seed)
+    params = network.init(jax.random.fold_in(key, 1), jnp.zeros((1, 1)))
 
     def measure(state, tasks, rng):
         # Good after one step and after many, with few points and with more: the mean over all.
@@ -106,114 +127,107 @@ def main() -> None:
             episodes = meta_batch(
                 dataclasses.replace(tasks, shots=shots), VALIDATION_TASKS, task_rng
             )
-            scores = metajax.evaluate(
-                validation_adapt, metajax.mse(model.apply), state, episodes, rng
-            )
-            errors.append(jnp.mean(scores["mean"][min(1, config["validation_steps"]) :]))
+            scores = metajax.evaluate(validated, metric, state, episodes, rng)
+            errors.append(jnp.mean(scores["mean"][min(1, settings.validation_steps) :]))
         return {"mse": jnp.mean(jnp.stack(errors))}
 
-    validation_tasks = tasks_of(config, shots=10, queries=GRID_POINTS, query_grid=True)
-    validation = train.Validation(validation_tasks, measure, "mse", "min")
-    fitted = common.fit_or_load(settings, learner, params, tasks, validation)
-    if fitted is None:
-        return
+    validation_tasks = make_tasks(settings, shots=10, queries=GRID_POINTS, query_grid=True)
 
-    models = {config["algorithm"]: Model(adapt, fitted.best, model.apply)}
-    # One step size, an argument of the compiled program rather than a constant in it.
-    fine_tune = metajax.inner_loop(
-        loss, metajax.LearnedOptimizer(lambda params: jnp.zeros(()), optax.sgd), num_steps
-    )
-    baseline = Model(
-        fine_tune, metajax.maml(loss, optax.identity(), optax.identity()).init(params), model.apply
-    )
-    for name, start in (("pretrained", pretrain(config, loss, params, tasks)), ("random", params)):
-        models[name] = tuned(baseline, start, validation_tasks, jax.random.fold_in(key, 4))
-    evaluation = evaluate(config, num_tasks, models, jax.random.fold_in(key, 2))
-    rates = {name: float(models[name].state.meta_params.inner) for name in BASELINES}
-    common.write_result(settings, fitted, {"mse": evaluation}, baseline_learning_rates=rates)
-    draw(settings, models, evaluation, jax.random.fold_in(key, 3))
-    common.print_table(
-        f"mean squared error on {num_tasks} unseen tasks after each adaptation step", evaluation
-    )
-    print(
-        f"\n{workdir / 'result.json'}, figures beside it; {fitted.wall_seconds:.0f} s of training"
-    )
+    def evaluate(fitted: train.FitResult) -> Evaluation:
+        models = {settings.algorithm: Model(adapt, train.scorer(adapt, metric), fitted.best)}
+        # One step size, an argument of the compiled program rather than a constant in it.
+        fine_tune = metajax.inner_loop(
+            loss,
+            metajax.LearnedOptimizer(lambda params: jnp.zeros(()), optax.sgd),
+            settings.num_eval_steps,
+        )
+        start = metajax.maml(loss, optax.identity(), optax.identity()).init(params)
+        untuned = Model(fine_tune, train.scorer(fine_tune, metric), start)
+        print("the baseline: joint training on all tasks", flush=True)
+        starts = {"pretrained": pretrain(settings, loss, params, tasks), "random": params}
+        for name, each in starts.items():
+            models[name] = tuned(untuned, each, validation_tasks, jax.random.fold_in(key, 4))
+        rows = test(settings, models, jax.random.fold_in(key, 2))
+        rates = {name: float(models[name].state.meta_params.inner) for name in BASELINES}
+        title = (
+            f"mean squared error on {settings.eval_tasks} unseen tasks after each adaptation step"
+        )
+        return Evaluation(
+            {"mse": rows}, tables.by_step(title, rows), {"baseline_learning_rates": rates}, models
+        )
 
-
-class Model:
-    """A state, how it adapts, and its compiled evaluation."""
-
-    def __init__(self, adapt: metajax.Adapt, state: metajax.MetaState, apply):
-        self.adapt, self.state, self.apply = adapt, state, apply
-        self._score = jax.jit(partial(metajax.evaluate, adapt, metajax.mse(apply)))
-
-    def start(self, meta_params: metajax.MetaParams) -> Model:
-        """The same model from another start, sharing what is compiled."""
-        other = copy.copy(self)
-        other.state = self.state._replace(meta_params=meta_params)
-        return other
-
-    def score(self, episodes: metajax.Episode, rng) -> dict[str, Any]:
-        return self._score(self.state, episodes, rng)
-
-
-def pretrain(config: common.Config, loss: metajax.LossFn, params: Any, tasks: Sinusoid) -> Any:
-    """Joint training on all tasks at once: the same learner with zero inner steps."""
-    adapt = metajax.inner_loop(loss, optax.identity(), 0)
-    learner = metajax.meta_learner(adapt, metajax.query_loss(loss), optax.adam(1e-3))
-    fitted = train.fit(
+    return Method(
         learner,
         params,
         tasks,
-        key=jax.random.key(config["seed"] + 1),
-        num_meta_steps=config["num_meta_steps"],
-        meta_batch_size=config["meta_batch_size"],
-        steps_per_call=config["steps_per_call"],
-        show_progress=False,
+        train.Validation(validation_tasks, measure, "mse", "min"),
+        evaluate,
+        partial(draw, command, network.apply),
+    )
+
+
+def pretrain(settings: SineWaves, loss: metajax.LossFn, params: Any, tasks: Sinusoid) -> Any:
+    """Joint training on all tasks at once: MAML with zero inner steps."""
+    fitted = train.fit(
+        metajax.maml(loss, optax.identity(), optax.adam(1e-3), num_steps=0),
+        params,
+        tasks,
+        key=jax.random.key(settings.seed + 1),
+        num_meta_steps=settings.num_meta_steps,
+        meta_batch_size=settings.meta_batch_size,
+        steps_per_call=settings.steps_per_call,
     )
     return fitted.state.meta_params.params
 
 
-def tuned(model: Model, params: Any, tasks: Sinusoid, key) -> Model:
+def tuned(model: Model, params: Any, tasks: Sinusoid, key: jax.Array) -> Model:
     """The model fine-tuned from `params`, with the step size that is best on `tasks`."""
-    task_rng, rng = jax.random.split(key)
-    episodes = meta_batch(tasks, VALIDATION_TASKS, task_rng)
 
     def at(rate: float) -> Model:
-        return model.start(metajax.MetaParams(params, jnp.asarray(rate)))
+        start = metajax.MetaParams(params, jnp.asarray(rate))
+        return model._replace(state=model.state._replace(meta_params=start))
 
     def final_error(rate: float) -> float:
-        error = float(at(rate).score(episodes, rng)["mean"][-1])
+        scores = model.score(at(rate).state, tasks, VALIDATION_TASKS, key)
+        error = float(scores["mean"][-1])
         return error if np.isfinite(error) else np.inf
 
     return at(min(BASELINE_LEARNING_RATES, key=final_error))
 
 
-def evaluate(config, num_tasks: int, models: dict[str, Model], key) -> dict[str, Any]:
+def test(settings: SineWaves, models: dict[str, Model], key: jax.Array) -> dict[str, Any]:
     """Scores every model with 5, 10 and 20 support points on the same unseen tasks."""
     rows = {}
     for label, model in models.items():
         for shots in SHOTS:
-            tasks = tasks_of(config, shots=shots, queries=GRID_POINTS, query_grid=True)
-            task_rng, rng = jax.random.split(jax.random.fold_in(key, shots))
-            episodes = meta_batch(tasks, num_tasks, task_rng)
+            tasks = make_tasks(settings, shots=shots, queries=GRID_POINTS, query_grid=True)
+            scores = model.score(
+                model.state, tasks, settings.eval_tasks, jax.random.fold_in(key, shots)
+            )
             name = f"K={shots}" if label not in BASELINES else f"{label} K={shots}"
-            rows[name] = common.as_lists(model.score(episodes, rng))
+            rows[name] = skeleton.as_lists(scores)
     return rows
 
 
-def draw(settings: common.Settings, models: dict[str, Model], evaluation, key) -> None:
+def draw(
+    command: Command,
+    apply: Callable[..., Any],
+    folder: Path,
+    fitted: train.FitResult,
+    evaluation: Evaluation,
+) -> None:
     """Figures 2 and 3 of Finn 2017, and the training curve."""
-    config, evaluation_settings, workdir = settings
-    num_steps = evaluation_settings["num_eval_steps"]
-    steps = sorted({0, min(1, num_steps), num_steps})
-    half = tasks_of(
-        config, shots=5, queries=GRID_POINTS, query_grid=True, support_range=(-5.0, 0.0)
+    settings: SineWaves = command.settings
+    models: dict[str, Model] = evaluation.shown
+    key = jax.random.fold_in(jax.random.key(settings.seed), 3)
+    steps = sorted({0, min(1, settings.num_eval_steps), settings.num_eval_steps})
+    half = make_tasks(
+        settings, shots=5, queries=GRID_POINTS, query_grid=True, support_range=(-5.0, 0.0)
     )
     episodes = meta_batch(half, 3, key)
     (support_x, support_y), (x, truth) = jax.tree.map(np.asarray, episodes)
     predictions = {}
-    for label in (config["algorithm"], "pretrained"):
+    for label in (settings.algorithm, "pretrained"):
         model = models[label]
 
         def predict(support, rng, model=model):
@@ -222,33 +236,44 @@ def draw(settings: common.Settings, models: dict[str, Model], evaluation, key) -
                 support,
                 rng,
                 inner_state=model.state.inner_state,
-                probe=lambda params, step: model.apply(params, x[0]),
+                probe=lambda params, step: apply(params, x[0]),
             )[1].probe
 
         curves = jax.jit(jax.vmap(predict))(episodes.support, jax.random.split(key, 3))
         predictions[label] = {step: np.asarray(curves[:, step, :, 0]) for step in steps}
     plots.regression_tasks(
-        workdir / "adaptation.png",
+        folder / "adaptation.png",
         x[0, :, 0],
         truth[..., 0],
         (support_x[..., 0], support_y[..., 0]),
         predictions,
     )
-    ten = {config["algorithm"]: evaluation["K=10"]}
-    ten |= {name: evaluation[f"{name} K=10"] for name in BASELINES}
+    rows = evaluation.rows["mse"]
+    ten = {settings.algorithm: rows["K=10"]}
+    ten |= {name: rows[f"{name} K=10"] for name in BASELINES}
     plots.adaptation_curves(
-        workdir / "learning_curve.png",
+        folder / "learning_curve.png",
         ten,
         ylabel="mean squared error",
         title="10-shot sinusoid regression",
     )
     plots.training_curve(
-        workdir / "training.png",
-        train.read_metrics(workdir),
+        folder / "training.png",
+        train.read_metrics(command.workdir),
         {"train/query_loss": "meta-training, query", "validation/mse": "meta-validation"},
         ylabel="mean squared error",
     )
 
 
+COLUMNS = ("algorithm", "num_meta_steps", "meta_batch_size", "shots", "num_steps")
+EXPERIMENT = Experiment(
+    "sinusoid",
+    "Regression of sine waves: Finn 2017, figures 2, 3 and 6; Nichol 2018, section 4.",
+    PRESETS,
+    lambda command: skeleton.run(command, build),
+    lambda presets: print(tables.presets(presets, COLUMNS)),
+    {SineWaves: BY_ALGORITHM},
+)
+
 if __name__ == "__main__":
-    common.run(main)
+    run(EXPERIMENT)

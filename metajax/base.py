@@ -157,14 +157,14 @@ class Adapt(NamedTuple):
       apply: `(meta_params, support, rng, *, inner_state=(), probe=None) -> (adapted, AdaptInfo)`,
         for one task. `probe(params, step)` is evaluated on the parameters before every step and
         after the last one.
+      rebuild: `(*, num_steps, batches) -> Adapt`, the same inner loop with other steps or batches;
+        what is left out stays as it is. An evaluation often takes more steps than training.
       carry: how the inner optimizer's state passes from task to task: `None`, `"mean"` or
         `"serial"`.
       differentiates_steps: whether the parameters of every step carry a meta-gradient, or only
         the final ones (implicit differentiation).
       forward: whether forward mode crosses adaptation as well.
       optimizer: the inner optimizer whose update the meta-gradient differentiates, or `None`.
-      rebuild: `(*, num_steps, batches) -> Adapt`, the same inner loop with other steps or batches;
-        what is left out stays as it is. An evaluation often takes more steps than training.
 
     Example, three times as many steps as in training:
 
@@ -179,11 +179,11 @@ class Adapt(NamedTuple):
 
     init: Callable[[Params], tuple[PyTree, PyTree]]
     apply: Callable[..., tuple[Params, AdaptInfo]]
+    rebuild: Callable[..., Adapt]
     carry: str | None = None
     differentiates_steps: bool = True
     forward: bool = True
     optimizer: Any = None
-    rebuild: Callable[..., Adapt] | None = None
 
 
 class Objective(Protocol):

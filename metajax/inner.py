@@ -252,11 +252,11 @@ def inner_loop(
     return Adapt(
         init,
         apply,
+        rebuild,
         carry,
         differentiates_steps=not meta_gradient.implicit,
         forward=meta_gradient.forward,
         optimizer=inner_optimizer if num_steps and meta_gradient.crosses_optimizer else None,
-        rebuild=rebuild,
     )
 
 

@@ -181,7 +181,10 @@ CASES = {
         "a mesh has nothing to run",
     ),
     "proximal of nothing": (lambda: metajax.imaml(loss, SGD, SGD, proximal=0.0), "proximal > 0"),
-    "implicit of no step": (lambda: metajax.imaml(loss, SGD, SGD, num_steps=0), "imaml: num_steps must be a positive integer"),
+    "implicit of no step": (
+        lambda: metajax.imaml(loss, SGD, SGD, num_steps=0),
+        "imaml: num_steps must be a positive integer",
+    ),
     "annealing of -1": (
         lambda: metajax.maml_plus_plus(loss, SGD, SGD, annealed_updates=-1),
         "annealed_updates must be a non-negative integer",

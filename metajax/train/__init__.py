@@ -7,8 +7,10 @@ from metajax.train.checkpoints import load_meta_params as load_meta_params
 from metajax.train.finite import NonFiniteError as NonFiniteError
 from metajax.train.fit import FitResult as FitResult
 from metajax.train.fit import fit as fit
+from metajax.train.scoring import scorer as scorer
 from metajax.train.validation import Validation as Validation
 from metajax.train.workdir import WorkdirError as WorkdirError
+from metajax.train.workdir import claim as claim
 from metajax.train.workdir import provenance as provenance
 from metajax.train.workdir import read_config as read_config
 from metajax.train.workdir import write_json as write_json

@@ -71,6 +71,7 @@ def fit(
     checkpoint_every: int | None = None,
     mesh: Mesh | None = None,
     show_progress: bool = True,
+    progress_metric: str | None = None,
 ) -> FitResult:
     """Trains a meta-learner.
 
@@ -103,6 +104,8 @@ def fit(
       checkpoint_every: likewise for checkpoints.
       mesh: the devices of the learner, if it was built with some: state and data are put on all.
       show_progress: a progress bar, or plain lines where there is no terminal.
+      progress_metric: the metric of the learner that it shows, such as `"query/accuracy"`; by
+        default `query_loss` or, where there is none, `objective`.
 
     Returns:
       A `FitResult`. On SIGTERM or Ctrl-C it is returned early, after a checkpoint, with
@@ -244,7 +247,7 @@ def fit(
                     record = {**record, "best_step": step, "best_metrics": measured}
                 if writer is not None:
                     writer.write(step, {f"validation/{k}": v for k, v in measured.items()})
-            progress.update(step, highlights(means, record["best_metrics"]))
+            progress.update(step, highlights(means, record["best_metrics"], progress_metric))
 
             record = {**record, "seconds": time.monotonic() - start}
             stopped_by = stop.received  # once: a signal may come between two looks

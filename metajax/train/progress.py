@@ -10,18 +10,25 @@ import numpy as np
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 20.0
-# The first of these that a learner reports is shown, its last entry where there are several.
-SHOWN = {
-    "return": "train/return",
-    "query loss": "train/query_loss",
-    "objective": "train/objective",
-}
+# The first of these that a learner reports is shown unless another metric is asked for.
+SHOWN = ("query_loss", "objective")
 
 
-def highlights(means: dict[str, Any], best: dict[str, Any]) -> dict[str, float]:
-    """What to show of a call's mean metrics and of the best validation metrics."""
-    there = [(label, name) for label, name in SHOWN.items() if np.size(means.get(name, ()))]
-    shown = {label: float(np.ravel(means[name])[-1]) for label, name in there[:1]}
+def highlights(
+    means: dict[str, Any], best: dict[str, Any], metric: str | None = None
+) -> dict[str, float]:
+    """What to show of a call's mean metrics and of the best validation metrics.
+
+    Args:
+      means: by name, `train/...`.
+      best: by name.
+      metric: of the first, without `train/`; the last entry where it has several.
+    """
+    names = [metric] if metric else SHOWN
+    there = [name for name in names if np.size(means.get(f"train/{name}", ()))]
+    shown = {
+        name.replace("_", " "): float(np.ravel(means[f"train/{name}"])[-1]) for name in there[:1]
+    }
     return shown | {f"best {name}": x for name, x in best.items() if isinstance(x, float)}
 
 

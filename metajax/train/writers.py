@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,9 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from metajax.base import PyTree
+
+# A metric that is not finite is written as it is, without a warning for every line.
+logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
 
 
 def name_of(path: tuple[Any, ...]) -> str:

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
-from experiments import common, omniglot, protocols, sinusoid
+from experiments import command as commands
+from experiments import navigation, omniglot, sinusoid
+from experiments.__main__ import EXPERIMENTS
+from experiments.settings import UsageError, rules_of
+from experiments.supervised import ALGORITHMS
 from metajax import train
 from tests.experiments.launching import launch
 
@@ -28,6 +30,8 @@ SMALL = [
     "--num_eval_steps=2",
     "--validation_steps=1",
 ]
+
+SMALL_RL = ["--eval_tasks=2", "--eval_trajectories=2", "--num_eval_steps=1"]
 
 
 def command(experiment, *arguments, **kwargs):
@@ -49,7 +53,7 @@ def assert_figures(workdir, *names):
         assert (workdir / name).read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("algorithm", common.ALGORITHMS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_sinusoid_runs_every_algorithm(tmp_path, algorithm):
     launch(sinusoid, *SMALL, f"--algorithm={algorithm}", f"--workdir={tmp_path}")
     result = read(tmp_path)
@@ -87,14 +91,16 @@ def test_omniglot_trains_and_is_evaluated_again(tmp_path, omniglot_data_dir, cap
     assert_figures(tmp_path, "learning_curve.png", "training.png")
     elsewhere = {"num_devices": 4, "device": {"platform": "tpu"}}
     (tmp_path / "result.json").write_text(json.dumps({**first, "trained_on": elsewhere}))
-    with pytest.raises(common.UsageError, match="has --preset=finn2017/omniglot_5w1s"):
+    with pytest.raises(UsageError, match="has --preset=finn2017/omniglot_5w1s"):
         launch(omniglot, "--mode=eval", "--preset=finn2017/omniglot_20w1s", *where)
     (tmp_path / "audit.json").unlink()
     with pytest.raises(train.WorkdirError, match="ways: 5 there, 4 here"):
         launch(omniglot, *SMALL, "--shots=2", "--ways=4", *where)
     assert not (tmp_path / "audit.json").exists()  # nothing is written to another run's
     launch(omniglot, "--mode=eval", "--num_eval_steps=3", "--eval_tasks=5", *where)
-    again = read(tmp_path)
+    assert read(tmp_path) == {**first, "trained_on": elsewhere}  # that of the training is kept
+    again = read(tmp_path / "evaluations" / "5-3")
+    assert_figures(tmp_path / "evaluations" / "5-3", "learning_curve.png", "training.png")
     assert again["trained_on"] == elsewhere
     assert again["device"] == first["device"] == first["trained_on"]["device"]
     assert again["meta_steps"] == 4
@@ -125,7 +131,7 @@ def test_omniglot_runs_other_algorithms(tmp_path, omniglot_data_dir, algorithm):
 @pytest.mark.parametrize(
     ("experiment", "arguments", "message"),
     [
-        ("sinusoid", ["--num_meta_stpes=5"], "Unknown command line flag 'num_meta_stpes'"),
+        ("sinusoid", ["--num_meta_stpes=5"], "Did you mean: num_meta_steps"),
         ("sinusoid", ["--algorithm=mamll"], "value should be one of <maml|fomaml|reptile"),
         ("sinusoid", ["--num_meta_steps=0"], "flag --num_meta_steps"),
         ("sinusoid", ["--validate_every=7"], "validate_every=7 must be a multiple of"),
@@ -140,18 +146,44 @@ def test_omniglot_runs_other_algorithms(tmp_path, omniglot_data_dir, algorithm):
         ("omniglot", ["--num_devices=3", "--meta_batch_size=6"], "--validation_tasks=200: 3 dev"),
         ("omniglot", ["--ways=0"], "flag --ways=0"),
         ("omniglot", ["--data_dir=/nowhere"], "no prepared Omniglot in /nowhere"),
-        ("omniglot", ["--tail=shared"], "--tail=shared is for fomaml"),
+        ("omniglot", ["--tail=shared"], "--tail has no effect with --algorithm=maml: it is for"),
+        ("sinusoid", ["--cg_steps=3"], "--cg_steps has no effect with --algorithm=maml"),
+        ("sinusoid", ["--clip=nan"], "--clip=nan must be a finite number"),
+        ("sinusoid", ["--inner_learning_rate=inf"], "--inner_learning_rate=inf must be a finite"),
+        ("sinusoid", ["--eval_tasks=99999999"], "flag --eval_tasks=99999999"),
+        ("sinusoid", ["--num_meta_steps=99999999999"], "flag --num_meta_steps=99999999999"),
+        ("sinusoid", ["--algorithm=fine_tuning"], "value should be one of <maml|fomaml|reptile"),
+        ("sinusoid", ["--ways=5"], "Unknown command line flag 'ways'"),
+        ("navigation", ["--outer_optimizer=sgd"], "Unknown command line flag 'outer_optimizer'"),
+        ("navigation", ["--clip=3"], "Unknown command line flag 'clip'"),
+        ("navigation", ["--shots=2"], "Unknown command line flag 'shots'"),
+        ("navigation", ["--traiectories=2"], "Did you mean: trajectories"),
+        ("locomotion", ["--carry=mean"], "Unknown command line flag 'carry'"),
+        (
+            "omniglot",
+            ["--preset=nichol2018/omniglot_5w1s", "--validation_tasks=9"],
+            "--validation_tasks has no effect with --choose=last",
+        ),
         ("miniimagenet", ["--preset=finn2017/omniglot_5w1s"], "is unknown; --preset=list"),
         ("miniimagenet", ["--data_dir=/nowhere"], "/nowhere"),
     ],
 )
-def test_a_mistake_is_one_clear_line(experiment, arguments, message, tmp_path):
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    done = command(experiment, *arguments, env=environment)
-    assert done.returncode not in (0, None)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert message in errors[0]
+def test_a_mistake_is_one_clear_line(experiment, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (launcher,) = (each for each in EXPERIMENTS if each.name == experiment)
+    with pytest.raises(UsageError) as error:
+        commands.main(launcher, [*arguments])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(["--num_meta_stpes=5"], 1), (["--workdir=README.md"], 1)]
+)
+def test_on_the_command_line_there_is_no_traceback(arguments, status):
+    done = command("sinusoid", *arguments)
+    assert done.returncode == status
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
     assert "Traceback" not in done.stderr
 
 
@@ -160,13 +192,14 @@ def test_a_mistake_is_one_clear_line(experiment, arguments, message, tmp_path):
     [
         (["--train_shots=30"], "shots \\+ queries = 30 \\+ 1 must not exceed"),
         (["--algorithm=imaml", "--noadapt_norm"], "imaml adapts all parameters"),
+        (["--algorithm=meta_sgd", "--noadapt_norm"], "meta_sgd adapts all parameters"),
     ],
 )
 def test_what_the_data_or_the_network_do_not_allow_is_refused(
     tmp_path, omniglot_data_dir, arguments, message
 ):
     where = [f"--data_dir={omniglot_data_dir}", f"--workdir={tmp_path}"]
-    with pytest.raises(common.UsageError, match=message):
+    with pytest.raises(UsageError, match=message):
         launch(omniglot, *arguments, *where)
 
 
@@ -174,36 +207,105 @@ def test_evaluation_keeps_the_configuration(tmp_path):
     (tmp_path / "config.json").write_text(
         json.dumps({"experiment": "sinusoid", "preset": "finn2017", "algorithm": "maml", "seed": 0})
     )
-    with pytest.raises(common.UsageError, match="leave out --seed"):
+    with pytest.raises(UsageError, match="leave out --seed"):
         launch(sinusoid, "--mode=eval", "--seed=1", f"--workdir={tmp_path}")
-    with pytest.raises(common.UsageError, match="is of the experiment sinusoid"):
+    with pytest.raises(UsageError, match="is of the experiment sinusoid"):
         launch(omniglot, "--mode=eval", f"--workdir={tmp_path}")
 
 
-PRESETS = {"sinusoid": sinusoid.PRESETS, **protocols.PRESETS}
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda each: each.name)
+def test_presets_are_listed(experiment, capsys):
+    assert commands.main(experiment, ["--preset=list"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert names == list(experiment.presets)
 
 
-@pytest.mark.parametrize("experiment", PRESETS)
-def test_presets_are_listed(experiment):
-    done = command(experiment, "--preset=list")
-    assert done.returncode == 0
-    names = [line.split()[0] for line in done.stdout.splitlines()[1:]]
-    assert names == list(PRESETS[experiment])
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda each: each.name)
+def test_help_explains_every_flag_with_the_preset_s_value(experiment, capsys):
+    name, preset = list(experiment.presets.items())[-1]
+    assert commands.main(experiment, [f"--preset={name}", "--help"]) == 0
+    told = capsys.readouterr().out
+    for each in (preset, experiment.launch):
+        for flag, rule in rules_of(each).items():
+            value = getattr(each, flag)
+            if isinstance(value, bool):
+                assert f"  --[no]{flag} (default: {str(value).lower()})\n" in told
+            elif flag != "preset" and not isinstance(value, tuple) and value is not None:
+                assert f"  --{flag} (default: {value})\n" in told
+            assert all(choice in told for choice in rule.choices)
 
 
-@pytest.mark.parametrize("experiment", ["sinusoid", "omniglot"])
-def test_help_explains_every_flag(experiment):
-    done = command(experiment, "--help")
-    preset = next(iter(PRESETS[experiment].values()))
-    for name in {"mode", "workdir", "preset", *preset} & set(flags.FLAGS):
-        assert f"--{name}" in done.stdout or f"--[no]{name}" in done.stdout
+def test_help_is_what_the_command_line_prints():
+    done = command("sinusoid", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "usage: python -m experiments.sinusoid" in done.stdout
+    assert "--num_meta_steps (default: 70000)" in done.stdout
+
+
+def test_launchers_are_listed():
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for experiment in EXPERIMENTS:
+        assert f"\n{experiment.name}: {experiment.summary}\n" in done.stdout
+        assert all(f"\n{name} " in done.stdout for name in experiment.presets)
+
+
+def test_flags_come_from_a_file_too(tmp_path):
+    (tmp_path / "flags").write_text("--algorithm=reptile\n--num_meta_steps=7\n")
+    given = commands.typed.parse([sinusoid.SineWaves], [f"--flagfile={tmp_path / 'flags'}"])
+    assert given == {"algorithm": "reptile", "num_meta_steps": 7}
 
 
 def test_without_a_workdir_a_dated_folder_is_used():
-    with flagsaver.flagsaver(workdir=None):
-        flags.FLAGS.mark_as_parsed()
-        settings = common.resolve("sinusoid", sinusoid.PRESETS, "finn2017", sinusoid.BY_ALGORITHM)
-    assert str(settings.workdir).startswith("runs/sinusoid-maml-20")
+    found = commands.resolve(sinusoid.EXPERIMENT, {})
+    assert str(found.workdir).startswith("runs/sinusoid-maml-20")
+    assert (found.preset, found.settings, found.overrides) == ("finn2017", sinusoid.FINN, ())
+
+
+def test_an_algorithm_brings_its_own_settings_and_flags_win():
+    found = commands.resolve(
+        sinusoid.EXPERIMENT, {"algorithm": "reptile", "num_steps": 3, "workdir": "w"}
+    )
+    settings = found.settings
+    assert (settings.algorithm, settings.shots, settings.num_steps) == ("reptile", 50, 3)
+    assert "shots" in found.overrides
+    assert "num_meta_steps" not in found.overrides
+    assert "--num_steps=3" in found.line
+    assert "--workdir" not in found.line
+
+
+def test_another_run_s_workdir_is_never_written_to(tmp_path):
+    for arguments in ([], ["--algorithm=random"]):
+        launch(navigation, *SMALL_RL, "--algorithm=random", f"--workdir={tmp_path}")
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        with pytest.raises(train.WorkdirError, match="seed: 0 there, 1 here"):
+            launch(navigation, *SMALL_RL, *arguments, "--seed=1", f"--workdir={tmp_path}")
+        after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        assert after == before
+
+
+def test_a_platform_that_is_not_there_is_one_line():
+    done = command("sinusoid", env={**os.environ, "JAX_PLATFORMS": "cuda"})
+    assert done.returncode == 1
+    assert "error: JAX_PLATFORMS=cuda asks for devices that JAX does not find" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_a_read_only_run_is_asked_is_printed_all_the_same(tmp_path, capsys, monkeypatch):
+    launch(sinusoid, *SMALL, f"--workdir={tmp_path}")
+    capsys.readouterr()
+
+    def refuse(path, value):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(train, "write_json", refuse)
+    with pytest.raises(UsageError, match="evaluations/3-2 cannot be written: Permission denied"):
+        launch(
+            sinusoid, "--mode=eval", "--eval_tasks=3", "--num_eval_steps=2", f"--workdir={tmp_path}"
+        )
+    assert "after each adaptation step" in capsys.readouterr().out
 
 
 def test_an_interrupted_command_continues(tmp_path):
@@ -229,7 +331,7 @@ def test_an_interrupted_command_continues(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.returncode == 128 + signal.SIGTERM
     assert f"repeat the command with --workdir={tmp_path} to continue" in output
     assert not (tmp_path / "result.json").exists()
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)

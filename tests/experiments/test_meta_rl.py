@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import common, locomotion, meta_rl, navigation
+from experiments import locomotion, meta_rl, navigation
+from experiments.settings import UsageError
 from tests.experiments.launching import launch
 
 SMALL = [
@@ -40,7 +41,7 @@ def test_navigation_runs_every_algorithm(tmp_path, algorithm):
         f"--algorithm={algorithm}",
         f"--num_eval_steps={steps}",
         f"--workdir={tmp_path}",
-        *([] if algorithm == "oracle" else ["--curvature_stride=2"]),
+        *(["--curvature_stride=2"] if algorithm in meta_rl.TRUST_REGION else []),
     )
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["experiment"], result["algorithm"]) == ("navigation", algorithm)
@@ -67,7 +68,7 @@ def test_navigation_runs_every_algorithm(tmp_path, algorithm):
 
 
 def test_an_algorithm_of_other_experiments_is_refused(tmp_path):
-    with pytest.raises(common.UsageError, match="--algorithm=anil: navigation has maml"):
+    with pytest.raises(UsageError, match="algorithm=anil: value should be one of <maml"):
         launch(navigation, "--algorithm=anil", f"--workdir={tmp_path}")
 
 

@@ -7,14 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from absl import flags
 
 import metajax
-from experiments import common, few_shot, miniimagenet, omniglot, protocols
+from experiments import few_shot, miniimagenet, omniglot, photographs, protocols, supervised
+from experiments.classification import BASELINES
+from experiments.settings import UsageError, check_bounds
 from tests.experiments.launching import launch
 from tests.helpers import assert_close
 
-ALL = {name: config for presets in protocols.PRESETS.values() for name, config in presets.items()}
+LAUNCHERS = (omniglot, miniimagenet, photographs)
+ALL = {name: preset for module in LAUNCHERS for name, preset in module.EXPERIMENT.presets.items()}
 SMALL = [
     "--num_meta_steps=2",
     "--meta_batch_size=2",
@@ -27,11 +29,6 @@ SMALL = [
     "--validation_steps=1",
 ]
 NO_STEPS = ["--num_eval_steps=0", "--validation_steps=0"]
-
-
-@pytest.fixture(autouse=True)
-def parsed_flags():
-    flags.FLAGS.mark_as_parsed()
 
 
 def test_every_cell_of_the_tables_is_a_preset():
@@ -47,30 +44,22 @@ def test_every_cell_of_the_tables_is_a_preset():
 
 @pytest.mark.parametrize("name", ALL)
 def test_presets_are_complete_and_fit_together(name):
-    config = ALL[name]
-    every = set(config) - {"dataset"}
-    assert every <= set(flags.FLAGS)
-    for key in every:
-        flag = flags.FLAGS[key]
-        assert flag.parser.parse(str(config[key])) == config[key], key
-    assert config["validate_every"] % config["steps_per_call"] == 0
-    assert config["checkpoint_every"] % config["steps_per_call"] == 0
-    if config["algorithm"] not in common.BASELINES:
-        common.learner(config, common.classification_loss(lambda params, x: x))
-    few_shot.network_of(config)(config["ways"])
-    support = config["ways"] * config["shots"]
-    assert config["eval_inner_batch"] <= support
-    assert config["inner_batch"] <= config["ways"] * (config["train_shots"] or config["shots"])
+    settings = ALL[name]
+    check_bounds(settings)
+    settings.check()
+    if settings.algorithm not in BASELINES:
+        few_shot.make_learner(settings, metajax.cross_entropy(lambda params, x: x))
+    few_shot.make_network(settings)(settings.ways)
 
 
 @pytest.mark.parametrize("name", ["finn2017/omniglot_5w1s_no_conv"])
 def test_beta_is_learned_and_not_adapted(name):
-    config = ALL[name]
-    model = few_shot.network_of(config)(5)
+    settings = ALL[name]
+    model = few_shot.make_network(settings)(5)
     x = jax.random.uniform(jax.random.key(0), (10, 16, 16, 1))
     params = model.init(jax.random.key(1), x)
-    loss = common.classification_loss(model.apply)
-    adapt = common.inner_loop(config, loss, 2, 0)
+    learner = few_shot.make_learner(settings, metajax.cross_entropy(model.apply))
+    adapt = learner.inner.rebuild(num_steps=2)
     batch = x, jnp.arange(10) % 5
     adapted, _ = adapt.apply(metajax.MetaParams(params), batch, jax.random.key(2))
     same = jax.tree.map(lambda a, b: bool((a == b).all()), params, adapted)
@@ -82,9 +71,9 @@ def test_beta_is_learned_and_not_adapted(name):
 @pytest.mark.parametrize(("name", "factor"), [("5w1s", 75), ("5w5s", 15)])
 def test_the_clip_is_on_the_authors_scale(name, factor):
     """Their outer loss is `factor` times the mean, and Adam's epsilon and the clip see that."""
-    config = ALL[f"finn2017/miniimagenet_{name}"]
+    settings = ALL[f"finn2017/miniimagenet_{name}"]
     gradient = jnp.asarray([1e-9, 1.0, -10.0, 20.0]) / factor
-    ours, theirs = common.outer_optimizer(config), optax.adam(1e-3)
+    ours, theirs = supervised.make_outer_optimizer(settings), optax.adam(1e-3)
     clipped = jnp.asarray([1e-9, 1.0, -10.0, 10.0])
     after = jnp.zeros(4)
     state, expected = ours.init(after), theirs.init(after)
@@ -97,7 +86,7 @@ def test_the_clip_is_on_the_authors_scale(name, factor):
 
 def test_what_nichol_trains_on(random_images):
     grey = random_images["grey"]
-    data = few_shot.load(ALL["nichol2018/omniglot_5w1s"])
+    data = few_shot.load(ALL["nichol2018/omniglot_5w1s"], None)
     trained = np.concatenate([grey.train, grey.validation])
     assert data.train.shape[0] == 4 * len(trained) == len(set(data.names["train"]))
     np.testing.assert_array_equal(data.train[: len(trained)], 255 - trained)
@@ -106,25 +95,10 @@ def test_what_nichol_trains_on(random_images):
             data.train[turns * len(trained) + 3, 7], np.rot90(255 - trained[3, 7], turns)
         )
     np.testing.assert_array_equal(data.test, 255 - grey.test)
-    assert not few_shot.tasks_of(ALL["nichol2018/omniglot_5w1s"], data, "test").rotate
-    finn = few_shot.load(ALL["finn2017/omniglot_5w1s"])
+    assert not few_shot.make_tasks(ALL["nichol2018/omniglot_5w1s"], data, "test").rotate
+    finn = few_shot.load(ALL["finn2017/omniglot_5w1s"], None)
     np.testing.assert_array_equal(finn.train, grey.train)
-    assert few_shot.tasks_of(ALL["finn2017/omniglot_5w1s"], finn, "test").rotate
-
-
-def test_pooling_equals_all_at_once():
-    rng = np.random.default_rng(0)
-    hits = rng.uniform(size=(17, 3))
-
-    def score(part):
-        half_width = 1.96 * part.std(0) / len(part) ** 0.5
-        return {"mean": part.mean(0), "ci95": half_width, "num_tasks": len(part)}
-
-    found = few_shot.pooled([score(hits[:10]), score(hits[10:])])
-    whole = score(hits)
-    assert found["num_tasks"] == 17
-    np.testing.assert_allclose(found["mean"], whole["mean"])
-    np.testing.assert_allclose(found["ci95"], whole["ci95"])
+    assert few_shot.make_tasks(ALL["finn2017/omniglot_5w1s"], finn, "test").rotate
 
 
 @pytest.mark.parametrize(
@@ -181,7 +155,7 @@ def test_other_test_classes_than_in_training_are_refused(random_images, tmp_path
     grey = random_images["grey"]
     mixed = grey._replace(test_names=(*grey.test_names[:-1], "another"))
     monkeypatch.setattr(few_shot.omniglot, "load", lambda *args, **kwargs: mixed)
-    with pytest.raises(common.UsageError, match="the classes of test are not those"):
+    with pytest.raises(UsageError, match="the classes of test are not those"):
         launch(omniglot, "--mode=eval", *where[1:])
 
 
@@ -189,5 +163,5 @@ def test_shared_classes_are_refused(random_images, tmp_path, monkeypatch):
     grey = random_images["grey"]
     mixed = grey._replace(test_names=(grey.train_names[0], *grey.test_names[1:]))
     monkeypatch.setattr(few_shot.omniglot, "load", lambda *args, **kwargs: mixed)
-    with pytest.raises(common.UsageError, match="the sets share classes"):
+    with pytest.raises(UsageError, match="the sets share classes"):
         launch(omniglot, *SMALL, f"--workdir={tmp_path}")

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
-from experiments import common, few_shot, plots, show_episodes
+from experiments import command, few_shot, plots, show_episodes
+from experiments.settings import UsageError
 from metajax.tasks import omniglot
 
 
@@ -32,11 +31,7 @@ def sheets(monkeypatch):
 
 
 def launch(*arguments):
-    with flagsaver.flagsaver():
-        for name in flags.FLAGS:
-            flags.FLAGS[name].present = 0
-        flags.FLAGS(["show_episodes", *arguments])
-        show_episodes.main()
+    assert command.main(show_episodes.EXPERIMENT, arguments) == 0
 
 
 @pytest.mark.parametrize(
@@ -67,14 +62,14 @@ def test_tasks_are_those_of_the_flags(arguments, ways, shots, queries, values, s
 
 
 def test_classes_that_are_trained_on(sheets):
-    with pytest.raises(common.UsageError, match="has no such classes"):
+    with pytest.raises(UsageError, match="has no such classes"):
         launch("--preset=nichol2018/omniglot_5w1s", "--part=validation")
 
 
 def test_a_file_that_cannot_be_written(sheets, tmp_path):
     (tmp_path / "file").touch()
     for out in ("file/sheet.png", "sheet.nonsense"):
-        with pytest.raises(common.UsageError, match=f"--out=.*{out} cannot be written"):
+        with pytest.raises(UsageError, match=f"--out=.*{out} cannot be written"):
             launch(f"--out={tmp_path / out}")
 
 

@@ -1,5 +1,6 @@
 """Figures 3 and 4 of Nichol 2018: which runs they are made of, and small ones of each."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -59,14 +60,14 @@ def test_the_runs_of_figure_4_keep_to_table_6(panel):
     points = reptile_batches.runs(panel)
     for method, runs in points.items():
         for value, run in runs.items():
-            config = {**sweep.SETTINGS, **run.changes}
-            examples = 5 * config["train_shots"]
-            assert examples + 5 * config["queries"] == 100
+            settings = dataclasses.replace(sweep.SETTINGS, **run.changes)
+            examples = 5 * settings.train_shots
+            assert examples + 5 * settings.queries == 100
             wanted = value if panel == "inner_batch" else 25 if panel == "inner_steps" else 100
-            assert config["inner_batch"] == min(wanted, examples)
-            np.testing.assert_allclose(config["inner_learning_rate"], 0.003 * config["inner_batch"])
-            assert config["num_steps"] == (value if panel == "inner_steps" else 4)
-            assert config["tail"] == method.split()[0] if "tail" in method else "none"
+            assert settings.inner_batch == min(wanted, examples)
+            np.testing.assert_allclose(settings.inner_learning_rate, 0.003 * settings.inner_batch)
+            assert settings.num_steps == (value if panel == "inner_steps" else 4)
+            assert settings.tail == (method.split()[0] if "tail" in method else "none")
 
 
 @pytest.mark.slow

@@ -179,8 +179,8 @@ def test_keys_and_integers_need_not_be_finite():
         ({"seen": 3.0}, "0 s left  best step 20\n"),
         ({"objective": 3.0}, "objective 3  best step 20\n"),
         ({"objective": 3.0, "query_loss": [4.0, 2.0]}, "query loss 2  best step 20\n"),
-        ({"return": [1.0, 5.0], "query_loss": 2.0}, "return 5  best step 20\n"),
-        ({"return": np.zeros(0), "query_loss": 2.0}, "query loss 2  best step 20\n"),
+        ({"return": [1.0, 5.0], "query_loss": 2.0}, "query loss 2  best step 20\n"),
+        ({"query_loss": np.zeros(0), "objective": 2.0}, "objective 2  best step 20\n"),
     ],
 )
 def test_a_learner_of_ones_own_may_report_what_it_likes(metrics, shown, tmp_path, capsys):
@@ -194,6 +194,20 @@ def test_a_learner_of_ones_own_may_report_what_it_likes(metrics, shown, tmp_path
     assert capsys.readouterr().err.endswith(shown)
     written = train.read_metrics(tmp_path)[-2]
     assert written.keys() == {"step", "seconds", *(f"train/{name}" for name in metrics)}
+
+
+def test_the_metric_of_the_progress_line(tmp_path, capsys):
+    mine = own(lambda step: {"returns": {"all": jnp.asarray([1.0, 5.0])}, "query_loss": 2.0})
+    fit(mine, num_meta_steps=20, show_progress=True, progress_metric="returns/all")
+    assert capsys.readouterr().err.endswith("returns/all 5\n")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_metric_that_is_not_finite_is_written_without_a_word(value, tmp_path, capsys, caplog):
+    mine = own(lambda step: {"odd": jnp.asarray(value)})
+    fit(mine, num_meta_steps=20, workdir=tmp_path)
+    assert not caplog.records
+    np.testing.assert_equal(train.read_metrics(tmp_path)[-1]["train/odd"], value)
 
 
 def dead_unit(params, x, rng):

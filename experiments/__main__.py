@@ -1,0 +1,42 @@
+"""Lists the launchers: `python -m experiments`."""
+
+from experiments import (
+    locomotion,
+    miniimagenet,
+    navigation,
+    omniglot,
+    photographs,
+    reptile_batches,
+    reptile_gradients,
+    show_episodes,
+    sinusoid,
+)
+
+EXPERIMENTS = tuple(
+    module.EXPERIMENT
+    for module in (
+        sinusoid,
+        omniglot,
+        miniimagenet,
+        photographs,
+        navigation,
+        locomotion,
+        reptile_gradients,
+        reptile_batches,
+        show_episodes,
+    )
+)
+
+
+def main() -> None:
+    """Prints every launcher with its presets."""
+    print("usage: python -m experiments.NAME [--preset=PRESET] [--flag=value ...]")
+    print("`--help` explains a launcher's flags, `--preset=list` shows its presets.")
+    for experiment in EXPERIMENTS:
+        print(f"\n{experiment.name}: {experiment.summary}")
+        if experiment is not show_episodes.EXPERIMENT:  # those of the others
+            experiment.print_presets(experiment.presets)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,289 @@
+"""From a command line to settings: the preset, what the flags change, where the run lives."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+from absl import app, flags, logging
+from jax.sharding import Mesh
+
+import metajax
+from experiments import settings as typed
+from experiments.settings import Launch, Training, UsageError
+from metajax import train
+
+HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort")
+
+
+class Command(NamedTuple):
+    """What a command line asks for.
+
+    Attributes:
+      experiment: the launcher's name.
+      preset: the name of the settings that it starts from.
+      settings: the preset with what the flags change.
+      overrides: the names of what they change of the training.
+      launch: where and how it is carried out.
+      workdir: where the run lives.
+      mesh: the devices that share the tasks, `None` for a single one.
+    """
+
+    experiment: str
+    preset: str
+    settings: Any
+    overrides: tuple[str, ...]
+    launch: Any
+    workdir: Path
+    mesh: Mesh | None
+
+    @property
+    def evaluates_only(self) -> bool:
+        """Whether a run that exists is evaluated once more."""
+        return self.launch.mode == "eval"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What decides the training, as `config.json` has it."""
+        named = {"experiment": self.experiment, "preset": self.preset}
+        return {
+            **named,
+            "overrides": [*self.overrides],
+            **typed.training_config(self.settings),
+        }
+
+    @property
+    def line(self) -> str:
+        """The command that repeats the run, wherever its data and its workdir lie."""
+        values = {"preset": self.preset, "num_meta_steps": self.settings.num_meta_steps}
+        values |= {name: getattr(self.settings, name) for name in self.overrides}
+        values |= typed.evaluation_config(self.settings)
+        if self.launch.num_devices > 1:
+            values["num_devices"] = self.launch.num_devices
+        words = [f"--{name}={value}" for name, value in values.items()]
+        return " ".join(["python -m", f"experiments.{self.experiment}", *words])
+
+
+class Experiment(NamedTuple):
+    """A launcher.
+
+    Attributes:
+      name: of the module that is started.
+      summary: one line on what it reproduces.
+      presets: settings by name; the first is the default.
+      execute: carries a command out, and returns the exit status.
+      by_algorithm: what `--algorithm` changes in a preset of another algorithm, by the class of
+        the preset.
+      launch: the defaults of the flags on which no number depends.
+      print_presets: prints the presets, as `--preset=list` asks for.
+    """
+
+    name: str
+    summary: str
+    presets: Mapping[str, Any]
+    execute: Callable[[Command], int]
+    print_presets: Callable[[Mapping[str, Any]], None]
+    by_algorithm: Mapping[type, Mapping[str, Mapping[str, Any]]] = {}
+    launch: Any = Launch()
+
+
+@contextlib.contextmanager
+def as_usage_error() -> Iterator[None]:
+    """Turns what the library says of bad values into a message for the command line."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        raise UsageError(str(error)) from error
+
+
+def run(experiment: Experiment) -> None:
+    """Starts a launcher from the command line; what a user can mend is one line, no traceback."""
+
+    def parse(argv: list[str]) -> list[str]:
+        flags.FLAGS(argv[:1])
+        logging.set_verbosity(logging.WARNING)  # orbax reports every file it renames
+        return argv
+
+    def guarded(argv: list[str]) -> int:
+        try:
+            return main(experiment, argv[1:])
+        except UsageError as error:
+            _fail(error, 1)
+        except (train.WorkdirError, train.NonFiniteError) as error:
+            _fail(error, 1)
+        except KeyboardInterrupt:
+            _fail("interrupted; what was trained is in the last checkpoint.", 130)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            _fail(
+                "the device has too little memory for this: lower --task_chunk, --meta_batch_size "
+                "or --eval_tasks.",
+                1,
+            )
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _fail(message: object, code: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def main(experiment: Experiment, argv: Sequence[str]) -> int:
+    """Carries out a command line.
+
+    Returns:
+      The exit status: 0, or what a shell has for the signal that stopped the run.
+
+    Raises:
+      UsageError: for a command that cannot be carried out as given.
+    """
+    default = next(iter(experiment.presets.values()))
+    wants_help = [word for word in argv if word in HELP]
+    given = typed.parse(
+        [type(default), type(experiment.launch)], [word for word in argv if word not in HELP]
+    )
+    if wants_help:
+        print(_help(experiment, given))
+        return 0
+    if given.get("preset") == "list":
+        experiment.print_presets(experiment.presets)
+        return 0
+    return experiment.execute(resolve(experiment, given))
+
+
+def _help(experiment: Experiment, given: Mapping[str, Any]) -> str:
+    name = given.get("preset") or next(iter(experiment.presets))
+    settings = _preset(experiment, name)
+    return (
+        f"{experiment.summary}\n\nusage: python -m experiments.{experiment.name} [--flag=value ...]"
+        f"\n\nDefaults are those of --preset={name}."
+        + typed.help_text([dataclasses.replace(experiment.launch, preset=name), settings])
+        + "\n\n--flagfile=FILE reads flags from a file, one a line."
+    )
+
+
+def resolve(experiment: Experiment, given: Mapping[str, Any]) -> Command:
+    """Settles what was given on a command line."""
+    fields = {field.name for field in dataclasses.fields(experiment.launch)}
+    launch = dataclasses.replace(
+        experiment.launch, **{k: v for k, v in given.items() if k in fields}
+    )
+    changes = {k: v for k, v in given.items() if k not in fields}
+    typed.check_bounds(launch)
+    if launch.num_devices > 1:
+        # Once JAX has been used it has the devices it has, see `_mesh`.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", launch.num_devices)
+    _check_platform()
+    if launch.mode == "eval":
+        name, settings, overrides = _existing(experiment, launch, changes)
+        workdir = Path(launch.workdir)
+    else:
+        name = launch.preset or next(iter(experiment.presets))
+        settings, overrides = _changed(experiment, name, changes)
+        now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        workdir = Path(launch.workdir or f"runs/{experiment.name}-{settings.algorithm}-{now}")
+        if workdir.exists() and not workdir.is_dir():
+            raise UsageError(f"--workdir={workdir} is a file: name a directory.")
+    typed.check_bounds(settings)
+    typed.check_effect(changes, settings)
+    settings.check()
+    _check_shared(settings, launch.num_devices)
+    mesh = None
+    if launch.num_devices > 1:
+        with as_usage_error():
+            mesh = metajax.task_mesh(launch.num_devices)
+    return Command(experiment.name, name, settings, overrides, launch, workdir, mesh)
+
+
+def _check_platform() -> None:
+    """Asks JAX for its devices, which fails in many words where there are none of a platform."""
+    try:
+        train.provenance()
+    except (RuntimeError, AssertionError) as error:
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        raise UsageError(
+            f"JAX_PLATFORMS={platforms} asks for devices that JAX does not find here: unset it, or "
+            "install the plugin of that platform."
+        ) from error
+
+
+def _preset(experiment: Experiment, name: str) -> Training:
+    if name not in experiment.presets:
+        raise UsageError(f"--preset={name} is unknown; --preset=list prints the presets.")
+    return experiment.presets[name]
+
+
+def _changed(
+    experiment: Experiment, name: str, changes: Mapping[str, Any]
+) -> tuple[Training, tuple[str, ...]]:
+    """The settings, and the names of those that are not the preset's."""
+    preset = _preset(experiment, name)
+    fields = {field.name for field in dataclasses.fields(preset)}
+    if unknown := sorted(changes.keys() - fields):
+        raise UsageError(f"--{unknown[0]} is no setting of --preset={name}.")
+    algorithm = changes.get("algorithm", preset.algorithm)
+    if algorithm != preset.algorithm:
+        by_algorithm = experiment.by_algorithm.get(type(preset), {})
+        changes = {**by_algorithm.get(algorithm, {}), **changes}
+    settings = dataclasses.replace(preset, **changes)
+    before, after = typed.training_config(preset), typed.training_config(settings)
+    # The length of a run is no override: it has an entry of its own in the record, and may grow.
+    changed = {key for key in after if after[key] != before[key]} - {"num_meta_steps"}
+    return settings, tuple(sorted(changed))
+
+
+def _existing(
+    experiment: Experiment, launch: Launch, changes: Mapping[str, Any]
+) -> tuple[str, Training, tuple[str, ...]]:
+    """The settings of the run in a workdir, with those of the evaluation that were given."""
+    if launch.workdir is None:
+        raise UsageError("--mode=eval needs --workdir, the directory of the run to evaluate.")
+    with as_usage_error():
+        config = train.read_config(Path(launch.workdir))
+    if config.get("experiment") != experiment.name:
+        raise UsageError(
+            f"--workdir={launch.workdir} is of the experiment {config.get('experiment')}."
+        )
+    name = config["preset"]
+    if launch.preset not in (None, name):
+        raise UsageError(
+            f"--mode=eval keeps the configuration of the run, which has --preset={name}: leave out "
+            "--preset."
+        )
+    preset, _ = _changed(experiment, name, {"algorithm": config["algorithm"]})
+    evaluated = typed.evaluation_config(preset)
+    lost = [k for k, v in changes.items() if k not in evaluated and config.get(k) != v]
+    if lost:
+        raise UsageError(
+            "--mode=eval keeps the configuration of the run: leave out "
+            + ", ".join(f"--{key}" for key in lost)
+            + "."
+        )
+    known = {field.name for field in dataclasses.fields(preset)}
+    kept = {k: v for k, v in config.items() if k in known}
+    settings = dataclasses.replace(preset, **{**kept, **changes})
+    return name, settings, tuple(config["overrides"])
+
+
+def _check_shared(settings: Any, num_devices: int) -> None:
+    """Raises `UsageError` for tasks that the devices cannot share equally."""
+    names = ["meta_batch_size", "eval_tasks"]
+    if getattr(settings, "choose", "validation") == "validation":
+        names.append("validation_tasks")
+    for name in names:
+        count = getattr(settings, name, 0)
+        if count % num_devices:
+            raise UsageError(
+                f"--{name}={count}: {num_devices} devices cannot share so many tasks equally; make "
+                f"it a multiple of {num_devices}, or change --num_devices."
+            )

@@ -1,0 +1,20 @@
+"""Few-shot classification of other photographs with the settings for Mini-ImageNet.
+
+CIFAR-FS and FC100; a data set that is added to `few_shot.DATASETS` is found here as well.
+
+Command:   python -m experiments.photographs --preset=finn2017/cifar_fs_5w1s
+Hardware:  not run on the real images yet
+Expected:  the papers have no number for these
+"""
+
+from experiments import few_shot, protocols
+from experiments.command import run
+
+EXPERIMENT = few_shot.experiment(
+    "photographs",
+    "Few-shot classification of CIFAR-FS and FC100 with the settings for Mini-ImageNet.",
+    protocols.photographs(few_shot.other_photographs()),
+)
+
+if __name__ == "__main__":
+    run(EXPERIMENT)

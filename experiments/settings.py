@@ -1,0 +1,260 @@
+"""What a launcher can be told: settings as frozen dataclasses, and flags that are made of them.
+
+A field is the only place that states a setting's name, type, default, bounds and help. A preset is
+an instance, another one is `dataclasses.replace` of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import sys
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+
+MOST = 2**31 - 1  # the largest integer that JAX counts with by default
+
+
+class UsageError(ValueError):
+    """The command cannot be carried out as given; the message is for the person who typed it."""
+
+
+class Setting(NamedTuple):
+    """What a field says of a setting besides its name, type and default.
+
+    Attributes:
+      help: a sentence or two.
+      least: the lower bound of a number.
+      most: the upper bound of a number.
+      choices: the strings that are allowed.
+      only: the settings, and their values, with which this one has an effect.
+      evaluation: whether it leaves the training as it is.
+    """
+
+    help: str
+    least: float | None = None
+    most: float | None = None
+    choices: tuple[str, ...] = ()
+    only: Mapping[str, tuple[Any, ...]] = types.MappingProxyType({})
+    evaluation: bool = False
+
+
+def setting(default: Any, help: str, **rules: Any) -> Any:
+    """A dataclass field that becomes a flag; for the rules see `Setting`."""
+    return dataclasses.field(default=default, metadata={"setting": Setting(help, **rules)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """Where and how a run is carried out, on which no number depends."""
+
+    preset: str | None = setting(None, "Named settings; --preset=list prints them.")
+    workdir: str | None = setting(
+        None, "Where the run is written, and continued; by default a dated folder in runs/."
+    )
+    mode: str = setting(
+        "train",
+        "Train and evaluate, or evaluate the run in --workdir once more.",
+        choices=("train", "eval"),
+    )
+    num_devices: int = setting(
+        1, "Devices that share the tasks, on a CPU as many threads.", least=1, most=4096
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """Training and evaluation."""
+
+    algorithm: str = setting("maml", "The meta-learning algorithm.")
+    seed: int = setting(0, "The root of all randomness.", least=0)
+    num_meta_steps: int = setting(60_000, "Meta-updates.", least=1)
+    meta_batch_size: int = setting(25, "Tasks per meta-update.", least=1)
+    num_steps: int = setting(1, "Adaptation steps in training.", least=0)
+    inner_learning_rate: float = setting(0.01, "Step size of the inner optimizer.", least=0.0)
+    outer_learning_rate: float = setting(1e-3, "Step size of the outer optimizer.", least=0.0)
+    outer_schedule: str = setting(
+        "constant",
+        "The outer step size, or trust region, over the meta-updates: as it is, to 0, or to a "
+        "hundredth.",
+        choices=("constant", "linear", "cosine"),
+    )
+    task_chunk: int = setting(0, "Tasks per vmap; 0: as many as suit the device.", least=0)
+    validation_steps: int = setting(10, "Adaptation steps of the meta-validation.", least=0)
+    steps_per_call: int = setting(10, "Meta-updates per compiled call and log line.", least=1)
+    validate_every: int = setting(1_000, "Meta-updates between validations.", least=1)
+    checkpoint_every: int = setting(100, "Meta-updates between checkpoints.", least=1)
+    eval_tasks: int = setting(
+        600, "Test tasks of the evaluation.", least=1, most=1_000_000, evaluation=True
+    )
+    num_eval_steps: int = setting(
+        10, "Adaptation steps of the evaluation.", least=0, most=100_000, evaluation=True
+    )
+
+    def check(self) -> None:
+        """Raises `UsageError` for settings that do not fit together."""
+        for name in ("validate_every", "checkpoint_every"):
+            if getattr(self, name) % self.steps_per_call:
+                raise UsageError(
+                    f"--{name}={getattr(self, name)} must be a multiple of --steps_per_call="
+                    f"{self.steps_per_call}, the meta-updates of one compiled call."
+                )
+
+
+def rules_of(cls: Any) -> dict[str, Setting]:
+    """The settings of a dataclass by name, without the fields that are no flags."""
+    return {
+        field.name: field.metadata["setting"]
+        for field in dataclasses.fields(cls)
+        if "setting" in field.metadata
+    }
+
+
+def training_config(settings: Training) -> dict[str, Any]:
+    """What decides a training, as JSON data."""
+    evaluated = evaluation_config(settings)
+    return {k: v for k, v in dataclasses.asdict(settings).items() if k not in evaluated}
+
+
+def evaluation_config(settings: Training) -> dict[str, Any]:
+    """What a finished run may be evaluated with again."""
+    return {
+        name: getattr(settings, name)
+        for name, rule in rules_of(settings).items()
+        if rule.evaluation
+    }
+
+
+def check_bounds(settings: Any) -> None:
+    """Raises `UsageError` for a value that its field does not allow."""
+    for name, rule in rules_of(settings).items():
+        value = getattr(settings, name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            least = -math.inf if rule.least is None else rule.least
+            most = (
+                (MOST if isinstance(value, int) else math.inf) if rule.most is None else rule.most
+            )
+            if not (least <= value <= most and math.isfinite(value)):
+                bounds = f"at least {least:g}" if math.isfinite(least) else ""
+                if math.isfinite(most):
+                    bounds += f" and at most {most:,}"
+                raise UsageError(
+                    f"flag --{name}={value} must be a finite number{bounds and ', '}{bounds}."
+                )
+        for each in [value] if isinstance(value, str) else []:
+            if rule.choices and each not in rule.choices:
+                raise UsageError(f"flag --{name}={each} must be one of {', '.join(rule.choices)}.")
+
+
+def check_effect(given: Mapping[str, Any], settings: Any) -> None:
+    """Raises `UsageError` for a flag that is given and has no effect."""
+    rules = rules_of(settings)
+    for name in given.keys() & rules.keys():
+        for other, values in rules[name].only.items():
+            if getattr(settings, other) not in values:
+                allowed = " or ".join(f"--{other}={value}" for value in values)
+                raise UsageError(
+                    f"--{name} has no effect with --{other}={getattr(settings, other)}: it is for "
+                    f"{allowed}."
+                )
+
+
+# Flags ----------------------------------------------------------------------------------------
+
+
+def parse(classes: Sequence[Any], argv: Sequence[str]) -> dict[str, Any]:
+    """What the command line says, by the names of the fields; what it leaves out is absent.
+
+    The flags are ordinary ones of absl: a misspelt name is answered with the nearest, and
+    `--flagfile` works.
+
+    Raises:
+      UsageError: for an unknown flag, a value that is none of its kind, or a stray argument.
+    """
+    with _defined(classes) as own:
+        try:
+            _, *rest = flags.FLAGS([sys.argv[0], *argv])
+        except flags.Error as error:
+            raise UsageError(" ".join(str(error).split())) from error
+        if rest:
+            raise UsageError(f"unexpected argument {rest[0]!r}: flags are written --name=value.")
+        return {name: own[name].value for name in own if own[name].present}
+
+
+@contextlib.contextmanager
+def _defined(classes: Sequence[Any]) -> Iterator[flags.FlagValues]:
+    """The flags of some dataclasses, which absl knows within the block only."""
+    own = flags.FlagValues()
+    for cls in classes:
+        types_ = typing.get_type_hints(cls)
+        for name, rule in rules_of(cls).items():
+            _define(own, name, types_[name], rule)
+    flags.FLAGS.append_flag_values(own)
+    try:
+        yield own
+    finally:
+        flags.FLAGS.remove_flag_values(own)
+
+
+def _define(own: flags.FlagValues, name: str, kind: Any, rule: Setting) -> None:
+    bounds: dict[str, Any] = {"lower_bound": rule.least, "upper_bound": rule.most}
+    if kind is bool:
+        flags.DEFINE_bool(name, None, rule.help, flag_values=own)
+    elif kind is int:
+        bounds["upper_bound"] = MOST if rule.most is None else rule.most
+        flags.DEFINE_integer(name, None, rule.help, flag_values=own, **bounds)
+    elif kind is float:
+        flags.DEFINE_float(name, None, rule.help, flag_values=own, **bounds)
+    elif kind == tuple[str, ...]:
+        flags.DEFINE_multi_enum(name, None, rule.choices, rule.help, flag_values=own)
+    elif rule.choices:
+        flags.DEFINE_enum(name, None, rule.choices, rule.help, flag_values=own)
+    else:
+        flags.DEFINE_string(name, None, rule.help, flag_values=own)
+
+
+def help_text(groups: Sequence[Any]) -> str:
+    """The flags of some instances, grouped by the class that states them, with their values.
+
+    Args:
+      groups: instances of dataclasses, whose values are shown as the defaults.
+    """
+    lines = []
+    for group in groups:
+        rules, shown = rules_of(group), set()
+        for cls in reversed(type(group).__mro__):
+            own = [n for n in rules if n in getattr(cls, "__annotations__", {}) and n not in shown]
+            if not own:
+                continue
+            shown |= {*own}
+            lines += ["", (cls.__doc__ or cls.__name__).splitlines()[0].rstrip(".") + ":"]
+            for name in own:
+                lines += _described(name, getattr(group, name), rules[name])
+    return "\n".join(lines)
+
+
+def _described(name: str, value: Any, rule: Setting) -> list[str]:
+    if isinstance(value, bool):
+        head = f"  --[no]{name} (default: {str(value).lower()})"
+    elif value is None:
+        head = f"  --{name}"
+    else:
+        shown = ",".join(value) if isinstance(value, tuple) else value
+        head = f"  --{name} (default: {shown})"
+    words = rule.help
+    if rule.choices:
+        words += f" One of {', '.join(rule.choices)}."
+    for other, values in rule.only.items():
+        words += f" For --{other}={'|'.join(map(str, values))}."
+    lines, line = [head], "     "
+    for word in words.split():
+        if len(line) + len(word) >= 99:
+            lines.append(line)
+            line = "     "
+        line += f" {word}"
+    return [*lines, line]

@@ -1,0 +1,187 @@
+"""One run of any experiment: build, fit, evaluate, print, write, draw."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+import metajax
+from experiments import settings as typed
+from experiments.command import Command, as_usage_error
+from experiments.settings import UsageError
+from metajax import train
+
+
+class Evaluation(NamedTuple):
+    """How a run was judged.
+
+    Attributes:
+      rows: the entry `evaluation` of `result.json`.
+      table: the same for the console.
+      extra: further entries of `result.json`.
+      shown: whatever the figures need.
+    """
+
+    rows: Mapping[str, Any]
+    table: str
+    extra: Mapping[str, Any] = {}
+    shown: Any = None
+
+
+class Method(NamedTuple):
+    """What is trained, and how it is judged.
+
+    Attributes:
+      learner: the meta-learner.
+      params: what it starts from.
+      tasks: what it learns from.
+      validation: how the state that is tested is chosen; the last one without.
+      evaluate: judges what was trained.
+      draw: writes the figures to a folder.
+      trains: whether there is anything to train.
+      progress_metric: what the progress line shows, see `train.fit`.
+    """
+
+    learner: metajax.MetaLearner
+    params: Any
+    tasks: Any
+    validation: train.Validation | None
+    evaluate: Callable[[train.FitResult], Evaluation]
+    draw: Callable[[Path, train.FitResult, Evaluation], None]
+    trains: bool = True
+    progress_metric: str | None = None
+
+
+def run(command: Command, build: Callable[[Command], Method]) -> int:
+    """Carries a command out, and returns the exit status."""
+    if not command.evaluates_only:
+        claim(command)
+    with as_usage_error():
+        method = build(command)
+    fitted = fit(command, method)
+    if fitted.stopped_by:
+        return stopped(command, fitted)
+    print("evaluating", flush=True)
+    evaluation = method.evaluate(fitted)
+    print(evaluation.table)
+    folder = command.workdir
+    if command.evaluates_only:
+        values = typed.evaluation_config(command.settings).values()
+        folder /= "evaluations/" + "-".join(map(str, values))
+    write(command, folder, fitted, evaluation)
+    method.draw(folder, fitted, evaluation)
+    print(f"\n{folder / 'result.json'}, figures beside it; {fitted.wall_seconds:.0f} s of training")
+    return 0
+
+
+def claim(command: Command) -> None:
+    """Makes the workdir this run's, before anything is written to it."""
+    with writing(command.workdir):
+        train.claim(command.workdir, command.config)
+
+
+def fit(command: Command, method: Method) -> train.FitResult:
+    """Trains or continues a run or, to evaluate it once more, reads it."""
+    settings, workdir = command.settings, command.workdir
+    if command.evaluates_only and method.trains:
+        with as_usage_error():
+            checkpoint = train.load(workdir, method.learner, method.params)
+        record, step = checkpoint.record, int(checkpoint.state.step)
+        if step < settings.num_meta_steps:
+            print(f"the run is unfinished: {step} meta-steps so far.")
+        found = record["best_step"], record["best_metrics"], record["seconds"]
+        return train.FitResult(checkpoint.state, checkpoint.best, *found, None)
+    print(f"workdir: {workdir}", flush=True)
+    if not method.trains:
+        state = method.learner.init(method.params)
+        return train.FitResult(state, state, 0, {}, 0.0, None)
+    return train.fit(
+        method.learner,
+        method.params,
+        method.tasks,
+        key=jax.random.key(settings.seed),
+        num_meta_steps=settings.num_meta_steps,
+        meta_batch_size=settings.meta_batch_size,
+        validation=method.validation,
+        workdir=workdir,
+        config=command.config,
+        steps_per_call=settings.steps_per_call,
+        validate_every=settings.validate_every,
+        checkpoint_every=settings.checkpoint_every,
+        mesh=command.mesh,
+        progress_metric=method.progress_metric,
+    )
+
+
+def stopped(command: Command, fitted: train.FitResult) -> int:
+    """Says how a run that was told to stop is continued, and returns the exit status for that."""
+    print(
+        f"stopped by {fitted.stopped_by} after {int(fitted.state.step)} meta-steps, which are "
+        f"saved: repeat the command with --workdir={command.workdir} to continue."
+    )
+    return 128 + signal.Signals[str(fitted.stopped_by)].value
+
+
+def write(command: Command, folder: Path, fitted: train.FitResult, evaluation: Evaluation) -> None:
+    """Writes `result.json`."""
+    settings = command.settings
+    with writing(folder):
+        train.write_json(
+            folder / "result.json",
+            {
+                "experiment": command.experiment,
+                "algorithm": settings.algorithm,
+                "preset": command.preset,
+                "config": {
+                    **train.read_config(command.workdir),
+                    **typed.evaluation_config(settings),
+                },
+                "command": command.line,
+                "meta_steps": int(fitted.state.step),
+                "best_step": fitted.best_step,
+                "validation": fitted.best_metrics,
+                "wall_seconds": fitted.wall_seconds,
+                "num_devices": command.launch.num_devices,
+                "trained_on": _trained_on(command),
+                **evaluation.extra,
+                **train.provenance(),
+                "evaluation": evaluation.rows,
+            },
+        )
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says in one line what cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def _trained_on(command: Command) -> dict[str, Any]:
+    """The devices that the wall time is of; an evaluation elsewhere does not change them."""
+    here = {
+        "num_devices": command.launch.num_devices,
+        "device": train.provenance()["device"],
+    }
+    path = command.workdir / "result.json"
+    if not command.evaluates_only or not path.exists():
+        return here
+    earlier = json.loads(path.read_text())
+    return earlier.get("trained_on", {key: earlier.get(key, here[key]) for key in here})
+
+
+def as_lists(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """One metric's `{"mean", "ci95", "num_tasks"}` as JSON data."""
+    return {
+        "mean": scores["mean"].tolist(),
+        "ci95": scores["ci95"].tolist(),
+        "num_tasks": int(scores["num_tasks"]),
+    }

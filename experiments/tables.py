@@ -1,0 +1,49 @@
+"""Tables for the console."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def presets(settings: Mapping[str, Any], columns: Sequence[str]) -> str:
+    """The presets by name, with some of their settings."""
+    rows = [[name, *(str(getattr(each, c)) for c in columns)] for name, each in settings.items()]
+    return aligned([["preset", *columns], *rows])
+
+
+def by_step(title: str, rows: Mapping[str, Mapping[str, Any]], *, scale: float = 1.0) -> str:
+    """Evaluations, one row each, at eleven evenly spaced adaptation steps.
+
+    A row with `steps` has entries for these only.
+    """
+    width = max(map(len, rows))
+    values = {
+        name: dict(zip(row.get("steps", range(len(row["mean"]))), row["mean"], strict=True))
+        for name, row in rows.items()
+    }
+    last = max(map(max, values.values()))
+    sparse = {step for row in values.values() if len(row) <= last for step in row}
+    steps = sorted({round(last * i / 10) for i in range(11)} | sparse)
+    lines = [f"\n{title}", " " * width + "".join(f"{step:>9}" for step in steps)]
+    for name, row in values.items():
+        cells = [f"{scale * row[step]:>9.3g}" if step in row else " " * 9 for step in steps]
+        lines.append(f"{name:{width}}" + "".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def interval(cell: Sequence[float | None] | None) -> str:
+    """A cell of a paper's table: percent and, where it is given, the half-width of the interval."""
+    if cell is None:
+        return ""
+    value, half_width = cell
+    return f"{value:g}" if half_width is None else f"{value:g} +- {half_width:g}"

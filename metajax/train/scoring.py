@@ -1,0 +1,120 @@
+"""Scores on more test tasks than one compiled call holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from metajax.base import Adapt, Key, MetaParams, MetaState, PyTree, check_integer
+from metajax.evaluate import evaluate
+from metajax.tasks import TaskDistribution, as_tasks, meta_batch
+
+Scores = dict[str, Any]
+
+
+def scorer(
+    adapt: Adapt,
+    metric: PyTree,
+    *,
+    tasks_per_call: int | None = None,
+    task_chunk: int | None = None,
+    mesh: Mesh | None = None,
+    progress: str | None = None,
+) -> Callable[[MetaState | MetaParams, TaskDistribution, int, Key], Scores]:
+    """Compiles `metajax.evaluate` for many states and tasks.
+
+    Args:
+      adapt: an inner loop, such as `learner.inner.rebuild(num_steps=10)`.
+      metric: as in `metajax.evaluate`.
+      tasks_per_call: tasks that one compiled call samples and scores, which bounds the memory; by
+        default all. The tasks depend on it: call `i` draws from `fold_in(key, i)`, and a single
+        call for all draws from `key` itself.
+      task_chunk: tasks per `vmap`, see `meta_learner`.
+      mesh: devices that share the tasks; a call takes a multiple of their number.
+      progress: the title of a progress bar over the calls; none without.
+
+    Returns:
+      `score(state, tasks, num_tasks, key) -> {"mean": ..., "ci95": ..., "num_tasks": n}` as NumPy
+      arrays over all tasks, as if one call had scored them. It compiles once for each number of
+      tasks in a call; the state and the tasks' data are arguments of what is compiled.
+
+    Raises:
+      ValueError: as `metajax.evaluate`.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp, optax, metajax
+    >>> from metajax import train
+    >>> loss = metajax.squared_error(lambda params, x: x * params)
+    >>> learner = metajax.maml(loss, optax.sgd(0.01), optax.adam(1e-3))
+    >>> score = train.scorer(
+    ...     learner.inner.rebuild(num_steps=3), metajax.mse(lambda params, x: x * params),
+    ...     tasks_per_call=4)
+    >>> scores = score(
+    ...     learner.init(jnp.ones(())), metajax.tasks.Sinusoid(), 10, jax.random.key(0))
+    >>> scores["mean"].shape, scores["num_tasks"]
+    ((4,), 10)
+    """
+    if tasks_per_call is not None:
+        tasks_per_call = check_integer("scorer: tasks_per_call", tasks_per_call)
+        if mesh is not None:
+            tasks_per_call = -(-tasks_per_call // mesh.size) * mesh.size
+
+    @jax.jit
+    def scored(state, episodes, rng):
+        return evaluate(adapt, metric, state, episodes, rng, task_chunk=task_chunk, mesh=mesh)
+
+    def sampled_and_scored(state, tasks, key, count):
+        task_rng, rng = jax.random.split(key)
+        return scored(state, meta_batch(tasks, count, task_rng), rng)
+
+    in_one_program = jax.jit(sampled_and_scored, static_argnums=3)
+
+    def score(
+        state: MetaState | MetaParams, tasks: TaskDistribution, num_tasks: int, key: Key
+    ) -> Scores:
+        num_tasks, tasks = check_integer("scorer: num_tasks", num_tasks), as_tasks(tasks)
+        if mesh is not None:
+            state, tasks = jax.device_put((state, tasks), NamedSharding(mesh, PartitionSpec()))
+        if tasks_per_call is None:
+            found = sampled_and_scored(state, tasks, key, num_tasks)
+            return {**jax.device_get(found), "num_tasks": num_tasks}
+        starts = range(0, num_tasks, tasks_per_call)
+        scores = []
+        for call, start in enumerate(tqdm(starts, progress, disable=None if progress else True)):
+            count = min(tasks_per_call, num_tasks - start)
+            call_key = jax.random.fold_in(key, call)
+            scores.append(jax.device_get(in_one_program(state, tasks, call_key, count)))
+        return pooled(scores)
+
+    return score
+
+
+def pooled(scores: list[Scores]) -> Scores:
+    """The mean and interval over the tasks of several evaluations of the same metrics."""
+    counts = np.asarray([each["num_tasks"] for each in scores], np.float64)[:, None]
+    total = counts.sum()
+
+    def pool(*rows: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        means, half_widths = (np.asarray(each, np.float64) for each in zip(*rows, strict=True))
+        variances = (half_widths / 1.96) ** 2 * counts
+        mean = (counts * means).sum(axis=0) / total
+        variance = (counts * (variances + (means - mean) ** 2)).sum(axis=0) / total
+        return mean, 1.96 * np.sqrt(variance / total)
+
+    treedef: Any = jax.tree.structure(scores[0]["mean"])
+    rows = [
+        list(zip(jax.tree.leaves(each["mean"]), jax.tree.leaves(each["ci95"]), strict=True))
+        for each in scores
+    ]
+    together = [pool(*leaves) for leaves in zip(*rows, strict=True)]
+    return {
+        "mean": treedef.unflatten([mean for mean, _ in together]),
+        "ci95": treedef.unflatten([half_width for _, half_width in together]),
+        "num_tasks": int(total),
+    }
