@@ -1,30 +1,39 @@
-"""The networks of the papers. The last linear layer of each is called `head`."""
+"""Network architectures, and predicates on their parameters. The last layer is called `head`."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
-from metajax.base import Array
+from metajax.base import Array, check_integer
+from metajax.nn.blocks import ConvBlock, chain
 from metajax.nn.conv import Elementwise, conv
-from metajax.nn.layers import BatchNorm, Conv, Convolution, max_pool, moments
+from metajax.nn.layers import BatchNorm, Conv, Convolution, max_pool
 
 
 class MLP(linen.Module):
     """A multi-layer perceptron over flattened inputs.
 
     Attributes:
-      features: units of the hidden layers.
-      outputs: units of the head.
-      activation: after every hidden layer.
-      batch_norm: whether batch normalization comes before the activation; it has the bias then.
+      features: widths of the hidden layers.
+      outputs: width of the head.
+      activation: the elementwise function after every hidden layer.
+      batch_norm: whether to normalize before the activation. The bias then belongs to the
+        normalization.
       kernel_init: initializer of all kernels.
-      dtype: the compute type of the hidden layers, see `Conv`; the outputs are float32.
+      dtype: compute type of the hidden layers, see `Conv`; the outputs are float32.
+
+    A call takes `x`, `[examples, ...]`, and returns `[examples, outputs]`.
+
+    Raises:
+      ValueError: if a width is not positive.
 
     Example:
 
@@ -46,7 +55,7 @@ class MLP(linen.Module):
     @linen.compact
     def __call__(self, x: Array) -> Array:
         x = x.reshape(x.shape[0], -1)
-        for features in self.features:
+        for features in _widths("MLP", self.features):
             x = linen.Dense(
                 features,
                 use_bias=not self.batch_norm,
@@ -59,26 +68,32 @@ class MLP(linen.Module):
 
 
 class ConvNet(linen.Module):
-    """3 x 3 convolutions that halve the image, each with batch norm and ReLU, and a linear head.
+    """Blocks of a 3 x 3 convolution, batch norm and ReLU that halve the image, and a linear head.
 
-    Maximum pooling is between the normalization and the ReLU, with which it commutes.
+    Convolutions at stride 2 halve the image, or 2 x 2 maximum pooling at the end of each block.
 
-    The convolutions have no bias, as the normalization after them subtracts any. The authors' code
-    has one, whose gradient is zero: the function and its training are the same.
+    The convolutions have no bias, because the normalization after them subtracts it. The authors'
+    code has one with a gradient of zero: the function and its training are the same.
 
     Attributes:
-      outputs: units of the head.
+      outputs: width of the head.
       features: channels of every convolution.
-      depth: number of convolutions.
-      pool: what halves the image, `"stride"` 2 or 2 x 2 `"max"` pooling at stride 1.
-      pool_padding: `"VALID"` or `"SAME"`, what `max_pool` does with an odd last row or column.
-      reduce: `"mean"` over the remaining positions before the head, or `"flatten"`.
-      use_scale: whether the batch normalization has a gamma beside its beta.
+      depth: number of blocks.
+      pool: `"stride"` for convolutions at stride 2, `"max"` for maximum pooling.
+      pool_padding: `"VALID"` drops an odd last row or column when pooling, `"SAME"` keeps it.
+      reduce: `"mean"` averages the last feature maps before the head, `"flatten"` flattens them.
+      use_scale: whether the normalizations have a gamma beside their beta.
       head_init: initializer of the head's kernel.
-      norm_steps: if positive, the normalizations have as many gammas and betas, of which the
-        parameter `step`, a float that `metajax.counting` increases with every inner step, picks.
-      dtype: the compute type of the convolutions, see `Conv`; statistics and logits are float32.
-      convolution: what computes them, see `Conv`.
+      norm_steps: if positive, the number of gammas and betas of each normalization. The parameter
+        `step`, a float that `metajax.counting` increases at every inner step, selects among them.
+      dtype: compute type of the convolutions, see `Conv`; statistics and logits are float32.
+      convolution: the function that computes the convolutions, see `Conv`.
+
+    A call takes images `[examples, height, width, channels]` and returns `[examples, outputs]`.
+
+    Raises:
+      ValueError: if `pool` or `reduce` is unknown, if a size is not positive, if the images become
+        too small to be pooled, and as `conv` does.
 
     Example:
 
@@ -89,6 +104,10 @@ class ConvNet(linen.Module):
     >>> params = model.init(jax.random.key(0), images)
     >>> params["params"]["head"]["kernel"].shape
     (72, 5)
+
+    References:
+      Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
+      section 5.2.
     """
 
     outputs: int
@@ -109,63 +128,52 @@ class ConvNet(linen.Module):
             raise ValueError(f'ConvNet: pool must be "stride" or "max", got {self.pool!r}.')
         if self.reduce not in ("mean", "flatten"):
             raise ValueError(f'ConvNet: reduce must be "mean" or "flatten", got {self.reduce!r}.')
-        strides = (2, 2) if self.pool == "stride" else (1, 1)
+        stride = 2 if self.pool == "stride" else 1
+        pool = functools.partial(max_pool, padding=self.pool_padding)
         step = None
         if self.norm_steps:
             step = self.param("step", linen.initializers.zeros, (), jnp.float32)
-        pool = functools.partial(max_pool, padding=self.pool_padding)
-        # Without a gamma, which may be negative, normalization keeps the order of its inputs: the
-        # maximum may go first and leave it a quarter of the work.
-        pool_first = self.pool == "max" and not self.use_scale
-        activate: Elementwise | None = None
-        for _ in range(self.depth):
-            layer = Conv(
-                self.features,
-                strides=strides,
-                use_bias=False,
-                dtype=self.dtype,
-                convolution=self.convolution,
+        blocks = [
+            ConvBlock(
+                Conv(
+                    self.features,
+                    kernel_size=(3, 3),
+                    strides=(stride, stride),
+                    use_bias=False,
+                    dtype=self.dtype,
+                    convolution=self.convolution,
+                ),
+                BatchNorm(use_scale=self.use_scale, num_steps=self.norm_steps),
+                linen.relu,
+                pool if self.pool == "max" else None,
             )
-            if pool_first:
-                x, population = layer(x, activate, lambda y: (pool(y), moments(y)))
-            else:
-                x = layer(x, activate)
-                population = moments(x)
-            norm = BatchNorm(use_scale=self.use_scale, num_steps=self.norm_steps)
-            normalize = norm.by(population, step)
-            if self.pool == "max" and self.use_scale:
-                x, activate = pool(normalize(x)), linen.relu
-            else:
-                # Left to the next convolution, which keeps no result of it.
-                activate = _composed(linen.relu, normalize)
-        x = activate(x) if activate else x
+            for _ in range(check_integer("ConvNet: depth", self.depth, 0))
+        ]
+        x = chain(blocks, x, step)
         x = jnp.mean(x, axis=(1, 2)) if self.reduce == "mean" else x.reshape(x.shape[0], -1)
         return _head(self.outputs, self.head_init, x)
 
 
-def _composed(last: Elementwise, first: Elementwise) -> Elementwise:
-    return lambda x: last(first(x))
-
-
-def _head(outputs: int, kernel_init: Initializer, x: Array) -> Array:
-    """The last linear layer of every model, in the precision of its parameters."""
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    return linen.Dense(outputs, kernel_init=kernel_init, dtype=dtype, name="head")(x)
-
-
 class ResNet(linen.Module):
-    """Residual blocks of three 3 x 3 convolutions, each block halving the image; a linear head.
+    """Residual blocks of three 3 x 3 convolutions that halve the image, and a linear head.
 
-    All convolutions are normalized by the batch's own statistics. The shortcut of a block is a
-    1 x 1 convolution; 2 x 2 maximum pooling comes after the sum, the mean over positions last.
+    Batch norm by the batch's own statistics follows every convolution. The shortcut of a block is
+    a normalized 1 x 1 convolution. The sum is activated and pooled by 2 x 2 maxima; the last
+    feature maps are averaged.
 
     Attributes:
-      outputs: units of the head.
-      features: channels of the blocks.
-      slope: of the leaky ReLU below zero.
-      use_scale: whether the batch normalization has a gamma beside its beta.
-      dtype: the compute type of the convolutions, see `Conv`; statistics and logits are float32.
-      convolution: what computes them, see `Conv`.
+      outputs: width of the head.
+      features: channels of each block.
+      slope: slope of the leaky ReLU below zero.
+      use_scale: whether the normalizations have a gamma beside their beta.
+      dtype: compute type of the convolutions, see `Conv`; statistics and logits are float32.
+      convolution: the function that computes the convolutions, see `Conv`.
+
+    A call takes images `[examples, height, width, channels]` and returns `[examples, outputs]`.
+
+    Raises:
+      ValueError: if a size is not positive, if the images become too small to be pooled, and as
+        `conv` does.
 
     Example:
 
@@ -190,7 +198,7 @@ class ResNet(linen.Module):
 
     @linen.compact
     def __call__(self, x: Array) -> Array:
-        def convolution(features: int, size: int, x: Array) -> Array:
+        def normalized_conv(features: int, size: int, x: Array) -> Array:
             x = Conv(
                 features,
                 kernel_size=(size, size),
@@ -200,149 +208,86 @@ class ResNet(linen.Module):
             )(x)
             return BatchNorm(use_scale=self.use_scale)(x)
 
-        for features in self.features:
-            y = x
-            for layer in range(3):
-                y = convolution(features, 3, y)
-                y = linen.leaky_relu(y, self.slope) if layer < 2 else y
-            y = linen.leaky_relu(y + convolution(features, 1, x), self.slope)
-            x = max_pool(y)
+        for features in _widths("ResNet", self.features):
+            y = linen.leaky_relu(normalized_conv(features, 3, x), self.slope)
+            y = linen.leaky_relu(normalized_conv(features, 3, y), self.slope)
+            y = normalized_conv(features, 3, y) + normalized_conv(features, 1, x)
+            x = max_pool(linen.leaky_relu(y, self.slope))
         return _head(self.outputs, linen.initializers.xavier_uniform(), jnp.mean(x, axis=(1, 2)))
 
 
-def resnet12(ways: int, dtype: DTypeLike | None = None) -> ResNet:
-    """Twelve convolutions in four residual blocks of 64 to 512 channels.
+def is_head(path: tuple[Any, ...]) -> bool:
+    """Whether a parameter of a network of `metajax.nn` belongs to the head, its last linear layer.
 
-    Example:
+    Args:
+      path: the parameter's key path, as `jax.tree_util.tree_map_with_path` passes it.
 
-    >>> import jax, jax.numpy as jnp
-    >>> from metajax import nn
-    >>> model, images = nn.resnet12(5), jnp.zeros((2, 84, 84, 3))
-    >>> params = jax.eval_shape(model.init, jax.random.key(0), images)
-    >>> params["params"]["head"]["kernel"].shape
-    (512, 5)
-    """
-    return ResNet(ways, dtype=dtype)
+    Raises:
+      ValueError: if `path` is no key path.
 
+    Example, ANIL, where the head alone adapts:
 
-def conv_per_step(
-    ways: int, *, features: int = 64, num_steps: int = 5, dtype: DTypeLike | None = None
-) -> ConvNet:
-    """Four convolutions with maximum pooling and a gamma and beta for every inner step.
-
-    There is one more than steps, for the adapted parameters.
-
-    References:
-      Antoniou et al., `How to train your MAML <https://arxiv.org/abs/1810.09502>`_, 2019,
-      sections 4 and 5; 64 channels for Omniglot, 48 for Mini-ImageNet in the authors' code.
-    """
-    return ConvNet(
-        ways,
-        features=features,
-        pool="max",
-        reduce="flatten",
-        use_scale=True,
-        norm_steps=num_steps + 1,
-        dtype=dtype,
-    )
-
-
-def sinusoid_mlp() -> MLP:
-    """1-40-40-1 with ReLU.
-
-    The authors' code starts from a truncated normal of scale 0.01, close to the saddle at zero;
-    that is `MLP((40, 40), 1, kernel_init=flax.linen.initializers.truncated_normal(0.01))`. Scaled
-    to the width, as here, training is faster and five-shot adaptation does not diverge.
-
-    Example:
-
-    >>> import jax, jax.numpy as jnp
-    >>> from metajax import nn
-    >>> model = nn.sinusoid_mlp()
-    >>> params = model.init(jax.random.key(0), jnp.zeros((1, 1)))
-    >>> model.apply(params, jnp.zeros((10, 1))).shape
-    (10, 1)
-
-    References:
-      Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
-      section 5.1.
-    """
-    return MLP((40, 40), 1)
-
-
-def sinusoid_mlp_nichol() -> MLP:
-    """1-64-64-1 with tanh.
-
-    References:
-      Nichol et al., `On First-Order Meta-Learning Algorithms
-      <https://arxiv.org/abs/1803.02999>`_, 2018, section 4; the activation is that of the
-      authors' published example.
-    """
-    return MLP((64, 64), 1, activation=linen.tanh)
-
-
-def omniglot_conv(ways: int, dtype: DTypeLike | None = None) -> ConvNet:
-    """Four strided convolutions of 64 channels, the mean over positions, a head from N(0, 1).
-
-    Example:
-
-    >>> import jax, jax.numpy as jnp
+    >>> import metajax, optax
     >>> from metajax import nn
     >>> model = nn.omniglot_conv(ways=5)
-    >>> images = jnp.zeros((25, 28, 28, 1))
-    >>> model.apply(model.init(jax.random.key(0), images), images).shape
-    (25, 5)
+    >>> loss = metajax.cross_entropy(model.apply)
+    >>> learner = metajax.anil(
+    ...     loss, optax.sgd(0.1), optax.adam(1e-3), num_steps=5, head=nn.is_head)
 
     References:
-      Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
-      section 5.2; the mean and the head's initialization are those of the authors' code.
+      Raghu et al., `Rapid Learning or Feature Reuse? <https://arxiv.org/abs/1909.09157>`_, 2020,
+      section 4.
     """
-    return ConvNet(ways, head_init=linen.initializers.normal(1.0), dtype=dtype)
+    return "head" in _names("is_head", path)
 
 
-def omniglot_conv_nichol(ways: int, dtype: DTypeLike | None = None) -> ConvNet:
-    """The same convolutions, flattened to 256 features, with gamma and beta.
+def is_norm(path: tuple[Any, ...]) -> bool:
+    """Whether a parameter of a network of `metajax.nn` is a gamma or beta of a `BatchNorm`.
 
-    References:
-      Nichol et al., `On First-Order Meta-Learning Algorithms
-      <https://arxiv.org/abs/1803.02999>`_, 2018, section 6.1 and the authors' code.
+    Arguments and errors as in `is_head`.
+
+    Example, inner steps that leave gamma and beta alone:
+
+    >>> import metajax, optax
+    >>> from metajax import nn
+    >>> optimizer = metajax.adapting(optax.sgd(0.1), lambda path: not nn.is_norm(path))
     """
-    return ConvNet(ways, reduce="flatten", use_scale=True, dtype=dtype)
+    return any(name.startswith("BatchNorm") for name in _names("is_norm", path))
 
 
-def mini_imagenet_conv(ways: int, dtype: DTypeLike | None = None) -> ConvNet:
-    """Four convolutions of 32 channels with max pooling; 84 x 84 images end as 800 features.
+def is_step(path: tuple[Any, ...]) -> bool:
+    """Whether a parameter is the inner step that a `ConvNet` with `norm_steps` counts.
 
-    References:
-      Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
-      section 5.2; padding and initialization are those of the authors' code.
+    Arguments and errors as in `is_head`.
+
+    Example, inner steps that count themselves:
+
+    >>> import metajax, optax
+    >>> from metajax import nn
+    >>> optimizer = metajax.counting(optax.sgd(0.1), nn.is_step)
     """
-    return ConvNet(ways, features=32, pool="max", reduce="flatten", dtype=dtype)
+    return _names("is_step", path)[-1:] == ["step"]
 
 
-def mini_imagenet_conv_nichol(ways: int, dtype: DTypeLike | None = None) -> ConvNet:
-    """The same with gamma and beta, and odd sizes rounded up when pooled; 1152 features.
-
-    References:
-      Nichol et al., `On First-Order Meta-Learning Algorithms
-      <https://arxiv.org/abs/1803.02999>`_, 2018, section 6.1 and the authors' code.
-    """
-    return ConvNet(
-        ways,
-        features=32,
-        pool="max",
-        pool_padding="SAME",
-        reduce="flatten",
-        use_scale=True,
-        dtype=dtype,
-    )
+def _names(predicate: str, path: Any) -> list[str]:
+    if not isinstance(path, tuple):
+        raise ValueError(
+            f"{predicate}: expected the key path of a parameter, a tuple as "
+            f"jax.tree_util.tree_map_with_path passes it, got {path!r}."
+        )
+    return [jax.tree_util.keystr((key,), simple=True) for key in path]
 
 
-def omniglot_mlp(ways: int, dtype: DTypeLike | None = None) -> MLP:
-    """The non-convolutional network 256-128-64-64, each layer with batch normalization and ReLU.
+def _widths(model: str, features: Any) -> Sequence[int]:
+    if not isinstance(features, Sequence) or isinstance(features, str):
+        raise ValueError(
+            f"{model}: features must be one width per layer, such as (64, 64), got {features!r}."
+        )
+    return [check_integer(f"{model}: each of features", width) for width in features]
 
-    References:
-      Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
-      section 5.2.
-    """
-    return MLP((256, 128, 64, 64), ways, batch_norm=True, dtype=dtype)
+
+def _head(outputs: int, kernel_init: Initializer, x: Array) -> Array:
+    """The last linear layer of every network, in the precision of its parameters."""
+    check_integer("outputs", outputs)
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    return linen.Dense(outputs, kernel_init=kernel_init, dtype=dtype, name="head")(x)

@@ -9,6 +9,8 @@ from jax import lax
 
 from metajax import nn
 
+KEY = jax.random.key(0)
+
 
 def test_the_convolution_layer_is_that_of_flax():
     options = {"features": 4, "kernel_size": (3, 3), "strides": (2, 2), "padding": "VALID"}
@@ -91,7 +93,7 @@ def test_batch_norm_has_second_derivatives(shape):
         return layer.apply({}, x)
 
     def textbook(x):
-        mean, variance = (of(x, axes, keepdims=True) for of in (jnp.mean, jnp.var))
+        mean, variance = (f(x, axes, keepdims=True) for f in (jnp.mean, jnp.var))
         return (x - mean) / jnp.sqrt(variance + 1e-3)
 
     def product(normalize):
@@ -160,7 +162,7 @@ def test_the_backward_pass_of_max_pool_does_not_scatter():
 @pytest.mark.parametrize(
     ("shape", "padding", "message"),
     [
-        ((4, 4, 1), "VALID", r"got shape \(4, 4, 1\)"),
+        ((4, 4, 1), "VALID", r"expected images .* got shape \(4, 4, 1\)"),
         ((1, 4, 4, 1), "HALF", "padding must be .* got 'HALF'"),
         ((1, 1, 4, 1), "VALID", "images of 1 x 4 are smaller than the 2 x 2 window"),
     ],
@@ -168,3 +170,37 @@ def test_the_backward_pass_of_max_pool_does_not_scatter():
 def test_max_pool_errors(shape, padding, message):
     with pytest.raises(ValueError, match=message):
         nn.max_pool(jnp.zeros(shape), padding=padding)
+
+
+@pytest.mark.parametrize("layer", [nn.max_pool, lambda x: nn.BatchNorm().init(KEY, x)])
+def test_images_of_integers_are_refused_where_they_would_be_rounded(layer):
+    with pytest.raises(ValueError, match=r"expected floating-point .* got uint8; convert"):
+        layer(jnp.zeros((1, 4, 4, 1), jnp.uint8))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": 0}, "Conv: features must be a positive integer, got 0"),
+        ({"features": 4, "kernel_size": 3}, "Conv: kernel_size must be two positive .* got 3"),
+        ({"features": 4, "strides": 2}, r"strides must be two .* such as \(2, 2\), got 2"),
+    ],
+)
+def test_convolution_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        nn.Conv(**options).init(KEY, jnp.zeros((1, 4, 4, 1)))
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "x", "step", "message"),
+    [
+        (2, (3, 4), None, r"num_steps=2 needs the inner step of each call: norm\(x, step\)"),
+        (0, (3, 4), 1.0, "a call with a step needs num_steps"),
+        (-1, (3, 4), None, "num_steps must be a non-negative integer, got -1"),
+        (0, (4,), None, r"expected \[examples, ..., channels\], got shape \(4,\)"),
+    ],
+)
+def test_batch_norm_errors(num_steps, x, step, message):
+    step = None if step is None else jnp.asarray(step)
+    with pytest.raises(ValueError, match=message):
+        nn.BatchNorm(num_steps=num_steps).init(KEY, jnp.zeros(x), step)

@@ -1,4 +1,4 @@
-"""The models of the papers: sizes counted by hand, and the same weights in PyTorch."""
+"""The networks of the papers: sizes counted by hand, and the same weights in PyTorch."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from metajax import nn
+from metajax.nn import papers
 
 OMNIGLOT, MINI_IMAGENET = (3, 28, 28, 1), (3, 84, 84, 3)
 
@@ -78,8 +79,6 @@ def test_the_step_picks_the_normalization():
         others = {name: value for name, value in params.items() if name != "step"}
         expected = plain.apply({"params": {**others, "BatchNorm_0": one}}, x)
         np.testing.assert_allclose(found, expected, rtol=1e-6)
-    with pytest.raises(ValueError, match="a step is for num_steps"):
-        nn.BatchNorm(num_steps=2).init(jax.random.key(0), x)
 
 
 def test_the_omniglot_network_starts_as_the_authors_did():
@@ -172,11 +171,33 @@ def test_networks_and_their_gradients_are_those_of_torch(options):
         ({"reduce": "max"}, 'reduce must be "mean" or "flatten", got \'max\''),
         ({"pool": "mean"}, 'pool must be "stride" or "max", got \'mean\''),
         ({"pool": "max", "depth": 5}, "images of 1 x 1 are smaller than the 2 x 2 window"),
+        (
+            {"pool": "max", "pool_padding": "HALF"},
+            'padding must be "SAME" or "VALID", got \'HALF\'',
+        ),
+        ({"depth": -1}, "ConvNet: depth must be a non-negative integer, got -1"),
+        ({"norm_steps": -1}, "num_steps must be a non-negative integer, got -1"),
+        ({"outputs": 0}, "outputs must be a positive integer, got 0"),
     ],
 )
 def test_unknown_options_are_refused(options, message):
+    model = nn.ConvNet(**{"outputs": 5, **options})
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(nn.ConvNet(5, **options).init, jax.random.key(0), jnp.zeros(OMNIGLOT))
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(OMNIGLOT))
+
+
+@pytest.mark.parametrize("network", [nn.MLP, nn.ResNet])
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (32, r"features must be one width per layer, such as \(64, 64\), got 32"),
+        ((4, 0), "each of features must be a positive integer, got 0"),
+    ],
+)
+def test_widths_that_are_none_are_refused(network, features, message):
+    model = network(outputs=5, features=features)
+    with pytest.raises(ValueError, match=f"{network.__name__}: {message}"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(OMNIGLOT))
 
 
 @pytest.mark.parametrize(
@@ -194,3 +215,83 @@ def test_bfloat16_compute_keeps_float32_parameters_and_logits(model, x):
     assert low.dtype == jnp.float32
     assert jnp.abs(low - full).max() > 0  # it was computed in bfloat16 indeed
     np.testing.assert_allclose(low, full, atol=0.1 * float(jnp.abs(full).max()))
+
+
+HEAD = ["head/bias", "head/kernel"]
+BETAS = [f"BatchNorm_{i}/bias" for i in range(4)]
+GAMMAS = [f"BatchNorm_{i}/scale" for i in range(4)]
+# Model, inputs, parameters of normalizations, parameters that are an inner step.
+ROLES = {
+    "sinusoid_mlp": (nn.sinusoid_mlp(), (3, 1), [], []),
+    "sinusoid_mlp_nichol": (nn.sinusoid_mlp_nichol(), (3, 1), [], []),
+    "omniglot_conv": (nn.omniglot_conv(5), OMNIGLOT, BETAS, []),
+    "omniglot_conv_nichol": (nn.omniglot_conv_nichol(5), OMNIGLOT, BETAS + GAMMAS, []),
+    "omniglot_mlp": (nn.omniglot_mlp(5), OMNIGLOT, BETAS, []),
+    "mini_imagenet_conv": (nn.mini_imagenet_conv(5), MINI_IMAGENET, BETAS, []),
+    "mini_imagenet_conv_nichol": (
+        nn.mini_imagenet_conv_nichol(5),
+        MINI_IMAGENET,
+        BETAS + GAMMAS,
+        [],
+    ),
+    "conv_per_step": (nn.conv_per_step(5), OMNIGLOT, BETAS + GAMMAS, ["step"]),
+    "resnet12": (
+        nn.resnet12(5),
+        MINI_IMAGENET,
+        [f"BatchNorm_{i}/{name}" for i in range(16) for name in ("bias", "scale")],
+        [],
+    ),
+}
+
+
+def accepted(predicate, tree):
+    """The paths below `params` that a predicate accepts, sorted."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree) if predicate(path)]
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+    return sorted(name.removeprefix("params/") for name in names)
+
+
+@pytest.mark.parametrize(("model", "x", "norms", "steps"), ROLES.values(), ids=ROLES)
+def test_predicates_accept_the_parameters_of_their_role(model, x, norms, steps):
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(x))
+    for tree in (params, params["params"]):
+        assert accepted(nn.is_head, tree) == HEAD
+        assert accepted(nn.is_norm, tree) == sorted(norms)
+        assert accepted(nn.is_step, tree) == steps
+
+
+def test_every_network_is_in_the_table_of_roles():
+    public = vars(nn).items()
+    networks = {name for name, f in public if getattr(f, "__module__", "") == papers.__name__}
+    assert networks == ROLES.keys()
+
+
+def test_predicates_compare_whole_names():
+    tree = {"head_of_state": 0, "overhead": 0, "step_size": 0, "stepped": {"step": {"x": 0}}}
+    tree["LayerNorm_0"] = {"scale": 0}
+    for predicate in (nn.is_head, nn.is_norm, nn.is_step):
+        assert not accepted(predicate, tree)
+        assert not predicate(())
+
+
+@pytest.mark.parametrize("predicate", [nn.is_head, nn.is_norm, nn.is_step])
+def test_predicates_refuse_what_is_no_key_path(predicate):
+    with pytest.raises(ValueError, match=f"{predicate.__name__}: expected the key path .* 'head'"):
+        predicate("head")
+
+
+def test_gammas_of_both_signs_keep_the_order_of_the_paper():
+    # A negative gamma turns the largest pixel into the smallest: pooling has to wait for it.
+    block = nn.ConvBlock(nn.Conv(4), nn.BatchNorm(use_scale=True), pool=nn.max_pool)
+    x = jax.random.normal(jax.random.key(0), (6, 8, 8, 2))
+    params = jax.jit(block.init)(jax.random.key(1), x)
+    params["params"]["norm"]["scale"] = jnp.asarray([1.0, -1.0, 0.5, -2.0])
+
+    def layers(params, x):
+        params = params["params"]
+        x = block.conv.apply({"params": params["conv"]}, x)
+        x = block.norm.apply({"params": params["norm"]}, x)
+        return nn.max_pool(jax.nn.relu(x))
+
+    found, expected = jax.jit(block.apply)(params, x), jax.jit(layers)(params, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
