@@ -18,7 +18,6 @@ import metajax
 from experiments import baselines, plots, protocols, skeleton, supervised, tables
 from experiments.classification import FewShot
 from experiments.command import Command, Experiment, as_usage_error
-from experiments.paths import is_head, is_norm, is_step
 from experiments.settings import Launch, UsageError, setting
 from experiments.skeleton import Evaluation, Method
 from metajax import nn, train
@@ -170,13 +169,13 @@ def make_network(settings: FewShot) -> Callable[[int], Any]:
 
 def make_learner(settings: FewShot, loss: metajax.LossFn, mesh: Any = None) -> metajax.MetaLearner:
     """The meta-learner, with what the settings say of normalizations."""
-    inner, head = supervised.make_inner_optimizer(settings), is_head
+    inner, head = supervised.make_inner_optimizer(settings), nn.is_head
     if not settings.adapt_norm:
-        inner = metajax.adapting(inner, lambda path: not is_norm(path))
+        inner = metajax.adapting(inner, lambda path: not nn.is_norm(path))
     if settings.network == "conv_per_step":
-        inner = metajax.counting(inner, is_step)
+        inner = metajax.counting(inner, nn.is_step)
         if settings.algorithm == "anil":
-            head = lambda path: is_head(path) or is_step(path)  # noqa: E731
+            head = lambda path: nn.is_head(path) or nn.is_step(path)  # noqa: E731
     return supervised.make_learner(settings, loss, mesh, inner=inner, head=head)
 
 

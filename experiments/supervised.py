@@ -10,8 +10,8 @@ import optax
 from jax.sharding import Mesh
 
 import metajax
-from experiments.paths import is_head
 from experiments.settings import Training, UsageError, setting
+from metajax import nn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +165,7 @@ def make_learner(
     mesh: Mesh | None,
     *,
     inner: Any = None,
-    head: Callable[..., bool] = is_head,
+    head: Callable[..., bool] = nn.is_head,
 ) -> metajax.MetaLearner:
     """The meta-learner that the settings name."""
     options = {

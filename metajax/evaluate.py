@@ -25,7 +25,8 @@ from metajax.base import (
 )
 from metajax.learner import check_episodes, check_state
 from metajax.losses import Apply, check_labels, check_shapes, hits, masked_mean, unpack
-from metajax.parallel import CPU_CHUNK_BYTES, map_tasks, over_tasks
+from metajax.machine import CPU_CHUNK_BYTES
+from metajax.parallel import map_tasks, over_tasks
 
 Metric = Callable[[Params, Episode, Key], PyTree]
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+# Parameters and data of a chunk of tasks, and the number of these, up to which one `vmap` on a CPU
+# is within some fifth of the fastest: read off the rows of `chunk` in `benchmarks/growth.py`.
+CPU_CHUNK_BYTES = 256 * 1024
+CPU_CHUNK_TASKS = 8
+
 # Limits of convolutions on a CPU. Races of whole meta-updates chose them; for a single layer, as in
 # `python -m benchmarks.convolution`, others may be faster.
 

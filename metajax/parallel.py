@@ -12,11 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
 from metajax.base import Array, PyTree, check_integer, equal_chunk
-
-# Parameters and data of a chunk of tasks, and the number of these, up to which one `vmap` on a CPU
-# is within some fifth of the fastest: read off the rows of `chunk` in `benchmarks/growth.py`.
-CPU_CHUNK_BYTES = 256 * 1024
-CPU_CHUNK_TASKS = 8
+from metajax.machine import CPU_CHUNK_BYTES, CPU_CHUNK_TASKS
 
 
 def task_mesh(num_devices: int | None = None) -> Mesh:

@@ -10,7 +10,8 @@ import pytest
 
 import metajax
 from metajax import train
-from metajax.parallel import CPU_CHUNK_BYTES, default_chunk
+from metajax.machine import CPU_CHUNK_BYTES
+from metajax.parallel import default_chunk
 from tests.helpers import assert_close, mlp, mlp_loss, mlp_params, regression
 from tests.test_invariants import ALGORITHMS, BY_PLACE
 
