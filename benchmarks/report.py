@@ -1,4 +1,5 @@
-"""Renders the records: runs into the README, benchmarks into `benchmarks/README.md`.
+"""Renders the records: the tables of runs into the README and `docs/results.md`, which hold the
+words around them, and the benchmarks into `benchmarks/README.md`.
 
 Command: python -m benchmarks.report
 """
@@ -6,37 +7,47 @@ Command: python -m benchmarks.report
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import rl_runs, runs, tables
 from benchmarks.record import RESULTS
 
-README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"
+ROOT = Path(__file__).parents[1]
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "results.md"
+# Between `<!-- table: NAME -->` and `<!-- end -->` of a page.
+TABLES: dict[str, Callable[[list[runs.Result]], list[str]]] = {
+    "headline": lambda results: [*runs.headline_table(results), *rl_runs.headline_rows(results)],
+    "sinusoid": runs.sinusoid_table,
+    "few_shot": runs.few_shot_table,
+    "navigation": rl_runs.navigation_table,
+    "locomotion": rl_runs.locomotion_table,
+}
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 
 def load() -> list[runs.Result]:
+    """All records; `name` is a record's folder below `benchmarks/results`."""
     return [
-        json.loads(path.read_text()) | {"name": path.parent.name}
-        for path in sorted(RESULTS.glob("*/result.json"))
+        json.loads(path.read_text()) | {"name": str(path.parent.relative_to(RESULTS))}
+        for path in sorted(RESULTS.rglob("result.json"))
     ]
 
 
-def render() -> str:
-    results = load()
-    head, rest = README.read_text().split(BEGIN)
-    _, tail = rest.split(END)
-    parts = (
-        runs.sinusoid_table(results),
-        runs.few_shot_table(results),
-        rl_runs.navigation_table(results),
-        rl_runs.locomotion_table(results),
-    )
-    shown = "\n\n".join("\n".join(part) for part in parts if part)
-    return "\n".join([head + BEGIN, shown, END]) + tail
+def render(page: Path) -> str:
+    """A page with its tables anew."""
+    results, depth = load(), len(page.relative_to(ROOT).parents) - 1
+
+    def table(match: re.Match[str]) -> str:
+        lines = "".join(f"{line}\n" for line in TABLES[match[2]](results))
+        return match[1] + lines.replace("](benchmarks/", f"]({'../' * depth}benchmarks/") + match[3]
+
+    return MARKED.sub(table, page.read_text())
 
 
 if __name__ == "__main__":
-    README.write_text(render())
+    for page in (README, PAGE):
+        page.write_text(render(page))
     tables.PAGE.write_text(tables.render())
     tables.draw()

@@ -1,4 +1,4 @@
-"""The README's tables of meta-reinforcement learning, from the records of runs."""
+"""Tables of meta-reinforcement learning, from the records of runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.runs import Result, by_seeds, over_seeds, where
-from experiments import meta_rl
+from experiments import locomotion, meta_rl, navigation
 from experiments.settings import rules_of
 
 # task -> {algorithm: mean return after 0, 1, ... gradient steps}: what the authors of Finn 2017
@@ -18,6 +18,7 @@ PAPER_RETURNS: dict[str, dict[str, list[float]]] = json.loads(
     (Path(meta_rl.__file__).with_name("paper_returns.json")).read_text()
 )
 STEPS = range(4)
+LAUNCHERS = {each.name: each for each in (navigation.EXPERIMENT, locomotion.EXPERIMENT)}
 ORDER = rules_of(meta_rl.MetaRL)["algorithm"].choices
 # In what a run may differ from its preset that a reader of the table has to know.
 SHOWN = (
@@ -44,18 +45,35 @@ SHOWN = (
 SIZE = ("task", "simulator", "backend", "horizon", "preset")
 
 
+def headline_rows(results: list[Result]) -> list[str]:
+    """A row for each adapting algorithm of navigation and of every locomotion task."""
+    lines = []
+    for runs in [*_groups(results, "navigation"), *_groups(results, "locomotion")]:
+        result = runs[0]
+        presets = LAUNCHERS[result["experiment"]].presets
+        full = result["meta_steps"] >= presets[result["preset"]].num_meta_steps
+        if result["algorithm"] not in ("maml", "fomaml") or not full:
+            continue
+        if result["experiment"] == "navigation":
+            what = f"2D navigation, {_num_tasks(result)} goals: return after 1, 2, 3 steps"
+            paper, ours = _paper("navigation", 2)[1:], _returns(runs, 2)[1:]
+        else:
+            task = result["config"]["task"]
+            what = f"{task}, {result['algorithm']}: score after 1 step"
+            oracles = [run for run in results if _is_oracle_of(run, result)]
+            paper = [f"{paper_score(task):.2f}"] if task in PAPER_RETURNS else []
+            ours = [_score(runs, oracles)] if oracles else []
+        link = f"[{what}](benchmarks/results/{result['name']})"
+        seconds = f"{result['wall_seconds']:,.0f} s, {where(result)}"
+        lines.append(_line([link, ", ".join(paper), ", ".join(ours), seconds]))
+    return lines
+
+
 def navigation_table(results: list[Result]) -> list[str]:
     groups = _groups(results, "navigation")
     if not groups:
         return []
     return [
-        "2D navigation: mean return on unseen goals after 0 to 3 gradient steps. The interval is",
-        "over tasks, or over seeds where there are several; the paper's row is Finn 2017. The",
-        "preset `two_steps` was chosen among some ten settings on other goals, but with the",
-        "returns of seeds 0 to 2 on their 40 test goals in sight; seeds 3 to 5 and the evaluation",
-        "on 400 goals came after the choice. The runs of `two_steps` were repeated, unchanged,",
-        "with the present line search; the others are of earlier ones.",
-        "",
         "| | surrogate | preset | goals | 0 | 1 | 2 | 3 | meta-steps | env steps | training "
         "| device |",
         "|" + "---|" * 12,
@@ -83,11 +101,6 @@ def locomotion_table(results: list[Result]) -> list[str]:
     if not groups:
         return []
     lines = [
-        "Locomotion: mean return on unseen tasks after 0 to 3 gradient steps. Returns of different",
-        "engines do not compare; `score` is where the return after one step lies between that of",
-        "the untrained policy (0) and that of the oracle (1), beside the same from the returns of",
-        "Finn 2017.",
-        "",
         "| task | | preset | 0 | 1 | 2 | 3 | score | paper | meta-steps | env steps | training "
         "| device |",
         "|" + "---|" * 13,

@@ -1,4 +1,4 @@
-"""The README's tables of regression and classification, from the records of runs."""
+"""Tables of regression and classification, from the records of runs."""
 
 from __future__ import annotations
 
@@ -31,15 +31,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     launcher.name: {name: training_config(each) for name, each in launcher.presets.items()}
     for launcher in (omniglot.EXPERIMENT, miniimagenet.EXPERIMENT, photographs.EXPERIMENT)
 }
-# Runs without these were made before rotation and normalization were the authors' own.
-PROTOCOL = {"rotation", "adapt_norm"}
 
 
 def sinusoid_table(results: list[Result]) -> list[str]:
     lines = [
-        "Sinusoid regression: mean squared error on unseen tasks after 1 and 10 adaptation steps,",
-        "with the half-width of its 95% interval.",
-        "",
         "| | 5 shots, 1 step | 5 shots, 10 | 10 shots, 1 | 10 shots, 10 | meta-steps | training |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -61,29 +56,48 @@ def sinusoid_table(results: list[Result]) -> list[str]:
     return lines
 
 
+def headline_table(results: list[Result]) -> list[str]:
+    """The head, the sine waves and every cell of a paper's table that was run at full length."""
+    lines = ["| | the paper | here | training |", "|---|---|---|---|"]
+    for result in results:
+        if result["experiment"] == "sinusoid" and result["algorithm"] == "maml":
+            row = result["evaluation"]["mse"]["K=10"]
+            error = f"{interval(row, 1, 2, 1.0)} after 1 step, {interval(row, 10, 2, 1.0)} after 10"
+            lines.append(_headline("sine waves, 10 points: squared error", "", error, result))
+    for runs in _classification(results):
+        result, name = runs[0], preset_of(runs[0])
+        paper = protocols.PAPER_RESULTS.get(name, {}).get("transductive")
+        if paper and result["meta_steps"] >= prescribed(result):
+            row = _row(runs, "transductive")
+            lines.append(_headline(f"{name}: accuracy (%)", row[3], row[4], result))
+    return lines
+
+
+def _headline(what: str, paper: str, ours: str, result: Result) -> str:
+    seconds = f"{result['wall_seconds']:,.0f} s, {where(result)}"
+    return f"| [{what}](benchmarks/results/{result['name']}) | {paper} | {ours} | {seconds} |"
+
+
 def few_shot_table(results: list[Result]) -> list[str]:
     lines = [
-        "Few-shot classification: accuracy in percent on test tasks of unseen classes, after as",
-        "many adaptation steps as the paper takes. The interval is over test tasks, or over seeds",
-        "where there are several. Shortened runs are shown as such. Those of an earlier protocol",
-        "rotated and normalized otherwise than the authors. A run that was lengthened was to end",
-        "at the lengths named before; that of Mini-ImageNet saw the test tasks at the first of",
-        "them, too. Training is wall time, with the pauses of a shared machine.",
-        "",
         "| | queries | steps | paper | ours | meta-steps | training | device |",
         "|---|---|---|---|---|---|---|---|",
     ]
+    for runs in _classification(results):
+        rows = [_row(runs, question) for question in few_shot.QUESTIONS]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return lines
+
+
+def _classification(results: list[Result]) -> list[list[Result]]:
+    """The runs of classification, in the order of the papers' tables."""
     order = list(protocols.PAPER_RESULTS)
 
     def place(runs: list[Result]) -> tuple[int, str]:
         name = preset_of(runs[0])
         return (order.index(name) if name in order else len(order), name)
 
-    mine = (result for result in results if result["experiment"] in PRESETS)
-    for runs in sorted(by_seeds(mine), key=place):
-        rows = [_row(runs, question) for question in few_shot.QUESTIONS]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return lines
+    return sorted(by_seeds(r for r in results if r["experiment"] in PRESETS), key=place)
 
 
 def preset_of(result: Result) -> str:
@@ -108,7 +122,6 @@ def _row(runs: list[Result], question: str) -> list[str]:
     changed = [f"{k}={config[k]}" for k in SHOWN if k in cell and config.get(k, cell[k]) != cell[k]]
     if earlier := config.get("earlier_num_meta_steps"):
         changed.append("lengthened after " + ", ".join(f"{steps:,}" for steps in earlier))
-    changed += [] if set(config) >= PROTOCOL else ["earlier protocol"]
     links = [f"benchmarks/results/{run['name']}" for run in runs]
     return [
         f"[{name}]({links[0]})" + (f" {', '.join(changed)}" if changed else ""),

@@ -189,7 +189,7 @@ def resolve(experiment: Experiment, given: Mapping[str, Any]) -> Command:
         workdir = Path(launch.workdir)
     else:
         name = launch.preset or next(iter(experiment.presets))
-        settings, overrides = _changed(experiment, name, changes)
+        settings, overrides = with_changes(experiment, name, changes)
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         workdir = Path(launch.workdir or f"runs/{experiment.name}-{settings.algorithm}-{now}")
         if workdir.exists() and not workdir.is_dir():
@@ -223,7 +223,7 @@ def _preset(experiment: Experiment, name: str) -> Training:
     return experiment.presets[name]
 
 
-def _changed(
+def with_changes(
     experiment: Experiment, name: str, changes: Mapping[str, Any]
 ) -> tuple[Training, tuple[str, ...]]:
     """The settings, and the names of those that are not the preset's."""
@@ -260,7 +260,7 @@ def _existing(
             f"--mode=eval keeps the configuration of the run, which has --preset={name}: leave out "
             "--preset."
         )
-    preset, _ = _changed(experiment, name, {"algorithm": config["algorithm"]})
+    preset, _ = with_changes(experiment, name, {"algorithm": config["algorithm"]})
     evaluated = typed.evaluation_config(preset)
     lost = [k for k, v in changes.items() if k not in evaluated and config.get(k) != v]
     if lost:
