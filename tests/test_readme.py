@@ -18,7 +18,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_the_library_example_runs():
-    code, family, _ = EXAMPLES
+    code, family, *_ = EXAMPLES
     short = code.replace("range(10_000)", "range(3)")
     assert short != code
     names = {}
@@ -31,7 +31,7 @@ def test_the_library_example_runs():
 
 
 def test_the_example_of_a_checkpoint_and_five_drawings_runs(tmp_path, monkeypatch, capsys):
-    *_, code = EXAMPLES
+    (code,) = (x for x in EXAMPLES if "from_folder" in x)
     monkeypatch.chdir(tmp_path)
     names = ["bar", "cross", "dot", "frame", "slope"]
     for name in names:
@@ -55,6 +55,18 @@ def test_the_example_of_a_checkpoint_and_five_drawings_runs(tmp_path, monkeypatc
     )
     exec(code, {})
     assert capsys.readouterr().out.strip(" \n[']") in names
+
+
+def test_the_example_of_reinforcement_learning_runs():
+    (code,) = (x for x in EXAMPLES if "rl.inner_loop" in x)
+    short = code.replace("range(500)", "range(1)").replace(" 20", " 4").replace(" 40", " 4")
+    assert short.count(" 4") == 5
+    names = {}
+    with jax.numpy_rank_promotion("allow"):
+        exec(short, names)
+    assert int(names["state"].step) == 1
+    assert names["returns"].shape == (4,)
+    assert np.isfinite(names["returns"]).all()
 
 
 def draw(name, path):

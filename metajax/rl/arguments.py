@@ -1,4 +1,4 @@
-"""Checks of what is passed in: kinds, shapes and ranges of numbers, never the values of arrays."""
+"""Checks of arguments: their kinds, shapes and ranges, but never the values of arrays."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ import numpy as np
 
 from metajax.base import MetaState, check_function, check_integer, same_structure
 from metajax.learner import check_state
-from metajax.rl.base import Env, EnvStep, Trajectories, shown
+from metajax.rl.base import Env, EnvStep, Trajectories, describe
 
 
-def check_kind(what: str, value: Any, kind: type, made_by: str) -> None:
+def check_kind(what: str, value: Any, kind: type, source: str) -> None:
+    """Raises `ValueError` unless `value` is a `kind`; `source` says where to get one."""
     if not isinstance(value, kind):
-        raise ValueError(f"{what} must be of type {kind.__name__}, {made_by}; got {shown(value)}.")
+        raise ValueError(
+            f"{what} must be of type {kind.__name__}, {source}; got {describe(value)}."
+        )
 
 
 def check_number(what: str, value: Any, interval: str) -> None:
     """Raises `ValueError` unless `value` is a number in an interval such as `"(0, 1]"`.
 
-    An array without dimensions passes, traced or not: nothing looks at its value.
+    A scalar array passes, traced or not: its value is never read.
     """
     low, high = map(float, interval[1:-1].split(","))
     if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
@@ -33,91 +36,102 @@ def check_number(what: str, value: Any, interval: str) -> None:
         valid = isinstance(value, jax.Array | np.ndarray) and value.shape == ()
         valid = valid and np.dtype(value.dtype) != bool
     if not valid:
-        raise ValueError(f"{what} must be a number in {interval}, got {shown(value)}.")
+        raise ValueError(f"{what} must be a number in {interval}, got {describe(value)}.")
 
 
 def check_opt_state(what: str, state: MetaState, init: Callable[[Any], Any]) -> None:
-    """Raises `ValueError` unless `init` makes what is in the state."""
+    """Raises `ValueError` unless `init` creates a state of the same structure."""
     check_state(state)
     if not same_structure(state.opt_state, jax.eval_shape(init, state.meta_params)):
         raise ValueError(
-            f"{what}: the opt_state of the state is that of another learner, "
-            f"{type(state.opt_state).__name__}; start from this learner's own init(params)."
+            f"{what}: state.opt_state ({type(state.opt_state).__name__}) belongs to another "
+            "learner; start from this learner's own init(params)."
         )
 
 
 def check_env(what: str, env: Any) -> None:
-    check_kind(f"{what}: env", env, Env, "such as from_gymnax and from_brax make")
+    """Raises `ValueError` unless `env` is an `Env` with positive sizes."""
+    check_kind(f"{what}: env", env, Env, "for example from rl.from_gymnax or rl.from_brax")
     for name in ("observation_size", "action_size", "horizon"):
         check_integer(f"{what}: env.{name}", getattr(env, name))
 
 
 def check_policy(what: str, policy: Any) -> None:
+    """Raises `ValueError` unless `policy` is a function `(params, observations)`."""
     if not callable(policy) or hasattr(policy, "apply"):
         raise ValueError(
             f"{what}: the policy must be a function (params, observations), such as model.apply, "
-            f"got {shown(policy)}."
+            f"got {describe(policy)}."
         )
     check_function(f"{what}: the policy", policy, "params, observations")
 
 
 def check_step(name: str, step: Any, env: Env, count: int) -> None:
-    """Raises `ValueError` unless `env.reset` or `env.step` shows what it has to, `count` times."""
-    check_kind(f"what env.{name} returns", step, EnvStep, "see metajax.rl.Env")
+    """Raises `ValueError` unless `env.reset` or `env.step` returns arrays of the right shapes.
+
+    Args:
+      name: `"reset"` or `"step"`.
+      step: the returned value under `jax.vmap`, leaves `[count, ...]`.
+      env: the environment.
+      count: number of trajectories.
+    """
+    check_kind(f"the value that env.{name} returns", step, EnvStep, "see metajax.rl.Env")
     expected = [(count, env.observation_size), (count,), (count,)]
     if [jnp.shape(x) for x in step[1:]] != expected or step.done.dtype != bool:
         raise ValueError(
-            f"env.{name} of one task must show an observation [{env.observation_size}], a scalar "
-            f"reward and a scalar bool done; {count} of them are {', '.join(map(shown, step[1:]))}."
+            f"env.{name} of one task must return an observation [{env.observation_size}], a scalar "
+            f"reward and a scalar bool done; for {count} trajectories it returned "
+            f"{', '.join(map(describe, step[1:]))}."
         )
 
 
 def check_same(before: EnvStep, after: EnvStep) -> None:
-    """Raises `ValueError` for a step that changes the structure, a shape or a type."""
+    """Raises `ValueError` if a step changes the structure, or the shape or type of an array."""
     if not same_structure(before, after):
         raise ValueError(
-            "env.step must return the structure that it is given, "
-            f"{shown(jax.tree.structure(before))}, it returned {shown(jax.tree.structure(after))}."
+            "env.step must return the same structure as its argument, "
+            f"{describe(jax.tree.structure(before))}, but it returned "
+            f"{describe(jax.tree.structure(after))}."
         )
     leaves = jax.tree_util.tree_leaves_with_path(before)
     for (path, x), y in zip(leaves, jax.tree.leaves(after), strict=True):
-        # A Python number takes the type of what it becomes.
+        # A Python number may become an array of any type.
         if x.shape != y.shape or (x.dtype != y.dtype and not x.weak_type):
             raise ValueError(
                 f"env.step must keep shapes and types, but {jax.tree_util.keystr(path)} is "
-                f"{shown(x)} before and {shown(y)} after it."
+                f"{describe(x)} before the step and {describe(y)} after it."
             )
 
 
 def check_distribution(distribution: Any, env: Env, count: int) -> None:
-    """Raises `ValueError` for what a policy of `env` must not return for `count` observations."""
+    """Raises `ValueError` unless a policy's output for `count` observations suits `env`."""
     missing = [x for x in ("sample", "log_prob", "kl", "entropy") if not hasattr(distribution, x)]
     if missing:
         raise ValueError(
             "the policy must return a distribution such as rl.Normal or rl.Categorical; "
-            f"{shown(distribution)} has no {missing[0]}."
+            f"{describe(distribution)} has no {missing[0]}."
         )
     for leaf in jax.tree.leaves(distribution):
         shape = jnp.shape(leaf)
         if len(shape) < 2 or (shape[0], shape[-1]) != (count, env.action_size):
             raise ValueError(
                 f"the arrays of the policy's distribution must be [{count}, {env.action_size}] for "
-                f"{count} observations and env.action_size={env.action_size}, got {shown(leaf)}."
+                f"{count} observations and env.action_size={env.action_size}, got {describe(leaf)}."
             )
 
 
 def check_trajectories(what: str, trajectories: Any, *names: str) -> None:
-    """Raises `ValueError` unless the arrays named have an entry for each of the mask."""
-    check_kind(f"{what}: the trajectories", trajectories, Trajectories, "such as rollout returns")
+    """Raises `ValueError` unless the named arrays have the shape of the mask."""
+    check_kind(f"{what}: trajectories", trajectories, Trajectories, "such as rl.rollout returns")
     for name in names:
         array = getattr(trajectories, name)
         if isinstance(array, tuple):
             raise ValueError(
-                f"{what}: the trajectories have no {name}; rl.sampler computes them, or "
+                f"{what}: the trajectories have no {name}; rl.sampler computes them, and so does "
                 "rl.standardized_advantages."
             )
         if jnp.shape(array) != jnp.shape(trajectories.mask):
             raise ValueError(
-                f"{what}: {name} and mask must be [trajectories, horizon], they are "
-                f"{shown(array)} and {shown(trajectories.mask)}."
+                f"{what}: {name} and mask must both be [trajectories, horizon], but they are "
+                f"{describe(array)} and {describe(trajectories.mask)}."
             )

@@ -14,13 +14,14 @@ Task = PyTree
 
 
 class EnvStep(NamedTuple):
-    """What an environment is in, and what it shows.
+    """The result of `Env.reset` or `Env.step`.
 
     Attributes:
-      state: the environment's own state; it carries the task and whatever randomness it needs.
+      state: the environment's internal state, including the task and any random key.
       observation: `[observation_size]`.
-      reward: scalar, of the step that led here; 0 after a reset.
-      done: scalar bool, whether the task has ended here. Time limits are not the environment's.
+      reward: scalar reward of the step; 0 after a reset.
+      done: scalar bool, true if the trajectory ends here. Time limits do not count: `rollout` ends
+        every trajectory after `Env.horizon` steps.
     """
 
     state: PyTree
@@ -30,17 +31,19 @@ class EnvStep(NamedTuple):
 
 
 class Env(NamedTuple):
-    """A family of environments, one per task, as pure functions of single states.
+    """An environment with a distribution of tasks, as pure functions.
+
+    `reset` and `step` handle a single trajectory; `rollout` applies `jax.vmap` to them.
 
     Attributes:
       reset: `(rng, task) -> EnvStep`.
-      step: `(EnvStep, action) -> EnvStep`. It never resets by itself.
+      step: `(EnvStep, action) -> EnvStep`. It never resets automatically.
       sample_tasks: `(rng, n) -> tasks`, a pytree of arrays `[n, ...]`.
       observation_size: length of an observation.
-      action_size: length of an action, or the number of discrete ones.
-      horizon: steps of a trajectory.
+      action_size: length of a continuous action, or the number of discrete actions.
+      horizon: number of steps per trajectory.
 
-    Example, a point that is told where to go:
+    Example, a point that is rewarded for being close to its goal:
 
     >>> import jax, jax.numpy as jnp
     >>> from metajax import rl
@@ -63,15 +66,23 @@ class Env(NamedTuple):
 
 
 class Distribution(Protocol):
-    """A distribution of actions: a pytree with leaves `[..., action_size]`."""
+    """A distribution over actions: a pytree with leaves `[..., action_size]`."""
 
-    def sample(self, rng: Key) -> Array: ...
+    def sample(self, rng: Key) -> Array:
+        """Draws one action from each distribution."""
+        ...
 
-    def log_prob(self, action: Array) -> Array: ...
+    def log_prob(self, action: Array) -> Array:
+        """The log-probability of each whole action, `[...]`."""
+        ...
 
-    def kl(self, other: Any) -> Array: ...
+    def kl(self, other: Any) -> Array:
+        """KL(self || other), `[...]`."""
+        ...
 
-    def entropy(self) -> Array: ...
+    def entropy(self) -> Array:
+        """The entropy of each distribution, `[...]`."""
+        ...
 
 
 Policy = Callable[[Params, Array], Any]
@@ -79,16 +90,17 @@ Policy = Callable[[Params, Array], Any]
 
 
 class Trajectories(NamedTuple):
-    """Rollouts of one task; every array is `[trajectories, horizon, ...]`.
+    """Trajectories of one task, arrays `[trajectories, horizon, ...]` unless stated otherwise.
 
     Attributes:
-      observations: what the policy saw, 0 after the end.
-      actions: what it did.
-      rewards: what it got, 0 after the end.
-      mask: 1.0 for steps that count, 0.0 after the end.
-      distribution: the policy's distribution that the actions were drawn from.
-      advantages: of the actions, see `standardized_advantages`; `()` before they are computed.
-      failures: `[trajectories]`, 1.0 where the physics was not finite and the rest was dropped.
+      observations: the policy's inputs; 0 after the end of a trajectory.
+      actions: the actions taken.
+      rewards: the rewards received; 0 after the end of a trajectory.
+      mask: 1.0 for the steps of a trajectory, 0.0 after its end.
+      distribution: the policy's distribution from which the actions were drawn.
+      advantages: see `standardized_advantages`; `()` before they are computed.
+      failures: `[trajectories]`, 1.0 for a trajectory that was cut off because an observation or a
+        reward was not finite.
     """
 
     observations: Array
@@ -104,13 +116,15 @@ class Trajectories(NamedTuple):
 class Tasks:
     """The tasks of an environment as a `metajax.tasks.TaskDistribution`, for `train.fit`.
 
-    An episode's support is the task's parameters; its trajectories are rolled out by the learner.
+    The support of an episode holds the parameters of one task, and the query is empty. The learner
+    rolls out the trajectories.
 
     Args:
       sample_tasks: `Env.sample_tasks`.
 
     Raises:
-      ValueError: for what is no such function; when sampled, for tasks without a task axis.
+      ValueError: if `sample_tasks` is not a function `(rng, n)`; when sampled, if the tasks have
+        no leading task axis.
 
     Example:
 
@@ -132,13 +146,13 @@ class Tasks:
 
 
 def masked_mean(x: Array, mask: Array) -> Array:
-    """The mean of the entries that the mask keeps; 0 if it keeps none."""
+    """The mean of the unmasked entries; 0 if all are masked."""
     total = mask.sum()
     return (x * mask).sum() / jnp.where(total > 0, total, 1.0)
 
 
-def shown(value: Any) -> str:
-    """A value on one line, arrays by type and shape."""
+def describe(value: Any) -> str:
+    """One line for an error message: an array's type and shape, or the value itself."""
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"{value.dtype}{list(value.shape)}"
     text = " ".join(repr(value).split())
@@ -146,11 +160,11 @@ def shown(value: Any) -> str:
 
 
 def check_tasks(tasks: PyTree, count: int) -> PyTree:
-    """Passes on what `sample_tasks(rng, count)` returned."""
+    """Returns the tasks, or raises `ValueError` unless every array is `[count, ...]`."""
     sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(tasks)}
     if sizes != {(count,)}:
         raise ValueError(
-            f"sample_tasks(rng, {count}) must return arrays [{count}, ...], it returned "
-            f"{shown(jax.tree.map(shown, tasks))}."
+            f"sample_tasks(rng, {count}) must return arrays [{count}, ...], but it returned "
+            f"{describe(jax.tree.map(describe, tasks))}."
         )
     return tasks

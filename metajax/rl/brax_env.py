@@ -1,4 +1,4 @@
-"""Any Brax environment, with tasks and rewards of one's own."""
+"""Brax environments with your own tasks and rewards."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ import jax
 import jax.numpy as jnp
 
 from metajax.base import Array, Key, PyTree, check_function, check_integer
-from metajax.rl.base import Env, EnvStep, Task, shown
+from metajax.rl.base import Env, EnvStep, Task, describe
 
 Reward = Callable[[Any, Array, Any, Task], tuple[Array, Array]]
-"""`(before, action, after, task) -> (reward, done)`, of two Brax states and the clipped action."""
+"""`(before, action, after, task) -> (reward, done)`; `before` and `after` are Brax states, and the
+action is clipped."""
 
 
 class BraxState(NamedTuple):
-    """Brax's state without what it shows, and the task."""
+    """The internal state of `from_brax`.
+
+    Attributes:
+      state: the Brax state.
+      task: the task.
+    """
 
     state: PyTree
     task: Task
@@ -30,21 +36,21 @@ def from_brax(
     observe: Callable[[Any], Array] | None = None,
     horizon: int = 200,
 ) -> Env:
-    """Makes an `Env` of a Brax environment (`brax.envs.Env`).
+    """Turns a Brax environment into an `Env`.
 
-    Actions are clipped to [-1, 1] before the physics and the reward see them: Brax clips in the
-    actuator, but charges the action as it is given.
+    Actions are clipped to [-1, 1] before both the physics and the reward. Brax clips them in the
+    actuator only, so that its control costs depend on the unclipped action.
 
     Args:
-      environment: a Brax environment with array observations, without wrappers.
+      environment: a `brax.envs.Env` with array observations, without wrappers.
       sample_tasks: `(rng, n) -> tasks [n, ...]`.
-      reward: `(before, action, after, task) -> (reward, done)`; the environment's own, the same
-        for all tasks, without.
-      observe: `state -> observation`; the environment's own without.
-      horizon: steps of a trajectory.
+      reward: `(before, action, after, task) -> (reward, done)`. By default the environment's own
+        reward, which is the same for all tasks.
+      observe: `state -> observation`, of a Brax state. By default the environment's own.
+      horizon: number of steps per trajectory.
 
     Raises:
-      ValueError: for arguments of the wrong kind, and for observations that are no vectors.
+      ValueError: for arguments of the wrong kind, and for observations that are not vectors.
 
     Example:
 
@@ -60,8 +66,8 @@ def from_brax(
     for name in ("reset", "step", "action_size"):
         if not hasattr(environment, name):
             raise ValueError(
-                f"from_brax: the environment must be a brax.envs.Env, {shown(environment)} has no "
-                f"{name}."
+                f"from_brax: the environment must be a brax.envs.Env, but {describe(environment)} "
+                f"has no {name}."
             )
     check_function("from_brax: sample_tasks", sample_tasks, "rng, n")
     if reward is not None:
@@ -70,28 +76,29 @@ def from_brax(
         check_function("from_brax: observe", observe, "state")
     horizon = check_integer("from_brax: horizon", horizon)
 
-    def show(state: Any, task: Task, reward: Array, done: Array) -> EnvStep:
+    def make_step(state: Any, task: Task, reward: Array, done: Array) -> EnvStep:
         observation = state.obs if observe is None else observe(state)
         return EnvStep(BraxState(state, task), observation, reward, jnp.asarray(done).astype(bool))
 
     def reset(rng: Key, task: Task) -> EnvStep:
         state = environment.reset(rng)
-        return show(state, task, jnp.zeros_like(state.reward), state.done)
+        return make_step(state, task, jnp.zeros_like(state.reward), state.done)
 
     def step(before: EnvStep, action: Array) -> EnvStep:
         state, task = before.state
         action = jnp.clip(action, -1.0, 1.0)
-        # Some environments write into the dict of metrics that they are given.
+        # Some environments write into the dict of metrics, so they get a copy.
         after = environment.step(state.replace(metrics=dict(state.metrics)), action)
         result = (after.reward, after.done)
         if reward is not None:
             result = reward(state, action, after, task)
-        return show(after, task, *result)
+        return make_step(after, task, *result)
 
     observation = jax.eval_shape(lambda: reset(jax.random.key(0), ())).observation
     if jnp.ndim(observation) != 1:
         raise ValueError(
-            f"from_brax: an observation must be a vector, it is {shown(observation)}: pass observe."
+            f"from_brax: an observation must be a vector, but it is {describe(observation)}; pass "
+            "observe."
         )
     return Env(
         reset,
@@ -104,7 +111,7 @@ def from_brax(
 
 
 def brax_state(step: EnvStep) -> Any:
-    """Brax's own state of a step of `from_brax`, also below wrappers: what can be rendered."""
+    """The Brax state inside a step of `from_brax`, also inside wrappers; Brax can render it."""
     state = step.state
     while not isinstance(state, BraxState):
         state = state[0].state

@@ -1,4 +1,4 @@
-"""Any gymnax environment, its tasks being some of its parameters."""
+"""Gymnax environments; a task sets some of the environment's parameters."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ import jax
 import jax.numpy as jnp
 
 from metajax.base import Array, Key, PyTree, check_function, check_integer
-from metajax.rl.base import Env, EnvStep, Task, shown
+from metajax.rl.base import Env, EnvStep, Task, describe
 
 
 class GymnaxState(NamedTuple):
-    """The environment's own state, its parameters with the task's in place, and its key."""
+    """The internal state of `from_gymnax`.
+
+    Attributes:
+      state: the gymnax state.
+      params: the environment's parameters, including those that the task sets.
+      rng: the key of the next step.
+    """
 
     state: PyTree
     params: PyTree
@@ -28,20 +34,21 @@ def from_gymnax(
     params: Any = None,
     horizon: int | None = None,
 ) -> Env:
-    """Makes an `Env` of a gymnax environment.
+    """Turns a gymnax environment into an `Env`.
 
-    A task is a dict of entries of the environment's parameters. `step_env` and `reset_env` are
-    used directly, so that nothing resets by itself; gymnax's time limit is the horizon.
+    A task is a dict with the values of some of the environment's parameters. The `Env` calls
+    `reset_env` and `step_env` directly, so that it never resets automatically.
 
     Args:
-      environment: a `gymnax` environment with array observations.
+      environment: a gymnax environment with array observations.
       sample_tasks: `(rng, n) -> {parameter: [n, ...]}`.
-      params: the parameters that tasks leave alone; the environment's defaults without.
-      horizon: steps of a trajectory; `params.max_steps_in_episode` without.
+      params: values of the parameters that tasks do not set. By default the environment's own.
+      horizon: number of steps per trajectory. By default gymnax's time limit,
+        `params.max_steps_in_episode`.
 
     Raises:
-      ValueError: for an environment of another kind; by `reset`, for a task that is no dict of the
-        environment's parameters.
+      ValueError: for an environment of another kind; by `reset`, for a task that is not a dict of
+        the environment's parameters.
 
     Example:
 
@@ -54,8 +61,8 @@ def from_gymnax(
     """
     if not (hasattr(environment, "reset_env") and hasattr(environment, "step_env")):
         raise ValueError(
-            "from_gymnax: the environment must be a gymnax one, such as gymnax.make(name)[0], got "
-            f"{shown(environment)}."
+            "from_gymnax: environment must be a gymnax environment, such as gymnax.make(name)[0], "
+            f"got {describe(environment)}."
         )
     check_function("from_gymnax: sample_tasks", sample_tasks, "rng, n")
     defaults = environment.default_params if params is None else params
@@ -64,15 +71,16 @@ def from_gymnax(
     discrete = hasattr(space, "n")
     if shape is None or not (discrete or len(getattr(space, "shape", ())) == 1):
         raise ValueError(
-            "from_gymnax: observations must be arrays, and actions discrete or vectors; the spaces "
-            f"are {shown(environment.observation_space(defaults))} and {shown(space)}."
+            "from_gymnax: observations must be arrays, and actions discrete or vectors, but the "
+            f"spaces are {describe(environment.observation_space(defaults))} and "
+            f"{describe(space)}."
         )
     steps = defaults.max_steps_in_episode if horizon is None else horizon
-    if isinstance(steps, float) and steps.is_integer():  # as in some of gymnax's own
+    if isinstance(steps, float) and steps.is_integer():  # some gymnax environments have 100.0
         steps = int(steps)
-    steps = check_integer("from_gymnax: the horizon, by default max_steps_in_episode,", steps)
+    steps = check_integer("from_gymnax: horizon, by default max_steps_in_episode,", steps)
 
-    def show(rng, state, params, observation, reward, done) -> EnvStep:
+    def make_step(rng, state, params, observation, reward, done) -> EnvStep:
         observation = jnp.ravel(observation).astype(jnp.float32)
         reward = jnp.asarray(reward, jnp.float32).reshape(())
         return EnvStep(
@@ -80,22 +88,22 @@ def from_gymnax(
         )
 
     def reset(rng: Key, task: Task) -> EnvStep:
-        unknown = set(task) - set(vars(defaults)) if isinstance(task, dict) else {shown(task)}
+        unknown = set(task) - set(vars(defaults)) if isinstance(task, dict) else {describe(task)}
         if unknown:
             raise ValueError(
-                f"from_gymnax: a task must be a dict of {', '.join(vars(defaults))}; "
-                f"{', '.join(sorted(unknown))} is not."
+                f"from_gymnax: a task must be a dict with keys among {', '.join(vars(defaults))}, "
+                f"got {', '.join(sorted(unknown))}."
             )
         params = defaults.replace(**task)
         reset_rng, rng = jax.random.split(rng)
         observation, state = environment.reset_env(reset_rng, params)
-        return show(rng, state, params, observation, 0.0, False)
+        return make_step(rng, state, params, observation, 0.0, False)
 
     def step(before: EnvStep, action: Array) -> EnvStep:
         state, params, rng = before.state
         step_rng, rng = jax.random.split(rng)
         observation, state, reward, done, _ = environment.step_env(step_rng, state, action, params)
-        return show(rng, state, params, observation, reward, done)
+        return make_step(rng, state, params, observation, reward, done)
 
     return Env(
         reset,

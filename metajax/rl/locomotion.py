@@ -1,4 +1,4 @@
-"""The locomotion tasks of the MAML paper on Brax: a half-cheetah and an ant."""
+"""Locomotion of a half-cheetah and an ant in Brax, the tasks of the MAML paper."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ except ImportError as error:
 BACKENDS = ("spring", "positional", "generalized", "mjx")
 MODES = ("rllab", "brax")
 HORIZON = 200
-HEALTHY_HEIGHT = (0.2, 1.0)
+HEALTHY_HEIGHT = (0.2, 1.0)  # meters
 
 
 class Body(NamedTuple):
-    """What the two bodies differ in.
+    """The settings of one robot.
 
     Attributes:
-      environment: Brax's name.
-      time_step: rllab's, in seconds.
-      control_cost: per squared action, by mode.
-      alive_bonus: per step, by mode.
-      falls: whether a trajectory ends when the torso leaves `HEALTHY_HEIGHT`.
+      environment: the name of the Brax environment.
+      time_step: duration of an action in rllab, in seconds.
+      control_cost: factor on the squared action, for each mode.
+      alive_bonus: reward per step, for each mode.
+      falls: whether a trajectory ends when the torso's height leaves `HEALTHY_HEIGHT`.
     """
 
     environment: str
@@ -52,11 +52,11 @@ Gain = Callable[[Any, Array, Task], Array]
 
 
 class Kind(NamedTuple):
-    """One family of tasks.
+    """A distribution of tasks for one robot.
 
     Attributes:
-      body: who runs.
-      gain: its reward before costs.
+      body: the robot.
+      gain: the reward before costs.
       sample_tasks: `(rng, n) -> tasks`.
     """
 
@@ -102,10 +102,10 @@ KINDS: dict[str, Kind] = {
 
 
 def physics(task: str, *, mode: str = "rllab", backend: str = "spring") -> Any:
-    """The Brax environment behind a task: what renders its states.
+    """The Brax environment of a task, for example to render its states.
 
-    In mode `rllab` the actions are as far apart as in rllab (0.01 s for the cheetah, 0.02 s for
-    the ant); where that is no whole number of Brax's physics steps, these are lengthened a little.
+    In mode `rllab` an action lasts as long as in rllab, 0.01 s for the cheetah and 0.02 s for the
+    ant. Where this is not a multiple of Brax's physics step, the physics step is adjusted slightly.
 
     Args:
       task: a key of `KINDS`.
@@ -132,7 +132,7 @@ def physics(task: str, *, mode: str = "rllab", backend: str = "spring") -> Any:
 
 
 def locomotion(task: str, *, mode: str = "rllab", backend: str = "spring") -> Env:
-    r"""Half-cheetah or ant, with a velocity, a direction or a place to reach.
+    r"""A half-cheetah or an ant that has to reach a velocity, a direction or a position.
 
     | task | reward before costs | tasks |
     |---|---|---|
@@ -142,21 +142,22 @@ def locomotion(task: str, *, mode: str = "rllab", backend: str = "spring") -> En
     | `ant_dir` | :math:`\pm v_x` | forward or backward |
     | `ant_goal` | :math:`4 - |x - g|_1` | g ~ U[-3, 3]^2 |
 
-    Costs are 0.05 (cheetah) or 0.005 (ant) times the squared action, the ant has a bonus of 0.05
-    per step; its trajectories end where the torso's height leaves [0.2, 1]. A trajectory has 200
-    steps. In mode `brax` the time between actions is Brax's (0.05 s), the costs are 0.1 and 0.5
-    and the ant's bonus is 1. Velocities are those of the torso over one step.
+    The control cost is 0.05 (cheetah) or 0.005 (ant) times the squared action. The ant receives
+    0.05 per step, and its trajectories end when the torso's height leaves [0.2, 1] m. In mode
+    `brax` an action lasts 0.05 s, the control costs are 0.1 and 0.5, and the ant receives 1 per
+    step. Velocities are mean velocities of the torso over one step, in m/s. A trajectory has 200
+    steps.
 
-    Observations in mode `rllab` are rllab's as far as Brax has them: joint positions and
-    velocities and the torso's place, for the ant also its rotation matrix. What differs: Brax's
-    joint coordinates are its own; the torso's place is that of its frame, not of its centre of
-    mass; the ant's 84 contact forces are missing, and so is their cost of at most 0.042 per step.
-    That makes 20 numbers for the cheetah and 41 for the ant. In mode `brax` they are Brax's.
+    In mode `rllab` the observations follow rllab: the positions and velocities of the joints, the
+    position of the torso and, for the ant, its rotation matrix; 20 numbers for the cheetah and 41
+    for the ant. They differ from rllab's in that the joint coordinates are Brax's, the torso's
+    position is that of its frame instead of its center of mass, and the ant's 84 contact forces are
+    missing, as is their cost of at most 0.042 per step. In mode `brax` the observations are Brax's.
 
     Args:
       task: a key of `KINDS`.
       mode: `"rllab"` or `"brax"`.
-      backend: Brax's physics.
+      backend: `"spring"`, `"positional"`, `"generalized"` or `"mjx"`, the physics of Brax.
 
     Raises:
       ValueError: for an unknown task, mode or backend.
@@ -178,11 +179,11 @@ def locomotion(task: str, *, mode: str = "rllab", backend: str = "spring") -> En
         return value, fallen
 
     def observe(state):
-        physics = state.pipeline_state
-        parts = [physics.q[1:] if body is CHEETAH else physics.q, physics.qd]
+        pipeline = state.pipeline_state
+        parts = [pipeline.q[1:] if body is CHEETAH else pipeline.q, pipeline.qd]
         if body is ANT:
-            parts.append(math.quat_to_3x3(physics.x.rot[0]).reshape(-1))
-        return jnp.concatenate([*parts, physics.x.pos[0]])
+            parts.append(math.quat_to_3x3(pipeline.x.rot[0]).reshape(-1))
+        return jnp.concatenate([*parts, pipeline.x.pos[0]])
 
     return from_brax(
         environment,

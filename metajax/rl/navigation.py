@@ -1,4 +1,4 @@
-"""2D navigation: the toy problem of the MAML paper's reinforcement learning."""
+"""2D navigation, the simplest reinforcement-learning problem of the MAML paper."""
 
 from __future__ import annotations
 
@@ -32,14 +32,18 @@ class NavigationParams(environment.EnvParams):
 
 
 class Navigation(environment.Environment[NavigationState, NavigationParams]):
-    """A point moves in the plane towards a goal that it does not see, as a gymnax environment.
+    """A gymnax environment: a point in the plane moves towards a goal that it does not observe.
 
-    It starts at the origin, sees its position, and moves by a tenth of the action, at most 0.1 per
-    coordinate. It has arrived when both coordinates are within 0.01 of the goal.
+    The point starts at the origin and observes its position. It moves by 0.1 times the action, at
+    most 0.1 per coordinate. A trajectory ends when both coordinates are within 0.01 of the goal.
 
     Args:
-      reward: `"distance"`, minus the distance to the goal after the move: the reward of the
-        published returns; or `"squared"`, minus its square: that of the paper's text.
+      reward: `"distance"`, minus the distance to the goal after the move, the reward behind
+        the published returns; or `"squared"`, minus the squared distance, the
+        reward in the paper's text.
+
+    Raises:
+      ValueError: for another reward.
 
     Example:
 
@@ -101,7 +105,9 @@ class Navigation(environment.Environment[NavigationState, NavigationParams]):
 
 
 def navigation(reward: str = "distance") -> Env:
-    """2D navigation with goals drawn from the square [-0.5, 0.5]^2; a task is `{"goal": [2]}`.
+    """2D navigation with goals drawn uniformly from the square [-0.5, 0.5]^2.
+
+    A task is `{"goal": [2]}`.
 
     Args:
       reward: `"distance"` or `"squared"`, see `Navigation`.

@@ -1,4 +1,4 @@
-"""What the outer steps are made of: the adapted policies as functions of the initialization."""
+"""The outer objective: the adapted policies as functions of the initialization."""
 
 from __future__ import annotations
 
@@ -21,14 +21,48 @@ from metajax.base import (
 )
 from metajax.learner import check_episodes, check_state
 from metajax.parallel import over_tasks
-from metajax.rl.adaptation import Adaptation, Collected, collect, replay
 from metajax.rl.arguments import check_kind, check_trajectories
-from metajax.rl.base import Trajectories, masked_mean
+from metajax.rl.base import Distribution, Trajectories, masked_mean
+from metajax.rl.inner import Collected, InnerLoop, collect, replay
 from metajax.rl.rollout import mean_return
 
 
+def loss_and_kl(
+    loop: InnerLoop,
+    meta_params: MetaParams,
+    collected: Collected,
+    *,
+    every_step: bool = False,
+    collecting: bool = False,
+) -> tuple[Array, Array]:
+    r"""One task's outer loss, and the KL from the sampling policy to the adapted one.
+
+    .. math::
+      -\mathbb{E}\Big[\frac{\pi_\phi(a_t|s_t)}{\pi_{old}(a_t|s_t)} A_t\Big], \quad
+      \mathbb{E}\big[\mathrm{KL}(\pi_{old} \| \pi_\phi)\big]
+
+    Args:
+      loop: from `rl.inner_loop`.
+      meta_params: where adaptation starts.
+      collected: the trajectories of one task, from `rl.collect`.
+      every_step: average over the policies after every adaptation step, not the last one only.
+      collecting: whether `meta_params` are those that collected. The adapted parameters are then
+        taken from `collected` instead of being recomputed; derivatives stay the same.
+
+    Returns:
+      Two scalars, means over steps and trajectories.
+
+    Raises:
+      ValueError: for arguments of the wrong kind, and for trajectories without advantages.
+    """
+    trajectories = outer_trajectories(collected, every_step)
+    new = adapted_distributions(loop, meta_params, collected, every_step, collecting=collecting)
+    gain = probability_ratios(trajectories, new) * trajectories.advantages
+    return -mean_over_steps(gain, trajectories), mean_kl(trajectories, new)
+
+
 def kl_curvature(
-    adaptation: Adaptation,
+    loop: InnerLoop,
     meta_params: MetaParams,
     batch: Collected,
     *,
@@ -36,55 +70,52 @@ def kl_curvature(
     task_chunk: int | None = None,
     mesh: Mesh | None = None,
 ) -> Callable[[MetaParams], MetaParams]:
-    """The Hessian of the mean KL through adaptation, at the collecting parameters: `v -> H v`.
+    r"""Products with the Hessian of the mean KL through adaptation.
 
-    Adaptation is linearized once for all products, so forward mode has to work there
-    (`Adapt.forward`), and what it leaves for them is kept for all tasks of `batch`. The policies
-    are those that collected, also where `batch` has only some of their trajectories.
+    .. math::
+      v \mapsto J^\top H J v, \quad
+      J = \frac{\partial \pi_{\phi(\theta)}}{\partial \theta}, \quad
+      H = \frac{\partial^2 \mathrm{KL}}{\partial \pi^2}
+
+    This is the full Hessian at the parameters that collected `batch`, where the gradient of the KL
+    is 0. Adaptation is linearized once for all products; this linearization is kept in memory for
+    all tasks at once.
+
+    Args:
+      loop: from `rl.inner_loop`; forward mode must cross it (`Adapt.forward`).
+      meta_params: the parameters that collected `batch`.
+      batch: the trajectories of a meta-batch, leaves `[tasks, ...]`. Some of the trajectories may
+        be left out; the policies remain those adapted to all of them.
+      every_step: see `loss_and_kl`.
+      task_chunk: tasks per `vmap`, see `metajax.meta_learner`.
+      mesh: devices that share the tasks, such as `metajax.task_mesh()`.
+
+    Returns:
+      `v -> H v` on trees like `meta_params`.
     """
 
-    def of_chunk(meta_params, collected, thread):
-        def of_task(collected):
-            return outcome(adaptation, meta_params, collected, every_step, collecting=True)
+    def distributions(meta_params, collected):
+        return adapted_distributions(loop, meta_params, collected, every_step, collecting=True)
 
-        return jax.vmap(of_task)(collected), thread
-
-    mapped = over_tasks(of_chunk, task_chunk=task_chunk, mesh=mesh, stack=True)
-    at, push = jax.linearize(lambda meta_params: mapped(meta_params, batch)[0], meta_params)
+    mapped = for_each_task(distributions, task_chunk, mesh)
+    new, push = jax.linearize(lambda meta_params: mapped(meta_params, batch), meta_params)
     pull = jax.linear_transpose(push, meta_params)
-    judged = jax.vmap(lambda collected: judged_trajectories(collected, every_step))(batch)
+    trajectories = jax.vmap(lambda collected: outer_trajectories(collected, every_step))(batch)
 
     def kl(new: Any) -> Array:
-        return jnp.mean(jax.vmap(mean_kl)(judged, new))
+        return jnp.mean(jax.vmap(mean_kl)(trajectories, new))
 
     def product(v: MetaParams) -> MetaParams:
-        (pulled,) = pull(jax.jvp(jax.grad(kl), (at,), (push(v),))[1])
+        (pulled,) = pull(jax.jvp(jax.grad(kl), (new,), (push(v),))[1])
         return pulled
 
     return product
 
 
-def loss_and_kl(
-    adaptation: Adaptation,
-    meta_params: MetaParams,
-    collected: Collected,
-    *,
-    every_step: bool = False,
-    collecting: bool = False,
-) -> tuple[Array, Array]:
-    """One task's surrogate loss of the adapted policy, and how far it is from the sampling one.
-
-    If `meta_params` are those that collected, `collecting=True` saves adapting once more.
-    """
-    judged = judged_trajectories(collected, every_step)
-    new = outcome(adaptation, meta_params, collected, every_step, collecting=collecting)
-    return -mean_over_steps(ratios(judged, new) * judged.advantages, judged), mean_kl(judged, new)
-
-
-def judged_trajectories(collected: Collected, every_step: bool) -> Trajectories:
-    """The trajectories that the outer loss is on, leaves `[1 or num_steps, trajectories, ...]`."""
-    check_kind("what is judged", collected, Collected, "as rl.collect returns")
-    check_trajectories("what is judged", collected.query, "rewards", "advantages")
+def outer_trajectories(collected: Collected, every_step: bool) -> Trajectories:
+    """The trajectories of the outer loss, leaves `[1 or num_steps, trajectories, ...]`."""
+    check_kind("collected", collected, Collected, "as rl.collect returns")
+    check_trajectories("collected.query", collected.query, "rewards", "advantages")
     if not every_step or collected.support.mask.shape[0] < 2:
         return jax.tree.map(lambda x: x[None], collected.query)
     return jax.tree.map(
@@ -92,116 +123,127 @@ def judged_trajectories(collected: Collected, every_step: bool) -> Trajectories:
     )
 
 
-def outcome(
-    adaptation: Adaptation,
+def adapted_distributions(
+    loop: InnerLoop,
     meta_params: MetaParams,
     collected: Collected,
     every_step: bool,
     *,
     collecting: bool = False,
 ) -> Any:
-    """The distributions of the adapted policies along the judged trajectories."""
-    judged = judged_trajectories(collected, every_step)
-    policies = replay(adaptation, meta_params, collected.support)
+    """The adapted policies' action distributions along `outer_trajectories`."""
+    trajectories = outer_trajectories(collected, every_step)
+    policies = replay(loop, meta_params, collected.support)
     if collecting:
-        policies = _known(collected.policies, policies)
-    policies = jax.tree.map(lambda x: x[-judged.mask.shape[0] :], policies)
-    return jax.vmap(adaptation.policy)(policies, judged.observations)
+        policies = _with_derivative_of(policies, collected.policies)
+    policies = jax.tree.map(lambda x: x[-trajectories.mask.shape[0] :], policies)
+    return jax.vmap(loop.policy)(policies, trajectories.observations)
 
 
 @jax.custom_jvp
-def _known(value: PyTree, x: PyTree) -> PyTree:
-    """`value`, with the derivative of `x`, of which it is the value.
+def _with_derivative_of(x: PyTree, value: PyTree) -> PyTree:
+    """Returns `value`, which equals `x`, with the derivative of `x`.
 
-    What of `x` its derivative does not need is then dead code: with first order, all adaptation.
+    The compiler then drops those parts of `x` that the derivative does not need: with first order,
+    the whole adaptation.
     """
     del x
     return value
 
 
-@_known.defjvp
-def _known_jvp(primals, tangents):
-    return primals[0], tangents[1]
+@_with_derivative_of.defjvp
+def _with_derivative_of_jvp(primals, tangents):
+    return primals[1], tangents[0]
 
 
-def ratios(judged: Trajectories, new: Any) -> Array:
-    old = judged.distribution.log_prob(judged.actions)
-    return jnp.exp(jnp.where(judged.mask > 0, new.log_prob(judged.actions) - old, 0.0))
+def probability_ratios(trajectories: Trajectories, new: Distribution) -> Array:
+    """The ratios of the actions' probabilities, new over old; 1 where masked."""
+    old_log_probs = trajectories.distribution.log_prob(trajectories.actions)
+    difference = new.log_prob(trajectories.actions) - old_log_probs
+    return jnp.exp(jnp.where(trajectories.mask > 0, difference, 0.0))
 
 
-def mean_kl(judged: Trajectories, new: Any) -> Array:
-    return mean_over_steps(judged.distribution.kl(new), judged)
+def mean_kl(trajectories: Trajectories, new: Distribution) -> Array:
+    """The mean of KL(sampling policy || new)."""
+    return mean_over_steps(trajectories.distribution.kl(new), trajectories)
 
 
 def mean_over_steps(x: Array, trajectories: Trajectories) -> Array:
-    """Over the steps that count of every adaptation step, then over adaptation steps."""
+    """The mean over the trajectories of each adaptation step, then over adaptation steps."""
     return jnp.mean(jax.vmap(masked_mean)(x, trajectories.mask))
 
 
-def kl_on_the_way(adaptation: Adaptation, meta_params: MetaParams, support: Trajectories) -> Array:
-    """How far the policies that the adaptation steps start from have moved."""
+def inner_kl(loop: InnerLoop, meta_params: MetaParams, support: Trajectories) -> Array:
+    """The mean KL of the policies before each adaptation step, from the sampling ones."""
     if not support.mask.shape[0]:
         return jnp.zeros(())
-    policies = jax.tree.map(lambda x: x[:-1], replay(adaptation, meta_params, support))
-    return mean_kl(support, jax.vmap(adaptation.policy)(policies, support.observations))
+    policies = jax.tree.map(lambda x: x[:-1], replay(loop, meta_params, support))
+    return mean_kl(support, jax.vmap(loop.policy)(policies, support.observations))
+
+
+def for_each_task(
+    fn: Callable[[Any, Any], PyTree], task_chunk: int | None, mesh: Mesh | None
+) -> Callable[[Any, Any], PyTree]:
+    """Maps `fn(shared, task)` over tasks: `(shared, tasks) -> results [tasks, ...]`."""
+
+    def run_chunk(shared, tasks, carry):
+        return jax.vmap(fn, in_axes=(None, 0))(shared, tasks), carry
+
+    mapped = over_tasks(run_chunk, task_chunk=task_chunk, mesh=mesh, stack=True)
+    return lambda shared, tasks: mapped(shared, tasks)[0]
 
 
 def mean_over_tasks(
-    of_task: Callable[[Any, Collected], PyTree], task_chunk: int | None, mesh: Mesh | None = None
-) -> Callable[[Any, Collected], PyTree]:
-    def of_chunk(shared, collected, thread):
-        values = jax.vmap(of_task, in_axes=(None, 0))(shared, collected)
-        return jax.tree.map(lambda x: jnp.mean(x, axis=0), values), thread
+    fn: Callable[[Any, Any], PyTree], task_chunk: int | None, mesh: Mesh | None
+) -> Callable[[Any, Any], PyTree]:
+    """Averages `fn(shared, task)` over tasks: `(shared, tasks) -> mean result`."""
 
-    mapped = over_tasks(of_chunk, task_chunk=task_chunk, mesh=mesh)
-    return lambda shared, collected: mapped(shared, collected)[0]
+    def run_chunk(shared, tasks, carry):
+        results = jax.vmap(fn, in_axes=(None, 0))(shared, tasks)
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), results), carry
+
+    mapped = over_tasks(run_chunk, task_chunk=task_chunk, mesh=mesh)
+    return lambda shared, tasks: mapped(shared, tasks)[0]
 
 
-def collect_all(
-    adaptation: Adaptation,
+def collect_batch(
+    loop: InnerLoop,
     state: MetaState,
     episodes: Episode,
     rng: Key,
     task_chunk: int | None,
-    mesh: Mesh | None = None,
+    mesh: Mesh | None,
 ) -> tuple[Collected, Metrics]:
-    """Rolls out for all tasks: trajectories `[tasks, ...]`, and what is to be said of them."""
+    """Collects the trajectories of a meta-batch, leaves `[tasks, ...]`, and their metrics."""
     check_state(state)
     rngs = split_key(rng, check_episodes(episodes))
 
-    def of_chunk(meta_params, tasks, thread):
-        def of_task(task, rng):
-            return collect(adaptation, meta_params, task, rng)
+    def collect_task(meta_params, task_and_rng):
+        return collect(loop, meta_params, *task_and_rng)
 
-        return jax.vmap(of_task)(*tasks), thread
-
-    mapped = over_tasks(of_chunk, task_chunk=task_chunk, mesh=mesh, stack=True)
-    batch, _ = mapped(state.meta_params, (episodes.support, rngs))
-    # [tasks, num_steps + 1, ...]
-    returns = jax.vmap(jax.vmap(mean_return))(batch.support), jax.vmap(mean_return)(batch.query)
-    entropies = (
-        jax.vmap(jax.vmap(_entropy))(batch.support),
-        jax.vmap(_entropy)(batch.query),
-    )
+    mapped = for_each_task(collect_task, task_chunk, mesh)
+    batch = mapped(state.meta_params, (episodes.support, rngs))
     parts = (batch.support, batch.query)
     return batch, {
-        "return": _per_step(*returns),
-        "entropy": _per_step(*entropies),
+        "return": _mean_per_step(mean_return, batch),
+        "entropy": _mean_per_step(_mean_entropy, batch),
         "env_steps": sum(x.mask.sum() for x in parts),
         "failures": sum(x.failures.sum() for x in parts),
     }
 
 
-def every(batch: Collected, stride: int) -> Collected:
-    """Every so many-th trajectory of all tasks."""
+def take_every(batch: Collected, stride: int) -> Collected:
+    """Every `stride`-th trajectory of a meta-batch."""
     support = jax.tree.map(lambda x: x[:, :, ::stride], batch.support)
     query = jax.tree.map(lambda x: x[:, ::stride], batch.query)
     return Collected(support, query, batch.policies)
 
 
-def _entropy(trajectories: Trajectories) -> Array:
+def _mean_entropy(trajectories: Trajectories) -> Array:
     return masked_mean(trajectories.distribution.entropy(), trajectories.mask)
 
 
-def _per_step(support: Array, query: Array) -> Array:
+def _mean_per_step(fn: Callable[[Trajectories], Array], batch: Collected) -> Array:
+    """The mean over tasks before and after each adaptation step, `[num_steps + 1]`."""
+    support, query = jax.vmap(jax.vmap(fn))(batch.support), jax.vmap(fn)(batch.query)
     return jnp.mean(jnp.concatenate([support, query[:, None]], axis=1), axis=0)

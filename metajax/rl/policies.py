@@ -1,4 +1,4 @@
-"""Distributions of actions and the policies of the papers."""
+"""Action distributions and policies."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from flax import linen
 
 from metajax.base import Array, Key, Params, check_function, check_integer
 from metajax.rl.arguments import check_number, check_policy
-from metajax.rl.base import Policy, shown
+from metajax.rl.base import Policy, describe
 
 MIN_LOG_STD = math.log(1e-6)
-PRECISION = jax.lax.Precision.HIGHEST  # a GPU's fast products are too coarse for curvature
+PRECISION = jax.lax.Precision.HIGHEST  # a GPU's default is too coarse for curvature
 
 
 class Normal(NamedTuple):
-    """Independent normal distributions; probabilities are joint over the last axis.
+    """A normal distribution with independent components along the last axis.
 
     Attributes:
       mean: `[..., action_size]`.
-      log_std: of the same shape.
+      log_std: logarithm of the standard deviation, `[..., action_size]`.
     """
 
     mean: Array
@@ -36,8 +36,8 @@ class Normal(NamedTuple):
     def log_prob(self, action: Array) -> Array:
         if jnp.shape(action)[-1:] != jnp.shape(self.mean)[-1:]:
             raise ValueError(
-                f"Normal: the action is {shown(action)}, but the mean is {shown(self.mean)}: their "
-                "last axes must be equal."
+                f"Normal: action and mean must have the same last axis, but they are "
+                f"{describe(action)} and {describe(self.mean)}."
             )
         z = (action - self.mean) * jnp.exp(-self.log_std)
         return jnp.sum(-0.5 * z**2 - self.log_std - 0.5 * math.log(2 * math.pi), axis=-1)
@@ -54,10 +54,10 @@ class Normal(NamedTuple):
 
 
 class Categorical(NamedTuple):
-    """Discrete actions.
+    """A distribution over discrete actions.
 
     Attributes:
-      logits: `[..., actions]`.
+      logits: `[..., action_size]`, unnormalized log-probabilities.
     """
 
     logits: Array
@@ -69,8 +69,8 @@ class Categorical(NamedTuple):
         integer = jnp.issubdtype(jnp.result_type(action), jnp.integer)
         if not integer or jnp.shape(action) != jnp.shape(self.logits)[:-1]:
             raise ValueError(
-                f"Categorical: the action is {shown(action)}, but must be an integer for each of "
-                f"the logits {shown(self.logits)}, without their last axis."
+                "Categorical: actions must be integers of the logits' shape without its last axis, "
+                f"but the action is {describe(action)} and the logits are {describe(self.logits)}."
             )
         log_probs = jax.nn.log_softmax(self.logits)
         return jnp.take_along_axis(log_probs, action[..., None], axis=-1)[..., 0]
@@ -86,15 +86,17 @@ class Categorical(NamedTuple):
 
 
 class GaussianMLP(linen.Module):
-    """The papers' policy: a mean by a multi-layer perceptron, a standard deviation of its own.
+    """The policy of the papers: a normal distribution whose mean is a multi-layer perceptron.
+
+    The logarithm of the standard deviation is a parameter for each action dimension. It does not
+    depend on the observation.
 
     Attributes:
       action_size: length of an action.
       hidden: widths of the hidden layers.
-      activation: their nonlinearity.
-      init_log_std: where the logarithm of the standard deviation starts; it is one parameter per
-        action dimension, the same for all observations.
-      min_log_std: its least value. Where it is reached no gradient pushes it further.
+      activation: nonlinearity of the hidden layers.
+      init_log_std: initial logarithm of the standard deviation.
+      min_log_std: its lower bound. A parameter below the bound receives no gradient.
 
     Example:
 
@@ -132,7 +134,7 @@ class GaussianMLP(linen.Module):
             init = linen.initializers.xavier_uniform()
             return linen.Dense(features, kernel_init=init, precision=PRECISION)
 
-        # One axis of rows: XLA copies what the kernels' gradients contract over several of.
+        # A single axis of rows: with several, XLA makes copies for the kernels' gradients.
         x = observations.reshape(-1, observations.shape[-1])
         for width in self.hidden:
             x = self.activation(dense(width)(x))
@@ -147,21 +149,32 @@ class GaussianMLP(linen.Module):
 def with_context(
     init: Callable[[Key, Array], Params], apply: Policy, context_size: int
 ) -> tuple[Callable[[Key, Array], Params], Policy]:
-    """A policy that also sees parameters of its own, which adaptation may move alone.
+    """Appends a context vector, a part of the parameters, to every observation of a policy.
 
-    The context starts at 0 and is appended to every observation. To adapt nothing else, make the
-    inner optimizer `metajax.adapting(optimizer, rl.is_context)`.
+    The context starts at 0. To adapt the context alone, use the inner optimizer
+    `metajax.adapting(optimizer, rl.is_context)`.
 
     Args:
-      init: `(rng, observation) -> params` of a policy.
-      apply: the policy.
-      context_size: how many numbers are appended.
+      init: `(rng, observation) -> params`, of the policy without a context.
+      apply: the policy without a context.
+      context_size: length of the context.
 
     Returns:
-      `init` and `apply` of a policy with the parameters `{"context": ..., "policy": ...}`.
+      `init` and `apply` of the policy with a context; its parameters are
+      `{"context": [context_size], "policy": ...}`.
 
     Raises:
       ValueError: for arguments of the wrong kind.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp
+    >>> from metajax import rl
+    >>> model = rl.GaussianMLP(action_size=2)
+    >>> init, policy = rl.with_context(model.init, model.apply, context_size=5)
+    >>> params = init(jax.random.key(0), jnp.zeros(3))
+    >>> params["context"].shape, policy(params, jnp.zeros((7, 3))).mean.shape
+    ((5,), (7, 2))
 
     References:
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
@@ -186,5 +199,5 @@ def with_context(
 
 
 def is_context(path: tuple[Any, ...]) -> bool:
-    """Whether a parameter of a policy `with_context` is its context."""
+    """Whether a path in the parameters of a policy from `with_context` is that of the context."""
     return jax.tree_util.keystr(path[:1]) == "['context']"

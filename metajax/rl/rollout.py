@@ -1,4 +1,4 @@
-"""Trajectories, and what learning makes of them: returns, baselines, advantages."""
+"""Rollouts, returns, the linear baseline and advantages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from metajax.rl.arguments import (
     check_step,
     check_trajectories,
 )
-from metajax.rl.base import Env, Policy, Task, Trajectories, masked_mean, shown
+from metajax.rl.base import Env, Policy, Task, Trajectories, describe, masked_mean
 
 PRECISION = jax.lax.Precision.HIGHEST
 
@@ -24,25 +24,41 @@ PRECISION = jax.lax.Precision.HIGHEST
 def rollout(
     env: Env, policy: Policy, params: Params, task: Task, rng: Key, num_trajectories: int
 ) -> Trajectories:
-    """Rolls a policy out: a scan over time of a `vmap` over trajectories.
+    """Samples trajectories: a scan over time of a `vmap` over trajectories.
 
-    Nothing is differentiated: trajectories are constants. A trajectory ends at `env.horizon`, when
-    the environment says so (that step's reward still counts), or before a step whose observation or
-    reward is not finite, which is then counted in `failures`. All entries after the end are masked.
+    A trajectory ends after `env.horizon` steps; after a step that returns `done`, whose reward
+    still counts; or before a step whose observation or reward is not finite, which `failures`
+    records. Everything after the end is masked. No derivative passes through them.
 
     Args:
       env: the environment.
-      policy: `(params, observation) -> Distribution`.
+      policy: `(params, observations) -> Distribution`.
       params: the policy's parameters.
-      task: one task.
+      task: the parameters of one task.
       rng: a key.
-      num_trajectories: how many, static.
+      num_trajectories: number of trajectories, static.
 
     Returns:
-      `Trajectories`, without advantages.
+      `Trajectories` without advantages.
 
     Raises:
-      ValueError: for an environment or a policy of other shapes than `Env` says.
+      ValueError: for arguments of the wrong kind, and for an environment or a policy that returns
+        other shapes than `Env` states.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp
+    >>> from metajax import rl
+    >>> from metajax.rl.navigation import navigation
+    >>> env = navigation()._replace(horizon=5)
+    >>> model = rl.GaussianMLP(env.action_size, hidden=())
+    >>> params = model.init(jax.random.key(0), jnp.zeros(env.observation_size))
+    >>> task = {"goal": jnp.array([0.3, 0.4])}
+    >>> trajectories = rl.rollout(env, model.apply, params, task, jax.random.key(1), 3)
+    >>> trajectories.rewards.shape, rl.standardized_advantages(trajectories).shape
+    ((3, 5), (3, 5))
+    >>> float(rl.mean_return(trajectories)) < 0
+    True
     """
     check_env("rollout", env)
     check_policy("rollout", policy)
@@ -55,7 +71,7 @@ def rollout(
 
     def body(carry, step_rng):
         before, alive = carry
-        # Where a trajectory has ended its state may be anything.
+        # After its end a trajectory may be in any state, even NaN.
         observation = jnp.where(alive[:, None], before.observation, 0.0)
         distribution = policy(params, observation)
         check_distribution(distribution, env, num_trajectories)
@@ -86,7 +102,7 @@ def rollout(
 
 
 def mean_return(trajectories: Trajectories) -> Array:
-    """The undiscounted sum of rewards, averaged over the trajectories that did not fail."""
+    """The mean undiscounted return of the trajectories that did not fail; 0 if all failed."""
     check_kind("mean_return: trajectories", trajectories, Trajectories, "such as rollout returns")
     kept = 1.0 - trajectories.failures
     total = jnp.sum(trajectories.rewards * trajectories.mask, axis=-1)
@@ -94,11 +110,29 @@ def mean_return(trajectories: Trajectories) -> Array:
 
 
 def discounted_sums(x: Array, factor: float | Array) -> Array:
-    r""":math:`y_t = x_t + \gamma y_{t+1}` along the last axis."""
+    r"""Discounted sums of later entries, :math:`y_t = x_t + \gamma y_{t+1}`.
+
+    Args:
+      x: `[..., horizon]`.
+      factor: :math:`\gamma`.
+
+    Returns:
+      y, `[..., horizon]`.
+
+    Raises:
+      ValueError: for a scalar.
+
+    Example:
+
+    >>> import jax.numpy as jnp
+    >>> from metajax import rl
+    >>> rl.discounted_sums(jnp.array([1.0, 2.0, 4.0]), 0.5).tolist()
+    [3.0, 4.0, 4.0]
+    """
     x = jnp.asarray(x, jnp.result_type(x, 0.0))
     factor = jnp.asarray(factor, x.dtype)
     if not x.ndim:
-        raise ValueError("discounted_sums: there is no last axis, x is a scalar.")
+        raise ValueError("discounted_sums: x must be [..., horizon], but it is a scalar.")
 
     def body(later, now):
         later = now + factor * later
@@ -109,10 +143,10 @@ def discounted_sums(x: Array, factor: float | Array) -> Array:
 
 
 def baseline_features(observations: Array) -> Array:
-    """The standard features of a linear baseline: observation, its square, powers of the time.
+    """Features of the linear baseline: observations, their squares and powers of time.
 
-    Observations are clipped to +-10; the time counts from the start of each trajectory, in
-    hundreds of steps.
+    Observations are clipped to [-10, 10]. Time starts at 0 in each trajectory, in units of 100
+    steps.
 
     Args:
       observations: `[trajectories, horizon, observation_size]`.
@@ -132,20 +166,21 @@ def baseline_features(observations: Array) -> Array:
 
 
 def fit_linear(features: Array, targets: Array, mask: Array, ridge: float = 1e-5) -> Array:
-    r"""Ridge regression by normal equations.
+    r"""Ridge regression by the normal equations.
 
-    With the columns :math:`F` scaled to a mean square of 1,
-    :math:`w = (F^\top F / n + \lambda I)^{-1} F^\top y / n`. The scaling makes the ridge relative:
-    an absolute one drowns in float32 where columns are collinear.
+    .. math:: w = (F^\top F / n + \lambda I)^{-1} F^\top y / n
+
+    The columns of F are the features, scaled to a mean square of 1. Without the scaling, a small
+    :math:`\lambda` would be lost in float32 where features are collinear.
 
     Args:
       features: `[..., features]`.
-      targets: `[...]`.
-      mask: `[...]`, the rows that count.
+      targets: y, `[...]`.
+      mask: `[...]`, 1 for the rows to fit and 0 for the others.
       ridge: :math:`\lambda`.
 
     Returns:
-      Weights `[features]` of the features as they are given.
+      Weights `[features]` for the unscaled features.
     """
     rows = features.reshape(-1, features.shape[-1]) * mask.reshape(-1, 1)
     y = (targets * mask).reshape(-1)
@@ -162,25 +197,26 @@ def fit_linear(features: Array, targets: Array, mask: Array, ridge: float = 1e-5
 def standardized_advantages(
     trajectories: Trajectories, *, discount: float | Array = 0.99, gae_lambda: float | Array = 1.0
 ) -> Array:
-    r"""Generalized advantages over a linear baseline, standardized over one task's steps.
+    r"""Generalized advantage estimates with a linear baseline, standardized within one task.
 
     .. math::
       \delta_t = r_t + \gamma V(s_{t+1}) - V(s_t), \quad
       A_t = \sum_{k \ge 0} (\gamma \lambda)^k \delta_{t+k}
 
-    The baseline is fitted to the discounted returns of the same trajectories; beyond the end of a
-    trajectory it is 0.
+    The baseline V is a ridge regression of the discounted returns of the same trajectories. It is 0
+    after the end of a trajectory. The advantages are shifted and scaled to mean 0 and standard
+    deviation 1.
 
     Args:
-      trajectories: of one task.
+      trajectories: the trajectories of one task.
       discount: :math:`\gamma`, in [0, 1].
       gae_lambda: :math:`\lambda`, in [0, 1].
 
     Returns:
-      `[trajectories, horizon]`, 0 where masked.
+      Advantages `[trajectories, horizon]`, 0 where masked.
 
     Raises:
-      ValueError: for trajectories of several tasks, and for numbers out of range.
+      ValueError: for trajectories of several tasks, and for arguments out of range.
 
     References:
       Schulman et al., `High-Dimensional Continuous Control Using Generalized Advantage Estimation
@@ -192,8 +228,8 @@ def standardized_advantages(
     mask = trajectories.mask
     if jnp.ndim(mask) != 2:
         raise ValueError(
-            "standardized_advantages: the mask of one task's trajectories is [trajectories, "
-            f"horizon], got {shown(mask)}; use jax.vmap for several tasks."
+            "standardized_advantages: the mask of one task's trajectories must be [trajectories, "
+            f"horizon], got {describe(mask)}; use jax.vmap for several tasks."
         )
     rewards = trajectories.rewards * mask
     features = baseline_features(trajectories.observations)

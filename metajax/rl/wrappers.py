@@ -1,4 +1,4 @@
-"""Environments made of others."""
+"""Wrappers: environments made from other environments."""
 
 from __future__ import annotations
 
@@ -13,12 +13,25 @@ from metajax.rl.rollout import rollout
 
 
 def oracle(env: Env) -> Env:
-    """Appends the task to every observation: the policy knows what the others must find out.
+    """Appends the task's parameters to every observation, so that the policy knows the task.
 
-    All numbers of the task's parameters are appended in the order of the pytree.
+    The parameters are flattened in the order of the pytree.
+
+    Args:
+      env: the environment.
+
+    Returns:
+      An `Env` with longer observations.
 
     Raises:
-      ValueError: for what is no `Env`, and for one whose tasks have no task axis.
+      ValueError: if `env` is not an `Env`, or if its tasks have no leading task axis.
+
+    Example:
+
+    >>> from metajax import rl
+    >>> from metajax.rl.navigation import navigation
+    >>> navigation().observation_size, rl.oracle(navigation()).observation_size
+    (2, 4)
 
     References:
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
@@ -26,21 +39,21 @@ def oracle(env: Env) -> Env:
     """
     check_env("oracle", env)
 
-    def numbers(task: Task) -> Array:
+    def flatten(task: Task) -> Array:
         return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(task)])
 
-    def told(inner: EnvStep, task: Task) -> EnvStep:
-        known = numbers(task).astype(inner.observation.dtype)
+    def append_task(inner: EnvStep, task: Task) -> EnvStep:
+        parameters = flatten(task).astype(inner.observation.dtype)
         return inner._replace(
-            state=(inner, task), observation=jnp.concatenate([inner.observation, known])
+            state=(inner, task), observation=jnp.concatenate([inner.observation, parameters])
         )
 
     def reset(rng: Key, task: Task) -> EnvStep:
-        return told(env.reset(rng, task), task)
+        return append_task(env.reset(rng, task), task)
 
     def step(before: EnvStep, action: Array) -> EnvStep:
         inner, task = before.state
-        return told(env.step(inner, action), task)
+        return append_task(env.step(inner, action), task)
 
     example = jax.eval_shape(lambda: check_tasks(env.sample_tasks(jax.random.key(0), 1), 1))
     size = sum(x.size for x in jax.tree.leaves(example))
@@ -54,16 +67,19 @@ def standardized(
 
     .. math:: o' = \mathrm{clip}\Big(\frac{o - \mathrm{mean}}{\mathrm{std}}, \pm b\Big)
 
-    Mean and standard deviation are taken once, over trajectories of random tasks with actions of
-    standard deviation 1, and never change: the environment stays a function of its arguments.
-    Joint velocities of tens of radians per second would otherwise drown everything else, saturate
-    a fresh policy and spoil the conditioning of a trust region. What does not vary is only shifted.
+    Mean and standard deviation are computed once, from trajectories of random tasks with actions
+    drawn from N(0, 1), and stay fixed. Constant components of the observation are shifted only.
+    Without scaling, joint velocities of tens of radians per second would dominate the observation,
+    saturate an untrained policy and make the trust region ill-conditioned.
 
     Args:
-      env: the environment, of continuous actions.
-      rng: decides the trajectories; the same key gives the same environment.
-      num_trajectories: how many.
-      bound: of an observation after scaling.
+      env: an environment with continuous actions.
+      rng: the key of the trajectories; the same key gives the same environment.
+      num_trajectories: number of trajectories, each of another task.
+      bound: b, the largest absolute value of a scaled observation.
+
+    Returns:
+      An `Env` with observations of the same size.
 
     Raises:
       ValueError: for arguments of the wrong kind or out of range.
@@ -86,30 +102,30 @@ def standardized(
     task_rng, roll_rng = split_key(rng, what="standardized: rng")
     tasks = check_tasks(env.sample_tasks(task_rng, num_trajectories), num_trajectories)
 
-    def noise(params: tuple[()], observation: Array) -> Normal:
+    def random_policy(params: tuple[()], observation: Array) -> Normal:
         zeros = jnp.zeros((*observation.shape[:-1], env.action_size))
         return Normal(zeros, zeros)
 
-    def of_task(task: Task, rng: Key) -> Trajectories:
-        return rollout(env, noise, (), task, rng, 1)
+    def roll_out(task: Task, rng: Key) -> Trajectories:
+        return rollout(env, random_policy, (), task, rng, 1)
 
-    seen = jax.jit(jax.vmap(of_task))(tasks, jax.random.split(roll_rng, num_trajectories))
-    total = seen.mask.sum()
-    mask = seen.mask[..., None]
+    trajectories = jax.jit(jax.vmap(roll_out))(tasks, jax.random.split(roll_rng, num_trajectories))
+    total = trajectories.mask.sum()
+    mask = trajectories.mask[..., None]
     axes = tuple(range(mask.ndim - 1))
-    mean = jnp.sum(seen.observations * mask, axes) / total
-    around = seen.observations - mean.reshape((1,) * len(axes) + (-1,))
-    std = jnp.sqrt(jnp.sum(around**2 * mask, axes) / total)
+    mean = jnp.sum(trajectories.observations * mask, axes) / total
+    centered = trajectories.observations - mean.reshape((1,) * len(axes) + (-1,))
+    std = jnp.sqrt(jnp.sum(centered**2 * mask, axes) / total)
     scale = jnp.where(std > 1e-3, std, 1.0)
 
-    def shown(inner: EnvStep) -> EnvStep:
+    def scale_observation(inner: EnvStep) -> EnvStep:
         observation = jnp.clip((inner.observation - mean) / scale, -bound, bound)
         return inner._replace(state=(inner,), observation=observation)
 
     def reset(rng: Key, task: Task) -> EnvStep:
-        return shown(env.reset(rng, task))
+        return scale_observation(env.reset(rng, task))
 
     def step(before: EnvStep, action: Array) -> EnvStep:
-        return shown(env.step(before.state[0], action))
+        return scale_observation(env.step(before.state[0], action))
 
     return env._replace(reset=reset, step=step)

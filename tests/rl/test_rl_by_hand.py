@@ -46,7 +46,7 @@ def sampled_before(params, task, rng):
 def adapting(
     num_steps=1, rate=RATE, sample=sample, surrogate=rl.log_likelihood, meta_gradient=None
 ):
-    return rl.adaptation(
+    return rl.inner_loop(
         policy,
         sample,
         optax.sgd(rate),
@@ -72,7 +72,7 @@ def adapt(theta, actions, advantages, observations=1.0):
 
 
 @pytest.mark.parametrize("kl_penalty", [0.0, 0.7])
-def test_the_clipped_steps_are_those_by_hand(kl_penalty):
+def test_the_promp_steps_are_those_by_hand(kl_penalty):
     clip, rate, epochs, old = 0.2, 0.4, 4, 0.1
     first, _ = adapt(old, ACTIONS, ADVANTAGES)
 
@@ -101,7 +101,7 @@ def test_the_clipped_steps_are_those_by_hand(kl_penalty):
     for positive in (True, False):
         assert {(positive, True, False), (positive, False, True)} <= seen
 
-    learner = rl.clipped(
+    learner = rl.promp(
         adapting(), optax.sgd(rate), num_epochs=epochs, clip=clip, kl_penalty=kl_penalty
     )
     after, metrics = run(learner, old, ACTIONS, ADVANTAGES)
@@ -122,7 +122,7 @@ def test_the_clipped_steps_are_those_by_hand(kl_penalty):
 def test_the_line_search_refuses_steps_that_raise_the_loss(tries):
     """One action, 0.1, of advantage 1: the loss falls from 0 to 0.1 and is as high again at 0.2."""
     max_kl, damping = 0.5, 0.25
-    learner = rl.trust_region(
+    learner = rl.maml_trpo(
         adapting(num_steps=0), max_kl=max_kl, damping=damping, max_backtracks=tries
     )
     after, metrics = run(learner, 0.0, [[0.1]], [[1.0]])
@@ -144,7 +144,7 @@ def test_the_line_search_refuses_steps_that_raise_the_loss(tries):
 def test_an_infinite_gain_is_not_taken():
     """An action far away that pays: its ratio overflows long before the divergence is large."""
     max_kl, far, largest = 0.5, 1e5, np.log(np.finfo(np.float64).max)
-    learner = rl.trust_region(adapting(num_steps=0), max_kl=max_kl, damping=0.25, max_backtracks=30)
+    learner = rl.maml_trpo(adapting(num_steps=0), max_kl=max_kl, damping=0.25, max_backtracks=30)
     after, metrics = run(learner, 0.0, [[far]], [[1.0]])
     steps = np.sqrt(2 * max_kl / 1.25) * 0.8 ** np.arange(30)
     tries = np.argmax(far * steps - steps**2 / 2 < largest)
@@ -161,7 +161,7 @@ def test_the_line_search_goes_back_to_where_the_divergence_allows(slope, backtra
     max_kl, damping = 0.02, 0.01
     # One action, 1; its advantage decides the slope.
     advantage = (1 - slope) / RATE
-    learner = rl.trust_region(
+    learner = rl.maml_trpo(
         adapting(meta_gradient=metajax.first_order()),
         max_kl=lambda step: max_kl / (1 + step),
         damping=damping,
@@ -193,7 +193,7 @@ def test_the_curvature_is_that_of_every_so_many_th_trajectory():
     assert abs(some - slope) > 0.2
     curvature = some**2 * np.mean(observations[::2] ** 2) + damping
     step = -np.sign(gradient) * np.sqrt(2 * max_kl / curvature)
-    learner = rl.trust_region(adapting(), max_kl=max_kl, damping=damping, curvature_stride=2)
+    learner = rl.maml_trpo(adapting(), max_kl=max_kl, damping=damping, curvature_stride=2)
     after, metrics = run(learner, theta, actions[None], advantages[None], observations[None])
     assert int(metrics["line_search_steps"]) == 1
     assert float(metrics["accepted"]) == 1
@@ -203,10 +203,10 @@ def test_the_curvature_is_that_of_every_so_many_th_trajectory():
     assert float(metrics["kl"]) == pytest.approx(kl, rel=1e-10)
 
 
-def test_the_displaced_step_is_that_by_hand():
+def test_the_reptile_step_is_that_by_hand():
     rate, old = 0.4, 0.1
     away = np.mean(old - adapt(old, ACTIONS, ADVANTAGES)[0])
-    learner = rl.displaced(adapting(), optax.sgd(rate))
+    learner = rl.reptile(adapting(), optax.sgd(rate))
     after, metrics = run(learner, old, ACTIONS, ADVANTAGES)
     assert float(after.meta_params.params) == pytest.approx(old - rate * away, rel=1e-12)
     assert int(after.step) == 1
@@ -258,10 +258,10 @@ def test_the_loss_and_the_divergence_are_those_by_hand(every_step):
     support = jax.tree.map(lambda *x: jnp.stack(x), trajectories(0), trajectories(1))
     policies = jnp.stack([jnp.asarray(x) for x in adapted(old)])
     collected = rl.Collected(support, trajectories(2), policies)
-    adaptation = rl.adaptation(policy, sample, optax.sgd(RATE), 2, surrogate=rl.log_likelihood)
+    loop = rl.inner_loop(policy, sample, optax.sgd(RATE), 2, surrogate=rl.log_likelihood)
     loss, kl = jax.jit(
         lambda params: rl.loss_and_kl(
-            adaptation, metajax.MetaParams(params), collected, every_step=every_step
+            loop, metajax.MetaParams(params), collected, every_step=every_step
         )
     )(jnp.asarray(new))
     first = 1 if every_step else 2
@@ -280,14 +280,14 @@ def test_what_samples_has_no_part_in_a_surrogate_s_gradient(surrogate):
 
 
 SWEPT = {
-    "trust_region": (
-        lambda x: rl.trust_region(
+    "maml_trpo": (
+        lambda x: rl.maml_trpo(
             adapting(rate=x[0], sample=sampled_before), max_kl=x[1], damping=x[2]
         ),
         [0.5, 0.1, 0.1],
     ),
-    "clipped": (
-        lambda x: rl.clipped(
+    "promp": (
+        lambda x: rl.promp(
             adapting(rate=x[0], sample=sampled_before),
             optax.sgd(x[1]),
             num_epochs=2,
@@ -296,8 +296,8 @@ SWEPT = {
         ),
         [0.5, 0.2, 0.7, 0.3],
     ),
-    "displaced": (
-        lambda x: rl.displaced(adapting(rate=x[0], sample=sampled_before), optax.sgd(x[1])),
+    "reptile": (
+        lambda x: rl.reptile(adapting(rate=x[0], sample=sampled_before), optax.sgd(x[1])),
         [0.5, 0.3],
     ),
 }
@@ -318,7 +318,7 @@ def test_what_a_learner_is_made_of_can_be_swept_and_differentiated(name):
     above, below = jnp.split(swept[1:], 2)
     differences = (above - below) / (2 * eps)
     assert jnp.count_nonzero(differences) >= 2
-    modes = (jax.jacfwd,) if name == "trust_region" else (jax.jacfwd, jax.jacrev)
+    modes = (jax.jacfwd,) if name == "maml_trpo" else (jax.jacfwd, jax.jacrev)
     for mode in modes:
         slopes = jax.jit(mode(after))(x)
         np.testing.assert_allclose(slopes, differences, rtol=1e-5, atol=1e-8)

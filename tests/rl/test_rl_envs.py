@@ -184,12 +184,12 @@ def test_the_context_alone_adapts():
     params = init(jax.random.key(0), jnp.zeros(2))
     np.testing.assert_array_equal(params["context"], np.zeros(3))
     assert params["policy"]["params"]["Dense_0"]["kernel"].shape == (5, 4)
-    adaptation = rl.adaptation(
+    loop = rl.inner_loop(
         apply,
         rl.sampler(env._replace(horizon=5), apply, 4),
         metajax.adapting(optax.sgd(1.0), rl.is_context),
     )
-    adapted, _ = adaptation.collect.apply(
+    adapted, _ = loop.collect.apply(
         metajax.MetaParams(params), {"goal": jnp.ones(2)}, jax.random.key(1)
     )
     assert np.abs(adapted["context"]).min() > 0

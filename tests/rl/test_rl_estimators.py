@@ -71,7 +71,7 @@ def errors(surrogate, horizon, meta_gradient=None):
     def adapted_exactly(p):
         return p - STEP_SIZE * jax.grad(expected_loss)(p, paths)
 
-    adaptation = rl.adaptation(
+    loop = rl.inner_loop(
         policy,
         lambda p, task, rng: enumerated(p, paths),
         optax.sgd(STEP_SIZE),
@@ -79,14 +79,14 @@ def errors(surrogate, horizon, meta_gradient=None):
         meta_gradient=meta_gradient,
     )
     start = metajax.MetaParams(params)
-    collected = jax.jit(rl.collect, static_argnums=0)(adaptation, start, (), jax.random.key(0))
-    adapted = rl.replay(adaptation, start, collected.support)[-1]
+    collected = jax.jit(rl.collect, static_argnums=0)(loop, start, (), jax.random.key(0))
+    adapted = rl.replay(loop, start, collected.support)[-1]
     np.testing.assert_array_equal(collected.policies[0], params)
     np.testing.assert_allclose(collected.policies[1], adapted, rtol=1e-12)
     np.testing.assert_allclose(adapted, adapted_exactly(params), rtol=1e-12)
 
     def meta_loss(p):
-        phi = rl.replay(adaptation, metajax.MetaParams(p), collected.support)[-1]
+        phi = rl.replay(loop, metajax.MetaParams(p), collected.support)[-1]
         return expected_loss(phi, paths)
 
     size = params.size

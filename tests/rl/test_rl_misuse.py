@@ -25,18 +25,18 @@ def sample(params, task, rng):
     raise AssertionError
 
 
-ADAPTATION = rl.adaptation(MODEL.apply, sample, SGD)
-REAL = rl.adaptation(MODEL.apply, rl.sampler(ENV, MODEL.apply, 4), SGD)
-TRPO = rl.trust_region(REAL)
-PROMP = rl.clipped(REAL, SGD)
+LOOP = rl.inner_loop(MODEL.apply, sample, SGD)
+REAL = rl.inner_loop(MODEL.apply, rl.sampler(ENV, MODEL.apply, 4), SGD)
+TRPO = rl.maml_trpo(REAL)
+PROMP = rl.promp(REAL, SGD)
 
 
 def trpo(**kwargs):
-    return rl.trust_region(ADAPTATION, **kwargs)
+    return rl.maml_trpo(LOOP, **kwargs)
 
 
-def clipped(optimizer=SGD, **kwargs):
-    return rl.clipped(ADAPTATION, optimizer, **kwargs)
+def promp(optimizer=SGD, **kwargs):
+    return rl.promp(LOOP, optimizer, **kwargs)
 
 
 def sampler(env=ENV, policy=MODEL.apply, count=4, **kwargs):
@@ -98,10 +98,10 @@ CASES = {
     "cg_steps float": (lambda: trpo(cg_steps=2.5), "cg_steps must be .* integer, got 2.5"),
     "max_backtracks": (lambda: trpo(max_backtracks=True), "max_backtracks must .* got True"),
     "stride": (lambda: trpo(curvature_stride=-1), "curvature_stride must be .* got -1"),
-    "clip": (lambda: clipped(clip=0.0), r"clip must be a number in \(0, inf\], got 0.0"),
-    "clip nan": (lambda: clipped(clip=NAN), "clip must be .* got nan"),
-    "penalty": (lambda: clipped(kl_penalty=-1.0), "kl_penalty must be .* got -1.0"),
-    "epochs": (lambda: clipped(num_epochs=1.5), "num_epochs must be .* integer, got 1.5"),
+    "clip": (lambda: promp(clip=0.0), r"clip must be a number in \(0, inf\], got 0.0"),
+    "clip nan": (lambda: promp(clip=NAN), "clip must be .* got nan"),
+    "penalty": (lambda: promp(kl_penalty=-1.0), "kl_penalty must be .* got -1.0"),
+    "epochs": (lambda: promp(num_epochs=1.5), "num_epochs must be .* integer, got 1.5"),
     "discount": (lambda: sampler(discount=1.1), r"discount must be a number in \[0, 1\], got 1.1"),
     "lambda": (lambda: sampler(gae_lambda=-0.1), "gae_lambda must be .* got -0.1"),
     "discount nan": (
@@ -124,43 +124,46 @@ CASES = {
     "log_std": (lambda: rl.GaussianMLP(2, init_log_std=NAN), "init_log_std must be .* got nan"),
     "horizon": (lambda: sampler(ENV._replace(horizon=0)), "env.horizon must be a pos.* got 0"),
     "chunk": (lambda: trpo(task_chunk=0), "task_chunk must be a positive integer, got 0"),
-    "mesh": (lambda: clipped(mesh=2), "mesh must be a jax.sharding.Mesh"),
+    "mesh": (lambda: promp(mesh=2), "mesh must be a jax.sharding.Mesh"),
     # Kinds.
-    "adaptation": (
-        lambda: rl.trust_region(ADAPTATION.replay),
-        "adaptation must be of type Adaptation, from rl.adaptation; got Adapt",
+    "loop": (
+        lambda: rl.maml_trpo(LOOP.replay),
+        "loop must be of type InnerLoop, from rl.inner_loop; got Adapt",
     ),
-    "outer optimizer": (lambda: clipped(0.1), "outer_optimizer must be an optax transformation"),
+    "outer optimizer": (lambda: promp(0.1), "outer_optimizer must be an optax transformation"),
     "reptile's optimizer": (
-        lambda: rl.displaced(ADAPTATION, optax.sgd),
+        lambda: rl.reptile(LOOP, optax.sgd),
         "outer_optimizer must be an optax transformation",
     ),
     "inner optimizer": (
-        lambda: rl.adaptation(MODEL.apply, sample, 0.1),
+        lambda: rl.inner_loop(MODEL.apply, sample, 0.1),
         "optimizer must be an optax transformation",
     ),
     "surrogate": (
-        lambda: rl.adaptation(MODEL.apply, sample, SGD, surrogate="dice"),
+        lambda: rl.inner_loop(MODEL.apply, sample, SGD, surrogate="dice"),
         r"surrogate must be a function .* such as rl.dice, got 'dice'",
     ),
     "sample": (
-        lambda: rl.adaptation(MODEL.apply, ENV, SGD),
+        lambda: rl.inner_loop(MODEL.apply, ENV, SGD),
         r"sample must be a function \(params, task, rng\) from rl.sampler",
     ),
     "model": (lambda: sampler(policy=MODEL), r"policy must be .* such as model.apply, got Gauss"),
     "policy": (lambda: sampler(policy=3), r"policy must be a function \(params, observations\)"),
-    "env": (lambda: sampler(env=3), "env must be of type Env, such as from_gymnax .*; got 3"),
+    "env": (
+        lambda: sampler(env=3),
+        "env must be of type Env, for example from rl.from_gymnax .*; got 3",
+    ),
     "oracle": (lambda: rl.oracle("Ant"), "oracle: env must be of type Env"),
     "policy_return": (lambda: rl.policy_return(ENV, MODEL, 3), "policy must be a function"),
     "tasks": (lambda: rl.Tasks(ENV), r"sample_tasks must be a function \(rng, n\)"),
     "state": (lambda: TRPO.update(START, TASKS, KEY), "expected the MetaState .* got dict"),
     "another's state": (
         lambda: TRPO.update(PROMP.init(START)._replace(opt_state=()), TASKS, KEY),
-        r"trust_region: the opt_state .* learner's own init\(params\)",
+        r"maml_trpo: state.opt_state .* learner's own init\(params\)",
     ),
     "trpo's state": (
         lambda: PROMP.update(TRPO.init(START), TASKS, KEY),
-        r"clipped: the opt_state .* learner's own init\(params\)",
+        r"promp: state.opt_state .* learner's own init\(params\)",
     ),
     "key": (lambda: roll(rng=0), "rollout: rng must be one key"),
     "keys": (
@@ -172,7 +175,7 @@ CASES = {
         "collect: rng must be one key",
     ),
     "outer line search": (
-        lambda: rl.clipped(REAL, optax.lbfgs()).init(START),
+        lambda: rl.promp(REAL, optax.lbfgs()).init(START),
         "the outer optimizer's update cannot be called",
     ),
     "episodes": (lambda: PROMP.update(PROMP.init(START), TASK, KEY), "expected a metajax.Episode"),
@@ -185,46 +188,49 @@ CASES = {
     "return": (lambda: rl.mean_return(TASK), "trajectories must be of type Trajectories"),
     "gymnax": (
         lambda: rl.from_gymnax(gymnax.make("CartPole-v1"), ENV.sample_tasks),
-        r"must be a gymnax one, such as gymnax.make\(name\)\[0\], got",
+        r"must be a gymnax environment, such as gymnax.make\(name\)\[0\], got",
     ),
     "gymnax tasks": (lambda: gymnax_env(sample_tasks=3), "sample_tasks must be a function"),
-    "gymnax horizon": (lambda: gymnax_env(horizon=2.5), "the horizon, .* integer, got 2.5"),
+    "gymnax horizon": (lambda: gymnax_env(horizon=2.5), "horizon, .* integer, got 2.5"),
     "gymnax spaces": (
         lambda: rl.from_gymnax(Dicts(), lambda rng, n: {}),
         "observations must be arrays, and actions discrete or vectors",
     ),
     "gymnax task": (
         lambda: gymnax_env().reset(KEY, {"goal": 1.0}),
-        "a task must be a dict of .*gravity.*; goal is not",
+        "a task must be a dict with keys .*gravity.*, got goal",
     ),
-    "gymnax task's kind": (lambda: gymnax_env().reset(KEY, 9.8), "must be a dict of .* 9.8 is not"),
+    "gymnax task's kind": (
+        lambda: gymnax_env().reset(KEY, 9.8),
+        "must be a dict with keys .*, got 9.8",
+    ),
     "brax": (lambda: rl.from_brax("ant", ENV.sample_tasks), "must be a brax.envs.Env"),
     # Shapes.
     "observation": (
         lambda: roll(ENV._replace(observation_size=3)),
-        r"env.reset .* an observation \[3\], .* are float32\[3, 2\]",
+        r"env.reset .* return an observation \[3\], .* returned float32\[3, 2\]",
     ),
     "several tasks": (
         lambda: roll(rl.oracle(ENV), task=TASKS.support),
-        r"env.reset of one task must show an observation \[4\], .* are float32\[3, 8\]",
+        r"env.reset of one task must return an observation \[4\], .* returned float32\[3, 8\]",
     ),
     "reward": (lambda: shows(reward=lambda x: x[None]), r"scalar reward .* float32\[3, 1\]"),
     "done": (lambda: shows(done=lambda x: 0.0 * x), r"a scalar bool done; .* float32\[3\]"),
     "step's reward": (
         lambda: shows(reward=lambda x: x[None], only_step=True),
-        "env.step of one task must show",
+        "env.step of one task must return",
     ),
     "a state's type": (
         lambda: shows(state=lambda x: (x[0].astype(jnp.float16), x[1]), only_step=True),
-        r"env.step must keep shapes and types, but \.state\[0\] is float32\[3, 2\] before and fl",
+        r"env.step must keep shapes and types, but \.state\[0\] is float32\[3, 2\] before the s",
     ),
     "a state's structure": (
         lambda: shows(state=lambda x: x[0], only_step=True),
-        "env.step must return the structure",
+        "env.step must return the same structure",
     ),
     "no EnvStep": (
         lambda: roll(ENV._replace(reset=lambda rng, task: (task, jnp.zeros(2)))),
-        "what env.reset returns must be of type EnvStep",
+        "the value that env.reset returns must be of type EnvStep",
     ),
     "no distribution": (
         lambda: roll(policy=lambda params, x: x),
@@ -240,17 +246,17 @@ CASES = {
     ),
     "tasks without an axis": (
         lambda: rl.Tasks(lambda rng, n: {"goal": jnp.ones(2)}).sample(KEY),
-        r"must return arrays \[1, ...\], it returned {'goal': 'float32\[2\]'}",
+        r"must return arrays \[1, ...\], but it returned {'goal': 'float32\[2\]'}",
     ),
     "no tasks": (
         lambda: rl.oracle(ENV._replace(sample_tasks=lambda rng, n: {})),
-        r"must return arrays \[1, ...\], it returned {}",
+        r"must return arrays \[1, ...\], but it returned {}",
     ),
     "other tasks": (
         lambda: rl.standardized(
             ENV._replace(sample_tasks=lambda rng, n: jnp.ones(5)), KEY, num_trajectories=4
         ),
-        r"must return arrays \[4, ...\], it returned 'float32\[5\]'",
+        r"must return arrays \[4, ...\], but it returned 'float32\[5\]'",
     ),
     "no advantages": (
         lambda: rl.dice(MODEL.apply, START, trajectories(2, 3, advantages=())),
@@ -260,7 +266,7 @@ CASES = {
         lambda: rl.log_likelihood(
             MODEL.apply, START, trajectories(2, 3, advantages=jnp.ones((2, 3, 1)))
         ),
-        r"advantages and mask must be .* are float32\[2, 3, 1\] and float32\[2, 3\]",
+        r"advantages and mask must both be .* are float32\[2, 3, 1\] and float32\[2, 3\]",
     ),
     "advantages of several tasks": (
         lambda: rl.standardized_advantages(trajectories(5, 2, 3)),
@@ -270,18 +276,21 @@ CASES = {
         lambda: rl.replay(REAL, metajax.MetaParams(START), trajectories(2, 4, 3)),
         "its leading axis must be the 1 inner steps",
     ),
-    "sums": (lambda: rl.discounted_sums(1.0, 0.5), "no last axis, x is a scalar"),
+    "sums": (
+        lambda: rl.discounted_sums(1.0, 0.5),
+        r"x must be \[..., horizon\], but it is a scalar",
+    ),
     "action": (
         lambda: rl.Normal(jnp.ones((4, 1)), jnp.ones((4, 1))).log_prob(jnp.ones(4)),
-        r"the action is float32\[4\], but the mean is float32\[4, 1\]",
+        r"the same last axis, but they are float32\[4\] and float32\[4, 1\]",
     ),
     "discrete action": (
         lambda: rl.Categorical(jnp.ones((4, 3))).log_prob(jnp.ones(4)),
-        r"the action is float32\[4\], but must be an integer for each",
+        r"actions must be integers .* action is float32\[4\] and the logits are float32\[4, 3\]",
     ),
     "discrete action's shape": (
         lambda: rl.Categorical(jnp.ones((4, 3))).log_prob(jnp.ones((4, 1), int)),
-        r"the action is int32\[4, 1\], but must be",
+        r"actions must be integers .* but the action is int32\[4, 1\]",
     ),
 }
 
@@ -299,7 +308,7 @@ def test_numbers_of_all_kinds_are_taken():
     for one in (1, 1.0, np.int64(1), np.float32(1), np.ones(()), jnp.ones(()), jnp.ones((), int)):
         trpo(max_kl=one, damping=one)
         sampler(discount=one, gae_lambda=one)
-    clipped(clip=float("inf"), num_epochs=np.int64(2))
+    promp(clip=float("inf"), num_epochs=np.int64(2))
     rl.GaussianMLP(2, hidden=[4], min_log_std=float("-inf"))
 
 

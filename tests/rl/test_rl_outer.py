@@ -22,7 +22,7 @@ SLOW = pytest.mark.slow
 
 def adapting(env=None, num_steps=1, optimizer=None, trajectories=4, **kwargs):
     sample = rl.sampler(env or chase(), MODEL.apply, trajectories)
-    return rl.adaptation(MODEL.apply, sample, optimizer or optax.sgd(0.3), num_steps, **kwargs)
+    return rl.inner_loop(MODEL.apply, sample, optimizer or optax.sgd(0.3), num_steps, **kwargs)
 
 
 def episodes(tasks=4, seed=1):
@@ -31,18 +31,18 @@ def episodes(tasks=4, seed=1):
 
 def flat_problem(num_steps, every_step):
     """One task's KL and curvature product as functions of a vector, in float64."""
-    adaptation = adapting(num_steps=num_steps, optimizer=optax.sgd(0.1))
+    loop = adapting(num_steps=num_steps, optimizer=optax.sgd(0.1))
     start = metajax.MetaParams(jax.tree.map(lambda x: x.astype(jnp.float64) * 0.7, START))
     task = {"goal": jnp.array([1.0, -1.0])}
-    collected = jax.jit(rl.collect, static_argnums=0)(adaptation, start, task, jax.random.key(2))
+    collected = jax.jit(rl.collect, static_argnums=0)(loop, start, task, jax.random.key(2))
     vector, unravel = jax.flatten_util.ravel_pytree(start)
 
     def kl(x):
-        return rl.loss_and_kl(adaptation, unravel(x), collected, every_step=every_step)[1]
+        return rl.loss_and_kl(loop, unravel(x), collected, every_step=every_step)[1]
 
     def product(x, v):
         batch = jax.tree.map(lambda x: x[None], collected)
-        curvature = rl.kl_curvature(adaptation, unravel(x), batch, every_step=every_step)
+        curvature = rl.kl_curvature(loop, unravel(x), batch, every_step=every_step)
         return jax.flatten_util.ravel_pytree(curvature(unravel(v)))[0]
 
     return vector, jax.jit(kl), jax.jit(product)
@@ -71,14 +71,14 @@ def test_the_curvature_is_that_of_full_differentiation_and_of_differences(num_st
 @pytest.mark.parametrize("engine", [metajax.first_order(), metajax.second_order()])
 def test_what_was_collected_is_not_adapted_again(num_steps, engine):
     """The known policies change no derivative, and with first order save the inner gradients."""
-    adaptation = adapting(num_steps=num_steps, meta_gradient=engine)
+    loop = adapting(num_steps=num_steps, meta_gradient=engine)
     start, task = metajax.MetaParams(START), {"goal": jnp.array([1.0, -1.0])}
-    collected = jax.jit(rl.collect, static_argnums=0)(adaptation, start, task, jax.random.key(2))
+    collected = jax.jit(rl.collect, static_argnums=0)(loop, start, task, jax.random.key(2))
 
     def program(collecting):
         def loss(start, collected):
             arguments = {"every_step": num_steps > 1, "collecting": collecting}
-            return rl.loss_and_kl(adaptation, start, collected, **arguments)[0]
+            return rl.loss_and_kl(loop, start, collected, **arguments)[0]
 
         return jax.jit(jax.value_and_grad(loss)).lower(start, collected).compile()
 
@@ -93,9 +93,9 @@ def test_what_was_collected_is_not_adapted_again(num_steps, engine):
 
 
 def test_the_curvature_of_some_trajectories_is_at_the_policies_of_all():
-    adaptation = adapting(meta_gradient=metajax.first_order())
+    loop = adapting(meta_gradient=metajax.first_order())
     start, task = metajax.MetaParams(START), {"goal": jnp.array([1.0, -1.0])}
-    collected = jax.jit(rl.collect, static_argnums=0)(adaptation, start, task, jax.random.key(2))
+    collected = jax.jit(rl.collect, static_argnums=0)(loop, start, task, jax.random.key(2))
     some = rl.Collected(
         jax.tree.map(lambda x: x[:, ::2], collected.support),
         jax.tree.map(lambda x: x[::2], collected.query),
@@ -112,9 +112,7 @@ def test_the_curvature_of_some_trajectories_is_at_the_policies_of_all():
 
     expected = jax.jit(lambda: jax.jvp(jax.grad(kl), (vector,), (v,))[1])()
     batch = jax.tree.map(lambda x: x[None], some)
-    found = jax.jit(
-        lambda: rl.kl_curvature(adaptation, start, batch)(metajax.MetaParams(unravel(v)))
-    )()
+    found = jax.jit(lambda: rl.kl_curvature(loop, start, batch)(metajax.MetaParams(unravel(v))))()
     np.testing.assert_allclose(
         jax.flatten_util.ravel_pytree(found.params)[0], expected, rtol=1e-3, atol=1e-5
     )
@@ -155,15 +153,13 @@ def numpy_returns_and_entropies(trajectories):
 
 
 @functools.cache
-def trust_region(num_steps=1, meta_gradient=None, task_chunk=4, devices=1):
-    """An adaptation, its learner and the learner's compiled update, shared by the tests."""
+def maml_trpo(num_steps=1, meta_gradient=None, task_chunk=4, devices=1):
+    """An inner loop, its learner and the learner's compiled update, shared by the tests."""
     # More conjugate-gradient steps would magnify the rounding of float32.
-    adaptation = adapting(chase(broken_beyond=2.0), num_steps, meta_gradient=meta_gradient)
+    loop = adapting(chase(broken_beyond=2.0), num_steps, meta_gradient=meta_gradient)
     mesh = None if devices == 1 else metajax.task_mesh(devices)
-    learner = rl.trust_region(
-        adaptation, cg_steps=3, damping=0.01, task_chunk=task_chunk, mesh=mesh
-    )
-    return adaptation, learner, jax.jit(learner.update)
+    learner = rl.maml_trpo(loop, cg_steps=3, damping=0.01, task_chunk=task_chunk, mesh=mesh)
+    return loop, learner, jax.jit(learner.update)
 
 
 @pytest.mark.parametrize(
@@ -171,13 +167,13 @@ def trust_region(num_steps=1, meta_gradient=None, task_chunk=4, devices=1):
     [(1, None), pytest.param(2, metajax.first_order(), marks=SLOW)],
 )
 def test_one_trust_region_step_is_numpy_s(num_steps, meta_gradient):
-    adaptation, learner, update = trust_region(num_steps, meta_gradient)
+    loop, learner, update = maml_trpo(num_steps, meta_gradient)
     state, rng, tasks = learner.init(START), jax.random.key(3), episodes()
     after, metrics = update(state, tasks, rng)
     assert float(metrics["accepted"]) == 1
 
     rngs = jax.random.split(rng, 4)
-    collect = jax.vmap(lambda t, r: rl.collect(adaptation, state.meta_params, t, r))
+    collect = jax.vmap(lambda t, r: rl.collect(loop, state.meta_params, t, r))
     batch = jax.jit(collect)(tasks.support, rngs)
     vector, unravel = jax.flatten_util.ravel_pytree(state.meta_params)
 
@@ -186,7 +182,7 @@ def test_one_trust_region_step_is_numpy_s(num_steps, meta_gradient):
             lambda v: v.mean(0), jax.vmap(lambda c: fn(unravel(x), c))(batch)
         )
 
-    measure = jax.jit(mean(lambda *args: rl.loss_and_kl(adaptation, *args)))
+    measure = jax.jit(mean(lambda *args: rl.loss_and_kl(loop, *args)))
     gradient = jax.jit(jax.grad(lambda x: measure(x)[0]))
     # The full Hessian for exact; first order leaves its derivatives out by definition.
     hessian = np.asarray(jax.jit(jax.hessian(lambda x: measure(x)[1]))(vector), np.float64)
@@ -217,7 +213,7 @@ def test_one_trust_region_step_is_numpy_s(num_steps, meta_gradient):
 
 
 def test_the_search_begins_where_the_last_one_ended():
-    _, learner, update = trust_region()
+    _, learner, update = maml_trpo()
     start, rng = learner.init(START), jax.random.key(3)
 
     def step_from(scale):
@@ -239,13 +235,13 @@ def test_the_search_begins_where_the_last_one_ended():
 def test_chunks_and_devices_change_nothing():
     updates = []
     for chunk, devices in ((4, 1), (2, 1), (1, 2)):
-        _, learner, update = trust_region(task_chunk=chunk, devices=devices)
+        _, learner, update = maml_trpo(task_chunk=chunk, devices=devices)
         updates.append(update(learner.init(START), episodes(), jax.random.key(0)))
     for other in updates[1:]:
         assert_same(updates[0], other)
 
 
-@pytest.mark.parametrize("outer", [pytest.param(rl.clipped, marks=SLOW), rl.displaced])
+@pytest.mark.parametrize("outer", [pytest.param(rl.promp, marks=SLOW), rl.reptile])
 def test_devices_change_nothing(outer):
     updates = []
     for mesh in (None, metajax.task_mesh(2)):
@@ -278,8 +274,8 @@ def test_what_is_not_finite_is_not_taken():
 
     # What adaptation leaves alone, the outer step moves.
     inner = metajax.adapting(optax.sgd(0.3), lambda path: not is_std(path))
-    adaptation = rl.adaptation(cliff, rl.sampler(chase(), cliff, 4), inner)
-    learner = rl.trust_region(adaptation, max_kl=1.0, max_backtracks=3)
+    loop = rl.inner_loop(cliff, rl.sampler(chase(), cliff, 4), inner)
+    learner = rl.maml_trpo(loop, max_kl=1.0, max_backtracks=3)
     state = learner.init(START)
     after, metrics = jax.jit(learner.update)(state, episodes(), jax.random.key(0))
     assert float(metrics["accepted"]) == 0
@@ -290,7 +286,7 @@ def test_what_is_not_finite_is_not_taken():
 
 
 def test_a_task_of_broken_physics_leaves_the_others_whole():
-    _, learner, update = trust_region()
+    _, learner, update = maml_trpo()
     tasks, start = episodes(), learner.init(START)
     goals = tasks.support["goal"]
 
@@ -313,10 +309,10 @@ def test_a_task_of_broken_physics_leaves_the_others_whole():
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: rl.trust_region(adapting(num_steps=2), task_chunk=1),
-        lambda: rl.trust_region(adapting(optimizer=metajax.learned_step_sizes(0.3))),
-        lambda: rl.clipped(adapting(), optax.adam(3e-3), task_chunk=1),
-        lambda: rl.displaced(adapting(), optax.sgd(0.5)),
+        lambda: rl.maml_trpo(adapting(num_steps=2), task_chunk=1),
+        lambda: rl.maml_trpo(adapting(optimizer=metajax.learned_step_sizes(0.3))),
+        lambda: rl.promp(adapting(), optax.adam(3e-3), task_chunk=1),
+        lambda: rl.reptile(adapting(), optax.sgd(0.5)),
     ],
     ids=["trpo", "learned step sizes", "promp", "reptile"],
 )
@@ -349,7 +345,7 @@ def test_learners_learn_and_adapt(build):
 
 @SLOW
 def test_seeds_run_side_by_side():
-    _, learner, update = trust_region()
+    _, learner, update = maml_trpo()
     keys = jax.random.split(jax.random.key(0), 2)
     state = learner.init(START)
     both, _ = jax.jit(jax.vmap(lambda key: learner.update(state, episodes(), key)))(keys)
@@ -361,17 +357,17 @@ def test_seeds_run_side_by_side():
     "arguments",
     [{"max_kl": 0.0}, {"cg_steps": 0}, {"backtrack": 1.0}, {"curvature_stride": 0}],
 )
-def test_arguments_of_the_trust_region(arguments):
-    with pytest.raises(ValueError, match="trust_region"):
-        rl.trust_region(adapting(), **arguments)
+def test_arguments_of_maml_trpo(arguments):
+    with pytest.raises(ValueError, match="maml_trpo"):
+        rl.maml_trpo(adapting(), **arguments)
 
 
 @pytest.mark.parametrize("arguments", [{"num_epochs": 0}, {"clip": 0.0}, {"kl_penalty": -1.0}])
-def test_arguments_of_the_clipped_step(arguments):
-    with pytest.raises(ValueError, match="clipped"):
-        rl.clipped(adapting(), optax.sgd(0.1), **arguments)
+def test_arguments_of_promp(arguments):
+    with pytest.raises(ValueError, match="promp"):
+        rl.promp(adapting(), optax.sgd(0.1), **arguments)
 
 
-def test_the_trust_region_refuses_what_forward_mode_does_not_cross():
-    with pytest.raises(ValueError, match="reverse mode only"):
-        rl.trust_region(adapting(meta_gradient=metajax.mixed_mode()))
+def test_maml_trpo_refuses_what_forward_mode_does_not_cross():
+    with pytest.raises(ValueError, match="must support forward mode"):
+        rl.maml_trpo(adapting(meta_gradient=metajax.mixed_mode()))

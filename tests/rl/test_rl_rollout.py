@@ -144,8 +144,8 @@ def test_discount_and_lambda_can_be_swept_and_differentiated():
 
     def adapted(x):
         sample = rl.sampler(counter(4), model.apply, 3, discount=x[0], gae_lambda=x[1])
-        adaptation = rl.adaptation(model.apply, sample, optax.sgd(0.1))
-        return adaptation.collect.apply(start, task, rng)[0]["params"]["log_std"][0]
+        loop = rl.inner_loop(model.apply, sample, optax.sgd(0.1))
+        return loop.collect.apply(start, task, rng)[0]["params"]["log_std"][0]
 
     x, eps = np.array([0.9, 0.7]), 1e-5
     points = jnp.array([x, x + [eps, 0], x - [eps, 0], x + [0, eps], x - [0, eps]])
