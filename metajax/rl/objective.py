@@ -135,13 +135,13 @@ def adapted_distributions(
     trajectories = outer_trajectories(collected, every_step)
     policies = replay(loop, meta_params, collected.support)
     if collecting:
-        policies = _with_derivative_of(policies, collected.policies)
+        policies = _replace_value(policies, collected.policies)
     policies = jax.tree.map(lambda x: x[-trajectories.mask.shape[0] :], policies)
     return jax.vmap(loop.policy)(policies, trajectories.observations)
 
 
 @jax.custom_jvp
-def _with_derivative_of(x: PyTree, value: PyTree) -> PyTree:
+def _replace_value(x: PyTree, value: PyTree) -> PyTree:
     """Returns `value`, which equals `x`, with the derivative of `x`.
 
     The compiler then drops those parts of `x` that the derivative does not need: with first order,
@@ -151,8 +151,8 @@ def _with_derivative_of(x: PyTree, value: PyTree) -> PyTree:
     return value
 
 
-@_with_derivative_of.defjvp
-def _with_derivative_of_jvp(primals, tangents):
+@_replace_value.defjvp
+def _replace_value_jvp(primals, tangents):
     return primals[1], tangents[0]
 
 
