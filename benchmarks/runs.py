@@ -67,7 +67,7 @@ def headline_table(results: list[Result]) -> list[str]:
     for runs in _classification(results):
         result, name = runs[0], preset_of(runs[0])
         paper = protocols.PAPER_RESULTS.get(name, {}).get("transductive")
-        if paper and result["meta_steps"] >= prescribed(result):
+        if paper and "," not in result["name"]:  # at full length, with the preset's settings
             row = _row(runs, "transductive")
             lines.append(_headline(f"{name}: accuracy (%)", row[3], row[4], result))
     return lines
@@ -118,7 +118,7 @@ def _row(runs: list[Result], question: str) -> list[str]:
     step = min(config["validation_steps"], steps[-1])
     at = steps.index(step)
     seeds = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
-    cell = PRESETS[result["experiment"]].get(name, config)
+    cell = PRESETS[result["experiment"]].get(name) or config
     changed = [f"{k}={config[k]}" for k in SHOWN if k in cell and config.get(k, cell[k]) != cell[k]]
     if earlier := config.get("earlier_num_meta_steps"):
         changed.append("lengthened after " + ", ".join(f"{steps:,}" for steps in earlier))

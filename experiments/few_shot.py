@@ -208,7 +208,6 @@ def meta_learning(command: Command, data: Data) -> Trained:
     loss = metajax.cross_entropy(model.apply)
     tasks = make_tasks(settings, data, "train")
     learner = make_learner(settings, loss, command.mesh)
-    assert learner.inner is not None
     batches = supervised.make_batches(settings, settings.eval_inner_batch)
     adapt, validated = (
         learner.inner.rebuild(num_steps=steps, batches=batches)

@@ -140,15 +140,13 @@ class Agent(NamedTuple):
       env: the environment.
       params: where training starts.
       policy: `(params, observations) -> Distribution`.
-      learner: the outer loop.
-      inner: its inner loop.
+      learner: the outer loop, with its inner loop.
     """
 
     env: rl.Env
     params: Any
     policy: rl.Policy
     learner: metajax.MetaLearner
-    inner: rl.InnerLoop
 
 
 def make_agent(settings: MetaRL, env: rl.Env, mesh: Mesh | None = None) -> Agent:
@@ -182,7 +180,7 @@ def make_agent(settings: MetaRL, env: rl.Env, mesh: Mesh | None = None) -> Agent
     )
     shared = {"task_chunk": settings.task_chunk or None, "mesh": mesh}
     learner = ALGORITHMS[settings.algorithm](settings, inner, shared)
-    return Agent(env, params, policy, learner, inner)
+    return Agent(env, params, policy, learner)
 
 
 def make_sampler(settings: MetaRL, env: rl.Env, policy: rl.Policy, trajectories: int) -> Any:
@@ -192,7 +190,7 @@ def make_sampler(settings: MetaRL, env: rl.Env, policy: rl.Policy, trajectories:
 def rebuilt(settings: MetaRL, agent: Agent, num_steps: int, trajectories: int) -> rl.InnerLoop:
     """The agent's inner loop with other steps and as many trajectories as asked for."""
     sample = make_sampler(settings, agent.env, agent.policy, trajectories)
-    return agent.inner.rebuild(num_steps=num_steps, sample=sample)
+    return agent.learner.inner.rebuild(num_steps=num_steps, sample=sample)
 
 
 def make_scorer(

@@ -4,7 +4,7 @@ Command:   python -m experiments.miniimagenet --preset=finn2017/miniimagenet_5w1
 Hardware:  one accelerator; 2 CPU cores take days for all 60,000 meta-steps
 Expected:  48.70 +- 1.84 % (transductive) after 10 adaptation steps, the paper's; independent runs
            of the authors' code end between 46 and 48
-Ours:      in the table of the README, where it is recorded
+Ours:      in docs/results.md, where it is recorded
 """
 
 from experiments import few_shot, protocols

@@ -108,7 +108,6 @@ def build(command: Command, data: few_shot.Data, objective: metajax.Objective | 
     trained = few_shot.meta_learning(command, data)
     learner = trained.learner
     if objective is not None:
-        assert learner.inner is not None
         learner = metajax.meta_learner(
             learner.inner,
             objective,

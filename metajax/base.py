@@ -124,13 +124,14 @@ class MetaLearner(NamedTuple):
       update: `(state, episodes, rng) -> (state, metrics)`, one meta-update on a meta-batch whose
         leaves are `[tasks, ...]`. No metric is required, but `train.fit` names the meta-step at
         which a scalar `objective` or `meta_gradient_norm` among them is not finite.
-      inner: the inner loop that `update` trains, `None` for a learner without one.
+      inner: the inner loop that `update` trains, an `Adapt` or an `rl.InnerLoop`; `None` for a
+        learner without one. `inner.rebuild` makes it again with other steps.
     """
 
     init: Callable[[Params], MetaState]
     adapt: Callable[[MetaState, Batch, Key], Params]
     update: Callable[[MetaState, Episode, Key], tuple[MetaState, Metrics]]
-    inner: Adapt | None = None
+    inner: Any = None
 
 
 class AdaptInfo(NamedTuple):

@@ -1,5 +1,6 @@
 """What the README shows runs as it stands there."""
 
+import pkgutil
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from PIL import Image, ImageDraw
 
 import metajax
@@ -85,12 +87,24 @@ def draw(name, path):
     picture.save(path)
 
 
-def test_the_results_are_those_of_the_records():
+def test_the_tables_are_those_of_the_records():
     from benchmarks import report
 
-    assert report.render() == README
+    for page in (report.README, report.PAGE):
+        assert report.render(page) == page.read_text()
 
 
-def test_linked_files_exist():
-    for target in re.findall(r"\]\(([\w./]+)\)", README):
-        assert (ROOT / target).exists(), target
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_linked_files_exist(page):
+    for target in re.findall(r"\]\(([^):]+?)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_name_is_importable(page):
+    names = set(re.findall(r"\b((?:metajax|experiments|benchmarks)(?:\.\w+)+)", page.read_text()))
+    for name in names:
+        pkgutil.resolve_name(name)

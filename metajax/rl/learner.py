@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
 
 import jax.numpy as jnp
 import optax
@@ -48,7 +47,7 @@ def make_learner(
         check_state(state)
         return loop.collect.apply(state.meta_params, task, rng)[0]
 
-    return MetaLearner(init, adapt, update, cast(Any, loop))
+    return MetaLearner(init, adapt, update, loop)
 
 
 def checked_init(optimizer: optax.GradientTransformation) -> Callable[[MetaParams], PyTree]:
