@@ -53,7 +53,8 @@ def prepare(builder: Any, title: str) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         raise FileNotFoundError(f"{missing}, and TensorFlow to prepare it is not here; {remedy}")
     sources = getattr(builder, "url_infos", None) or {}
-    parts = {url: urllib.parse.urlsplit(url) for url in sources}
+    downloaded = _downloaded(builder)
+    parts = {url: urllib.parse.urlsplit(url) for url in sources if f'"{url}"' not in downloaded}
     hosts = {part.hostname: url for url, part in parts.items() if part.scheme in _PORTS}
     for host, url in hosts.items():
         fault = _unreachable(url)
@@ -61,7 +62,7 @@ def prepare(builder: Any, title: str) -> None:
             raise FileNotFoundError(
                 f"{missing}, and {host} to download it from cannot be reached ({fault}); {remedy}"
             )
-    known = f"{sum(info.size for info in sources.values()) / 1e6:,.1f} MB"
+    known = f"{sum(sources[url].size for url in parts) / 1e6:,.1f} MB"
     size = known if sources else "data of unknown size"
     print(f"{title}: downloading {size} to {builder.data_path}", file=sys.stderr, flush=True)
     try:
@@ -70,6 +71,13 @@ def prepare(builder: Any, title: str) -> None:
         raise FileNotFoundError(
             f"{missing}, and preparing it failed ({' '.join(str(error).split())}); {remedy}"
         ) from error
+
+
+def _downloaded(builder: Any) -> str:
+    """What TFDS noted of files that were downloaded before, as JSON with their URLs."""
+    folder = Path(getattr(builder, "data_dir_root", builder.data_path)) / "downloads"
+    notes = [*folder.glob("*.INFO"), *folder.glob("*/*.INFO")]
+    return "\n".join(note.read_text(errors="replace") for note in notes)
 
 
 def _unreachable(url: str) -> str:

@@ -1,6 +1,8 @@
 """Deprecated: `metajax.data.omniglot`."""
 
 from metajax.data import omniglot
+from metajax.data.omniglot import Resample as Resample
+from metajax.data.omniglot import Split as Split
 from metajax.tasks import deprecated
 
 Omniglot = deprecated.NamedSplits

@@ -87,6 +87,20 @@ def test_one_host_of_several(server):
     refused(builder, "no-such-host.invalid .* cannot be reached", 20)
 
 
+def test_files_that_were_downloaded_before_need_no_network(tmp_path, capsys):
+    one, two = (f"https://no-such-host.invalid/{name}.zip" for name in ("one", "two"))
+    builder = Builder(one, two)
+    builder.data_dir_root = tmp_path
+    (tmp_path / "downloads" / "set").mkdir(parents=True)
+    note = '{"dataset_names": ["set"], "urls": ["%s"]}'
+    (tmp_path / "downloads" / "one.zip.INFO").write_text(note % one)
+    refused(builder, "no-such-host.invalid .* cannot be reached", 20)
+    (tmp_path / "downloads" / "set" / "two.zip.INFO").write_text(note % two)
+    prepared.prepare(builder, "Title")
+    assert builder.downloads == 1
+    assert "downloading 0.0 MB" in capsys.readouterr().err
+
+
 def test_a_host_that_does_not_answer(monkeypatch):
     answered = threading.Event()
 
