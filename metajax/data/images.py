@@ -16,14 +16,14 @@ from metajax.base import check_integer
 class Images:
     """Images by class. Classes may have different numbers of examples.
 
-    All images are in one array. Its second axis is as long as the largest class; rows of smaller
-    classes end in padding, which no sampler draws. Every method returns new `Images`.
+    All images are in one array. Its second axis is as long as the largest class; the rows of
+    smaller classes end in padding, which no sampler draws. Methods change nothing in place.
 
     Attributes:
       array: uint8 `[classes, examples, height, width, channels]`.
       names: the name of each class, all different.
-      counts: int32 `[classes]`, the number of examples of each class; by default all `examples` of
-        the array. What follows them in the array is padding.
+      counts: int32 `[classes]`, the number of examples of each class, which come first in its row;
+        by default all `examples`.
 
     Raises:
       ValueError: `array` has another type or rank; `names` are no strings, not as many as the

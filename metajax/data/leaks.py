@@ -38,8 +38,8 @@ def audit(
         `splits`, the `count` and the `pairs`.
 
     Raises:
-      ValueError: the splits are none, or hold images of different shapes; `cap` is no non-negative
-        integer.
+      ValueError: `splits` are no `Images`, none of them has a class, or their images have different
+        shapes; `cap` is no non-negative integer.
 
     Example:
       >>> import numpy as np

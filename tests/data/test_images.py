@@ -120,7 +120,8 @@ def test_classes_of_any_sizes_are_put_together_and_taken_apart(unequal):
 
 
 def test_classes_that_are_large_enough(unequal):
-    assert unequal.with_at_least(3).names == ("w", "z")
+    assert unequal.with_at_least(4).names == ("w", "z")
+    assert unequal.with_at_least(5).counts.tolist() == [5]
     assert len(unequal.with_at_least(6)) == 0
 
 

@@ -55,6 +55,10 @@ def test_rotations_of_classes_of_unequal_size():
     both[[1, 3], 3:] = 0  # padding
     found = episodes(Images(both, "abcd", [5, 3, 5, 3]), rotations=True)
     assert found == {"tasks": 50, "shared_images": 0, "repeated_draws": 0, "rotated_classes": 50}
+    images = noise(0)
+    images[1, 3:] = images[0, 3:]  # most of class b, did the padding count
+    found = episodes(Images(images, "abcd", [5, 3, 5, 5]), rotations=True)
+    assert found["rotated_classes"] == 0
 
 
 class Leaky(FewShot):
