@@ -18,12 +18,13 @@ import optax
 import metajax
 from benchmarks import timing
 from metajax import nn, train
-from metajax.tasks import FewShot, meta_batch, omniglot
+from metajax.data import Splits, omniglot
+from metajax.tasks import FewShot, meta_batch
 
 TASKS, TEST_TASKS, RATE = 32, 600, 2.0
 
 
-def measure(dtype: Any, meta_steps: int, data: omniglot.Omniglot) -> dict[str, Any]:
+def measure(dtype: Any, meta_steps: int, data: Splits) -> dict[str, Any]:
     model = nn.omniglot_conv(5, dtype)
     loss = metajax.cross_entropy(model.apply)
     few_shot = [

@@ -16,7 +16,8 @@ import numpy as np
 
 import metajax
 from benchmarks import problems, timing
-from metajax.tasks import FewShot, meta_batch, omniglot
+from metajax.data import omniglot
+from metajax.tasks import FewShot, meta_batch
 
 WAYS, SHOTS, QUERIES, TASKS = 5, 1, 15, 32
 
@@ -53,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
-    images = omniglot.load().train
+    images = omniglot.load().train.images
     tasks = FewShot(images, ways=WAYS, shots=SHOTS, queries=QUERIES, rotate=True)
 
     def on_device(tasks, key):

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import metajax
@@ -20,61 +19,32 @@ from experiments.classification import FewShot
 from experiments.command import Command, Experiment, as_usage_error
 from experiments.settings import Launch, UsageError, setting
 from experiments.skeleton import Evaluation, Method
+from metajax import data as datasets
 from metajax import nn, train
-from metajax.tasks import audit, cifar, meta_batch, mini_imagenet, omniglot, place
+from metajax.data import Splits
+from metajax.tasks import audit_episodes, few_shot_tasks, meta_batch
 
 QUESTIONS = ("transductive", "non_transductive")
 
 
-class Dataset(NamedTuple):
-    """A set of images as the launchers know it.
-
-    Attributes:
-      title: for figures and tables.
-      read: `(settings, data directory or None) -> classes in three sets`.
-      networks: by the names of `--network`.
-      drawings: whether a quarter turn of an image is as good an image.
-    """
-
-    title: str
-    read: Callable[[Any, str | None], Any]
-    networks: dict[str, Any]
-    drawings: bool = False
-
-
-DRAWINGS = {
+DRAWINGS: dict[str, Any] = {
     "conv": nn.omniglot_conv,
     "conv_nichol": nn.omniglot_conv_nichol,
     "conv_per_step": nn.conv_per_step,
     "mlp": nn.omniglot_mlp,
     "resnet12": nn.resnet12,
 }
-PHOTOGRAPHS = {
+PHOTOGRAPHS: dict[str, Any] = {
     **DRAWINGS,
     "conv": nn.mini_imagenet_conv,
     "conv_nichol": nn.mini_imagenet_conv_nichol,
     "conv_per_step": functools.partial(nn.conv_per_step, features=48),
 }
-DATASETS: dict[str, Dataset] = {
-    "omniglot": Dataset(
-        "Omniglot",
-        lambda s, data_dir: omniglot.load(data_dir, split=s.split, resample=s.resample),
-        DRAWINGS,
-        drawings=True,
-    ),
-    "mini_imagenet": Dataset(
-        "Mini-ImageNet", lambda s, data_dir: mini_imagenet.load(data_dir), PHOTOGRAPHS
-    ),
-    "cifar_fs": Dataset(
-        "CIFAR-FS", lambda s, data_dir: cifar.load(data_dir, split="cifar_fs"), PHOTOGRAPHS
-    ),
-    "fc100": Dataset("FC100", lambda s, data_dir: cifar.load(data_dir, split="fc100"), PHOTOGRAPHS),
-}
 
 
 def other_photographs() -> list[str]:
-    """The data sets that no launcher of their own has."""
-    return [name for name in DATASETS if name not in ("omniglot", "mini_imagenet")]
+    """The data sets that have no launcher of their own."""
+    return [name for name in datasets.DATA_SETS if name not in ("omniglot", "mini_imagenet")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,49 +76,29 @@ TASKS_PER_CALL = 100
 AUDITED_TASKS = 100
 
 
-class Data(NamedTuple):
-    """A data set as a protocol sees it.
-
-    Attributes:
-      train, validation, test: uint8 `[classes, examples, height, width, channels]`.
-      names: of the classes, by set.
-    """
-
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
-    names: dict[str, tuple[str, ...]]
-
-
-def load(settings: FewShot, data_dir: str | None) -> Data:
+def load(settings: FewShot, data_dir: str | None) -> Splits:
     """Reads the data and applies what the protocol does to them once for all."""
+    wanted = datasets.DATA_SETS[settings.dataset].settings
     with as_usage_error():
-        loaded = DATASETS[settings.dataset].read(settings, data_dir)
-    images = {part: getattr(loaded, part) for part in ("train", "validation", "test")}
-    names = {part: getattr(loaded, f"{part}_names") for part in images}
+        data = datasets.load(
+            settings.dataset,
+            data_dir,
+            **{name: getattr(settings, name) for name in wanted if hasattr(settings, name)},
+        )
     if settings.train_on == "train+validation":
-        images["train"] = np.concatenate([images["train"], images["validation"]])
-        names["train"] += names["validation"]
-        images["validation"], names["validation"] = images["validation"][:0], ()
+        data = data.merged()
     if not getattr(settings, "invert", True):
-        images = {part: 255 - of_part for part, of_part in images.items()}
-    if settings.rotation == "classes":
-        images["train"] = np.concatenate(
-            [np.rot90(images["train"], turns, axes=(2, 3)) for turns in range(4)]
-        )
-        names["train"] = tuple(
-            f"{name} turned by {90 * turns}" for turns in range(4) for name in names["train"]
-        )
-    return Data(**images, names=names)
+        data = data.inverted()
+    return data.with_quarter_turns() if settings.rotation == "classes" else data
 
 
-def make_tasks(settings: FewShot, data: Data, part: str) -> metajax.tasks.TaskDistribution:
+def make_tasks(settings: FewShot, data: Splits, part: str) -> metajax.tasks.TaskDistribution:
     """The tasks of `"train"`, `"validation"` or `"test"`."""
     shots, queries = settings.shots, settings.eval_queries
     if part == "train":
         shots, queries = settings.train_shots or shots, settings.queries
     with as_usage_error():
-        return place(
+        return few_shot_tasks(
             getattr(data, part),
             ways=settings.ways,
             shots=shots,
@@ -159,7 +109,8 @@ def make_tasks(settings: FewShot, data: Data, part: str) -> metajax.tasks.TaskDi
 
 def make_network(settings: FewShot) -> Callable[[int], Any]:
     """The network for any number of classes, a Flax module."""
-    network = DATASETS[settings.dataset].networks[settings.network]
+    networks = DRAWINGS if settings.dataset == "omniglot" else PHOTOGRAPHS
+    network = networks[settings.network]
     if settings.network == "conv_per_step":
         network = functools.partial(network, num_steps=settings.num_steps)
     reduced = settings.compute_dtype != "float32"
@@ -201,7 +152,7 @@ class Trained(NamedTuple):
     start: Callable[[metajax.MetaState], metajax.MetaState] = lambda state: state
 
 
-def meta_learning(command: Command, data: Data) -> Trained:
+def meta_learning(command: Command, data: Splits) -> Trained:
     """Any of the meta-learning algorithms."""
     settings = command.settings
     model = make_network(settings)(settings.ways)
@@ -224,7 +175,7 @@ def meta_learning(command: Command, data: Data) -> Trained:
     )
 
 
-def baseline(command: Command, data: Data) -> Trained:
+def baseline(command: Command, data: Splits) -> Trained:
     """A classifier of all meta-training classes, fine-tuned or with nearest neighbours."""
     settings, mesh = command.settings, command.mesh
     network = make_network(settings)
@@ -235,7 +186,7 @@ def baseline(command: Command, data: Data) -> Trained:
         metajax.cross_entropy(everything.apply), supervised.make_outer_optimizer(settings), mesh
     )
     params = everything.init(key, image)
-    tasks = baselines.Classification(jnp.asarray(data.train), settings.pretrain_batch)
+    tasks = baselines.Classification(jnp.asarray(data.train.images), settings.pretrain_batch)
     if settings.algorithm == "nearest_neighbour":
         features = baselines.make_features(network)
         metrics = {
@@ -291,9 +242,9 @@ def accuracies(model: Any) -> dict[str, Any]:
     }
 
 
-def image_of(data: Data) -> jax.Array:
+def image_of(data: Splits) -> jax.Array:
     """One image, by whose shape a network is initialized."""
-    return jnp.zeros((1, *data.train.shape[2:]))
+    return jnp.zeros((1, *data.train.image_shape))
 
 
 def make_measure(
@@ -377,25 +328,22 @@ def test(
     }
 
 
-def look_for_leaks(command: Command, data: Data, tasks: Any, test_tasks: Any) -> dict[str, Any]:
+def look_for_leaks(command: Command, data: Splits, tasks: Any, test_tasks: Any) -> dict[str, Any]:
     """Audits splits and episodes; refuses to go on where test classes would have been trained on.
 
     The audit is kept beside the run, so that a run that is continued or evaluated again with
     another split of the classes is found out.
     """
     settings = command.settings
-    drawings = DATASETS[settings.dataset].drawings
-    splits = {part: (getattr(data, part), names) for part, names in data.names.items() if names}
-    found = audit.audit(splits, rotations=drawings)
+    drawings = settings.dataset == "omniglot"
+    found = datasets.audit(data, rotations=drawings)
     key = jax.random.fold_in(jax.random.key(settings.seed), 3)
-    found["episodes"] = {
-        "test": audit.audit_episodes(test_tasks, key, AUDITED_TASKS, rotations=drawings)
-    }
+    found["episodes"] = {"test": audit_episodes(test_tasks, key, AUDITED_TASKS, rotations=drawings)}
     if settings.algorithm not in protocols.BASELINES:  # these do not learn from episodes
-        found["episodes"]["train"] = audit.audit_episodes(tasks, key, AUDITED_TASKS)
+        found["episodes"]["train"] = audit_episodes(tasks, key, AUDITED_TASKS)
     path = command.workdir / "audit.json"
     if path.exists():
-        changed = audit.changed_classes(json.loads(path.read_text()), found)
+        changed = datasets.changed_classes(json.loads(path.read_text()), found)
         if changed:
             raise UsageError(
                 f"the classes of {', '.join(changed)} are not those that {path} says the run was "
@@ -417,7 +365,7 @@ def look_for_leaks(command: Command, data: Data, tasks: Any, test_tasks: Any) ->
 
 def title_of(settings: FewShot) -> str:
     return (
-        f"{settings.ways}-way {settings.shots}-shot {DATASETS[settings.dataset].title}, "
+        f"{settings.ways}-way {settings.shots}-shot {datasets.DATA_SETS[settings.dataset].title}, "
         f"{settings.algorithm}"
     )
 

@@ -1,6 +1,6 @@
 """Few-shot classification of other photographs with the settings for Mini-ImageNet.
 
-CIFAR-FS and FC100; a data set that is added to `few_shot.DATASETS` is found here as well.
+CIFAR-FS and FC100; what else `metajax.data.DATA_SETS` has is found here as well.
 
 Command:   python -m experiments.photographs --preset=finn2017/cifar_fs_5w1s
 Hardware:  not run on the real images yet

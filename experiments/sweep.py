@@ -17,6 +17,7 @@ from experiments.command import Command
 from experiments.settings import evaluation_config, training_config
 from experiments.skeleton import Evaluation, Method
 from metajax import train
+from metajax.data import Splits
 
 # The paper's inner step size of 0.003 is on a sum over a mini-batch: on its mean it is as many
 # times more as there are examples in it.
@@ -102,7 +103,7 @@ def finished(command: Command) -> Any:
     return result["evaluation"] if same else None
 
 
-def build(command: Command, data: few_shot.Data, objective: metajax.Objective | None) -> Method:
+def build(command: Command, data: Splits, objective: metajax.Objective | None) -> Method:
     """One of the runs."""
     settings: Omniglot = command.settings
     trained = few_shot.meta_learning(command, data)

@@ -1,5 +1,6 @@
 """Gradient-based meta-learning in JAX."""
 
+from metajax import data as data
 from metajax import tasks as tasks
 from metajax.algorithms import Options as Options
 from metajax.algorithms import anil as anil

@@ -10,7 +10,8 @@ import pytest
 import metajax
 
 PACKAGE = Path(metajax.__file__).parent
-HEAVY = ("tensorflow", "tensorflow_datasets", "gymnax", "brax", "orbax", "tensorboardX", "flax")
+HEAVY = ("tensorflow", "tensorflow_datasets", "array_record", "PIL", "tqdm", "gymnax", "brax")
+HEAVY += ("orbax", "tensorboardX", "flax")
 # Each may import the ones before it.
 CORE = ["base", "losses", "batches", "gradients", "optimizers", "checks", "arguments"]
 CORE += ["inner", "objectives", "parallel", "learner", "evaluate", "algorithms"]
@@ -32,6 +33,8 @@ def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "metajax":
+            yield from (f"metajax.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
 
@@ -50,9 +53,10 @@ def test_the_core_imports_downward_and_little(name):
 @pytest.mark.parametrize(
     ("folder", "forbidden"),
     [
-        ("nn", ("metajax.tasks", "metajax.train", "metajax.rl")),
+        ("nn", ("metajax.data", "metajax.tasks", "metajax.train", "metajax.rl")),
+        ("data", ("metajax.nn", "metajax.tasks", "metajax.train", "metajax.rl")),
         ("tasks", ("metajax.nn", "metajax.train", "metajax.rl")),
-        ("rl", ("metajax.nn", "metajax.tasks", "metajax.train")),
+        ("rl", ("metajax.data", "metajax.nn", "metajax.tasks", "metajax.train")),
     ],
 )
 def test_leaves_do_not_know_what_stands_above_them(folder, forbidden):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from metajax.base import Array, Episode, Key, check_integer
-from metajax.tasks.few_shot import Draw, FewShot
+from metajax.data.images import Images
+from metajax.tasks.deprecated import moved
+from metajax.tasks.few_shot import Draw, FewShot, settle
 
 
 class Fetched(NamedTuple):
@@ -35,9 +37,10 @@ class StreamedFewShot:
     within the compiled program, which is simple and waits.
 
     Attributes:
-      images: uint8 `[classes, examples, height, width, channels]`; any array of NumPy, so also one
-        that is mapped from a file.
-      ways, shots, queries, rotate: as in `FewShot`.
+      images: `metajax.data.Images`, or only their array, uint8 `[classes, examples, height, width,
+        channels]`; any array of NumPy, so also one that is mapped from a file. The attribute is the
+        array.
+      ways, shots, queries, rotate, counts: as in `FewShot`.
 
     Raises:
       ValueError: as `FewShot`, or `images` are no array of NumPy.
@@ -54,27 +57,28 @@ class StreamedFewShot:
       True
     """
 
-    images: np.ndarray
+    images: Any
     _: dataclasses.KW_ONLY
     ways: int
     shots: int
     queries: int
     rotate: bool = False
+    counts: Any = None
 
     def __post_init__(self) -> None:
+        settle(self)
         if not isinstance(self.images, np.ndarray):
             raise ValueError(
                 f"images must be an array of NumPy to stay on the host, got "
                 f"{type(self.images).__name__}; use np.asarray(images), or FewShot for images on "
                 f"the device"
             )
-        _ = self._tasks  # which checks the settings
 
     @property
     def _tasks(self) -> FewShot:
         layout = jax.ShapeDtypeStruct(self.images.shape, self.images.dtype)
         settings = {"ways": self.ways, "shots": self.shots, "queries": self.queries}
-        return FewShot(layout, **settings, rotate=self.rotate)  # type: ignore[arg-type]
+        return FewShot(layout, **settings, rotate=self.rotate, counts=self.counts)
 
     @property
     def task_bytes(self) -> int:
@@ -109,8 +113,8 @@ class StreamedFewShot:
         return self.episode(Fetched(images, draw.quarter_turns))
 
 
-def place(
-    images: np.ndarray,
+def few_shot_tasks(
+    images: Images | np.ndarray,
     *,
     ways: int,
     shots: int,
@@ -118,12 +122,13 @@ def place(
     rotate: bool = False,
     device_bytes: int | None = None,
 ) -> FewShot | StreamedFewShot:
-    """Puts the images on the device where they fit, and streams them where they do not.
+    """Makes few-shot tasks: `FewShot` where the images fit on the device, else `StreamedFewShot`.
 
     The episodes are the same either way.
 
     Args:
-      images, ways, shots, queries, rotate: as in `FewShot`.
+      images: `metajax.data.Images`, or only their array.
+      ways, shots, queries, rotate: as in `FewShot`.
       device_bytes: how much of the device the images may take up; by default half of its memory.
 
     Raises:
@@ -132,17 +137,21 @@ def place(
     Example:
       >>> import numpy as np
       >>> images = np.zeros((64, 20, 28, 28, 1), np.uint8)
-      >>> type(place(images, ways=5, shots=1, queries=15)).__name__
+      >>> type(few_shot_tasks(images, ways=5, shots=1, queries=15)).__name__
       'FewShot'
-      >>> type(place(images, ways=5, shots=1, queries=15, device_bytes=10**6)).__name__
+      >>> type(few_shot_tasks(images, ways=5, shots=1, queries=15, device_bytes=10**6)).__name__
       'StreamedFewShot'
     """
     if device_bytes is None:
         device_bytes = _device_memory() // 2
     check_integer("device_bytes", device_bytes, minimum=0)
     # One byte each; what are no images is refused by either.
-    kind = FewShot if np.size(images) <= device_bytes else StreamedFewShot
+    size = images.array.size if isinstance(images, Images) else np.size(images)
+    kind = FewShot if size <= device_bytes else StreamedFewShot
     return kind(images, ways=ways, shots=shots, queries=queries, rotate=rotate)
+
+
+place = moved("metajax.tasks.place", "metajax.tasks.few_shot_tasks", few_shot_tasks)
 
 
 def _device_memory() -> int:

@@ -4,9 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import few_shot
-from metajax.tasks import mini_imagenet
-from metajax.tasks import omniglot as drawings
+from metajax.data import DATA_SETS, Images, Splits
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -24,13 +22,25 @@ def random_images(monkeypatch):
     """Replaces both data sets by small random images."""
     rng = np.random.default_rng(0)
 
-    def loaded(kind, shape):
-        parts = [rng.integers(0, 256, (n, *shape), np.uint8) for n in (6, 6, 7)]
-        names = [tuple(f"{part}{i}" for i in range(n)) for part, n in zip("tvx", (6, 6, 7))]  # noqa: B905
-        return kind(*parts, *names)
+    def images(part, num_classes, shape):
+        names = tuple(f"{part} {i}" for i in range(num_classes))
+        return Images(rng.integers(0, 256, (num_classes, *shape), np.uint8), names)
 
-    color = loaded(mini_imagenet.MiniImageNet, (40, 16, 16, 3))
-    grey = loaded(drawings.Omniglot, (20, 16, 16, 1))
-    monkeypatch.setattr(few_shot.mini_imagenet, "load", lambda *args: color)
-    monkeypatch.setattr(few_shot.omniglot, "load", lambda *args, **kwargs: grey)
-    return {"color": color, "grey": grey}
+    def splits(shape):
+        return Splits(
+            images("train", 6, shape), images("valid", 6, shape), images("test", 7, shape)
+        )
+
+    found = {"mini_imagenet": splits((40, 16, 16, 3)), "omniglot": splits((20, 16, 16, 1))}
+    for name in found:
+        replace_data(monkeypatch, found, name)
+    return found
+
+
+def replace_data(monkeypatch, splits, name):
+    """Replaces a data set of the table by `splits[name]`."""
+
+    def load(data_dir=None, *, split=None, resample=None):
+        return splits[name]
+
+    monkeypatch.setitem(DATA_SETS, name, DATA_SETS[name]._replace(load=load))

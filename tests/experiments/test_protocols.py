@@ -12,6 +12,7 @@ import metajax
 from experiments import few_shot, miniimagenet, omniglot, photographs, protocols, supervised
 from experiments.classification import BASELINES
 from experiments.settings import UsageError, check_bounds
+from metajax.data import Images
 from tests.experiments.launching import launch
 from tests.helpers import assert_close
 
@@ -85,19 +86,19 @@ def test_the_clip_is_on_the_authors_scale(name, factor):
 
 
 def test_what_nichol_trains_on(random_images):
-    grey = random_images["grey"]
+    grey = random_images["omniglot"]
     data = few_shot.load(ALL["nichol2018/omniglot_5w1s"], None)
-    trained = np.concatenate([grey.train, grey.validation])
-    assert data.train.shape[0] == 4 * len(trained) == len(set(data.names["train"]))
-    np.testing.assert_array_equal(data.train[: len(trained)], 255 - trained)
+    trained = np.concatenate([grey.train.images, grey.validation.images])
+    assert len(data.train) == 4 * len(trained) == len(set(data.train.names))
+    np.testing.assert_array_equal(data.train.images[: len(trained)], 255 - trained)
     for turns in range(4):
         np.testing.assert_array_equal(
-            data.train[turns * len(trained) + 3, 7], np.rot90(255 - trained[3, 7], turns)
+            data.train.images[turns * len(trained) + 3, 7], np.rot90(255 - trained[3, 7], turns)
         )
-    np.testing.assert_array_equal(data.test, 255 - grey.test)
+    np.testing.assert_array_equal(data.test.images, 255 - grey.test.images)
     assert not few_shot.make_tasks(ALL["nichol2018/omniglot_5w1s"], data, "test").rotate
     finn = few_shot.load(ALL["finn2017/omniglot_5w1s"], None)
-    np.testing.assert_array_equal(finn.train, grey.train)
+    np.testing.assert_array_equal(finn.train.images, grey.train.images)
     assert few_shot.make_tasks(ALL["finn2017/omniglot_5w1s"], finn, "test").rotate
 
 
@@ -149,19 +150,19 @@ def test_devices_share_the_tasks(random_images, tmp_path):
     assert [result["num_devices"] for result in found] == [1, 2]
 
 
-def test_other_test_classes_than_in_training_are_refused(random_images, tmp_path, monkeypatch):
+def test_other_test_classes_than_in_training_are_refused(random_images, tmp_path):
     where = ["--network=mlp", f"--workdir={tmp_path}"]
     launch(omniglot, *SMALL, *where)
-    grey = random_images["grey"]
-    mixed = grey._replace(test_names=(*grey.test_names[:-1], "another"))
-    monkeypatch.setattr(few_shot.omniglot, "load", lambda *args, **kwargs: mixed)
+    grey = random_images["omniglot"]
+    names = (*grey.test.names[:-1], "another")
+    random_images["omniglot"] = grey._replace(test=Images(grey.test.images, names))
     with pytest.raises(UsageError, match="the classes of test are not those"):
         launch(omniglot, "--mode=eval", *where[1:])
 
 
-def test_shared_classes_are_refused(random_images, tmp_path, monkeypatch):
-    grey = random_images["grey"]
-    mixed = grey._replace(test_names=(grey.train_names[0], *grey.test_names[1:]))
-    monkeypatch.setattr(few_shot.omniglot, "load", lambda *args, **kwargs: mixed)
+def test_shared_classes_are_refused(random_images, tmp_path):
+    grey = random_images["omniglot"]
+    names = (grey.train.names[0], *grey.test.names[1:])
+    random_images["omniglot"] = grey._replace(test=Images(grey.test.images, names))
     with pytest.raises(UsageError, match="the sets share classes"):
         launch(omniglot, *SMALL, f"--workdir={tmp_path}")

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from experiments import command, few_shot, plots, show_episodes
+from experiments import command, plots, show_episodes
 from experiments.settings import UsageError
-from metajax.tasks import omniglot
+from metajax.data import Images, Splits
+from tests.experiments.conftest import replace_data
 
 
 @pytest.fixture
@@ -16,9 +17,11 @@ def sheets(monkeypatch):
         values = np.arange(first, first + classes, dtype=np.uint8)[:, None] + np.zeros((1, 20))
         return np.broadcast_to(values[..., None, None, None], (classes, 20, 8, 8, 1)).astype("u1")
 
-    names = [tuple(f"{part} {i}" for i in range(n)) for part, n in enumerate((30, 20, 40))]
-    loaded = omniglot.Omniglot(images(10, 30), images(100, 20), images(200, 40), *names)
-    monkeypatch.setattr(few_shot.omniglot, "load", lambda *args, **kwargs: loaded)
+    def of_names(array):
+        return Images(array, tuple(f"{array.flat[0]} {i}" for i in range(len(array))))
+
+    loaded = Splits(*(of_names(images(*part)) for part in ((10, 30), (100, 20), (200, 40))))
+    replace_data(monkeypatch, {"omniglot": loaded}, "omniglot")
     drawn = []
 
     def contact_sheet(path, tasks, **settings):

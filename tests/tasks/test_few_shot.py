@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import hashlib
 import itertools
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metajax.data import Images
 from metajax.tasks import FewShot, meta_batch
 
 CLASSES, EXAMPLES, SIZE = 7, 5, 4
@@ -140,6 +142,20 @@ def test_a_key_decides_the_task(images):
     assert not np.array_equal(one.query[0], sample(tasks, jax.random.key(1)).query[0])
 
 
+def test_a_key_draws_the_tasks_that_it_always_drew(images):
+    """What recorded results were trained and tested on."""
+    tasks = FewShot(Images(images, "abcdefg"), ways=3, shots=1, queries=2, rotate=True)
+    assert [np.asarray(x).tolist() for x in tasks.draw(jax.random.key(0))] == [
+        [0, 6, 5],
+        [[2, 3, 4], [4, 2, 1], [1, 0, 4]],
+        [3, 2, 3],
+    ]
+    digest = hashlib.sha256()
+    for x in jax.tree.leaves(sample_batch(tasks, 50, jax.random.key(1))):
+        digest.update(np.rint(np.asarray(x) * 255).astype(np.int32).tobytes())
+    assert digest.hexdigest()[:16] == "1d0a6b945b644cd8"
+
+
 def test_one_compile_over_keys_and_data_sets(images):
     traces = []
 
@@ -235,6 +251,70 @@ def test_double_precision_changes_neither_types_nor_draws(images, float64):
     np.testing.assert_array_equal(draw.classes, single.classes)
     np.testing.assert_array_equal(draw.examples, single.examples)
     jax.tree.map(np.testing.assert_array_equal, episode, expected)
+
+
+# --- Classes of unequal size -------------------------------------------------------------------
+
+COUNTS = [5, 2, 3, 5, 2, 4, 3]
+
+
+@pytest.fixture
+def unequal(images):
+    return Images(images, "abcdefg", COUNTS)
+
+
+def test_no_example_beyond_its_class_is_drawn(unequal):
+    tasks = FewShot(unequal, ways=4, shots=1, queries=1, rotate=True)
+    draws = jax.jit(jax.vmap(tasks.draw))(jax.random.split(jax.random.key(0), 4200))
+    classes, examples = np.asarray(draws.classes), np.asarray(draws.examples)
+    assert (examples < np.asarray(COUNTS)[classes][..., None]).all()
+    assert (examples[..., 0] != examples[..., 1]).all()
+    for row, count in enumerate(COUNTS):  # every ordered pair of its examples, equally often
+        assert_uniform(examples[classes == row], count * (count - 1))
+    assert_uniform(classes[:, :1], CLASSES)
+
+
+def test_the_images_are_those_that_are_drawn(unequal):
+    tasks = FewShot(unequal, ways=3, shots=1, queries=1)
+    key = jax.random.key(3)
+    draw, episode = tasks.draw(key), sample(tasks, key)
+    drawn = unequal.array[np.asarray(draw.classes)[:, None], np.asarray(draw.examples)] / 255
+    np.testing.assert_allclose(episode.support[0], drawn[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(episode.query[0], drawn[:, 1], rtol=1e-6)
+
+
+def test_equal_classes_need_no_counts(images):
+    tasks = FewShot(Images(images, "abcdefg", [EXAMPLES] * CLASSES), ways=3, shots=1, queries=1)
+    assert tasks.counts is None
+    assert len(jax.tree.leaves(tasks)) == 1
+
+
+def test_counts_are_a_leaf_that_survives_transformations(unequal, images):
+    settings = {"ways": 3, "shots": 1, "queries": 1}
+    tasks = FewShot(unequal, **settings)
+    assert [x.dtype for x in jax.tree.leaves(tasks)] == [jnp.uint8, jnp.int32]
+    other = FewShot(255 - images, **settings, counts=np.array(COUNTS[::-1]))
+    keys = jax.random.split(jax.random.key(0), 2)
+    alone = [sample(t, key) for t, key in zip((tasks, other), keys, strict=True)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), tasks, other)
+    together = jax.jit(jax.vmap(FewShot.sample))(stacked, keys)
+    expected = jax.tree.map(lambda *x: jnp.stack(x), *alone)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), together, expected)
+
+    @jax.jit
+    def built(images, counts, key):
+        return FewShot(images, **settings, counts=counts).sample(key)
+
+    again = built(other.images, other.counts, keys[1])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), again, alone[1])
+
+
+def test_classes_that_are_too_small_are_named(unequal):
+    message = r"class 'b' \(and 1 more\) has 2; .*with_at_least\(3\)"
+    with pytest.raises(ValueError, match=message):
+        FewShot(unequal, ways=3, shots=1, queries=2)
+    tasks = FewShot(unequal.with_at_least(3), ways=3, shots=1, queries=2)
+    assert tasks.images.shape[0] == 5
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import pytest
 
 import metajax
 from metajax import train
-from metajax.tasks import FewShot, StreamedFewShot, StreamedTasks, meta_batch, place
+from metajax.data import Images
+from metajax.tasks import FewShot, StreamedFewShot, StreamedTasks, few_shot_tasks, meta_batch
 from metajax.train import stream
 
 SETTINGS = {"ways": 3, "shots": 1, "queries": 2, "rotate": True}
@@ -48,6 +49,19 @@ def test_episodes_are_those_of_the_device(images, mapped, rotate):
     assert_equal(finish(fetched), jax.jit(jax.vmap(resident.sample))(keys))
 
 
+def test_classes_of_unequal_size_are_streamed_alike(mapped):
+    given = Images(mapped, "abcdefg", [3, 6, 4, 5, 3, 6, 6])
+    assert given.array is mapped
+    resident, streamed = FewShot(given, **SETTINGS), StreamedFewShot(given, **SETTINGS)
+    assert streamed.images is mapped
+    keys = jax.random.split(jax.random.key(0), 50)
+    fetched = streamed.fetch(jax.jit(jax.vmap(streamed.draw))(keys))
+    expected = jax.jit(jax.vmap(resident.sample))(keys)
+    assert_equal(jax.jit(jax.vmap(streamed.episode))(fetched), expected)
+    with pytest.raises(ValueError, match=r"but class 'a' \(and 1 more\) has 3"):
+        StreamedFewShot(given, **{**SETTINGS, "queries": 3})
+
+
 def test_sampling_by_callback_is_the_same_under_jit_and_vmap(images, mapped):
     resident, streamed = FewShot(images, **SETTINGS), StreamedFewShot(mapped, **SETTINGS)
     key = jax.random.key(1)
@@ -73,9 +87,13 @@ def test_bad_arguments_are_refused_as_by_few_shot(images):
 
 
 def test_placed_on_the_device_where_they_fit(images):
-    assert isinstance(place(images, **SETTINGS), FewShot)
-    assert isinstance(place(images, **SETTINGS, device_bytes=images.nbytes), FewShot)
-    assert isinstance(place(images, **SETTINGS, device_bytes=images.nbytes - 1), StreamedFewShot)
+    for given in (images, Images(images, "abcdefg")):
+        for device_bytes, kind in (
+            (None, FewShot),
+            (images.nbytes, FewShot),
+            (images.nbytes - 1, StreamedFewShot),
+        ):
+            assert type(few_shot_tasks(given, **SETTINGS, device_bytes=device_bytes)) is kind
 
 
 # --- In training -------------------------------------------------------------------------------

@@ -15,18 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metajax.tasks import omniglot
-from metajax.tasks.audit import audit
+from metajax.data import audit, omniglot, prepared
 
 REMEDY = r'pip install "metajax\[data\]"'
 
 
 def parts(data):
-    return (
-        (data.train, data.train_names),
-        (data.validation, data.validation_names),
-        (data.test, data.test_names),
-    )
+    return [(part.images, part.names) for part in data]
 
 
 def by_name(data):
@@ -84,7 +79,7 @@ def test_splits_cover_all_characters_once(converted, split, sizes):
         assert images.shape == (size, 20, 28, 28, 1)
         assert images.dtype == np.uint8
         assert len(names) == size
-    names = data.train_names + data.validation_names + data.test_names
+    names = data.train.names + data.validation.names + data.test.names
     assert len(set(names)) == 1623
     assert len({name.split("/")[0] for name in names}) == 50
 
@@ -124,10 +119,7 @@ def test_drawings_of_a_character_differ(converted):
 
 @pytest.mark.parametrize("split", ["finn", "vinyals"])
 def test_the_audit_finds_that_one_copy_and_nothing_else(converted, split):
-    data = omniglot.load(split=split)
-    found = audit(
-        dict(zip(("train", "validation", "test"), parts(data), strict=True)), rotations=True
-    )
+    found = audit(omniglot.load(split=split), rotations=True)
     assert found["disjoint"] == {"classes": True, "images": True}
     (identical,) = found["identical_images"]
     assert identical["count"] == 1
@@ -219,11 +211,11 @@ def test_converts_once_for_all_splits_and_once_per_kind_of_image(conversions, tm
     load_small(tmp_path, split="vinyals")
     assert len(conversions) == 1
     load_small(tmp_path, resample="nearest")
-    omniglot.load("somewhere", size=2, cache_dir=tmp_path)
+    omniglot.load(tmp_path, size=2, cache_dir=tmp_path)
     assert conversions == [
         (None, 1, "lanczos"),
         (None, 1, "nearest"),
-        ("somewhere", 2, "lanczos"),
+        (tmp_path, 2, "lanczos"),
     ]
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -323,18 +315,19 @@ def tfds():
 
 @pytest.fixture
 def without_tensorflow(monkeypatch):
-    monkeypatch.setattr(omniglot.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(prepared.importlib.util, "find_spec", lambda name: None)
 
 
 def test_missing_data_are_named_with_a_remedy(tfds, without_tensorflow, tmp_path):
-    message = rf"no prepared Omniglot in {tmp_path}/data/omniglot/3\.0\.0.*data_dir.*{REMEDY}"
+    message = rf"no prepared Omniglot in {tmp_path}/omniglot/3\.0\.0.*data_dir.*{REMEDY}"
     with pytest.raises(FileNotFoundError, match=message):
-        omniglot.load(tmp_path / "data", cache_dir=tmp_path)
+        omniglot.load(tmp_path, cache_dir=tmp_path / "cache")
     assert not list(tmp_path.iterdir())
 
 
 def test_the_default_directory_is_that_of_tfds(tfds, without_tensorflow, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "default"))
+    (tmp_path / "default").mkdir()
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}/default/omniglot"):
         omniglot.load(cache_dir=tmp_path)
 
@@ -402,7 +395,7 @@ def install(monkeypatch):
         decode = types.SimpleNamespace(SkipDecoding=lambda: "skip")
         fake = types.SimpleNamespace(decode=decode, builder=lambda name, data_dir: builder)
         monkeypatch.setitem(sys.modules, "tensorflow_datasets", fake)
-        monkeypatch.setattr(omniglot.importlib.util, "find_spec", lambda name: name)
+        monkeypatch.setattr(prepared.importlib.util, "find_spec", lambda name: name)
 
     return install
 
@@ -411,7 +404,7 @@ def test_missing_data_are_prepared_where_tensorflow_is_installed(install, tmp_pa
     characters = [name for part in omniglot._vinyals_split() for name in part]
     install(FakeBuilder(characters, prepared=False))
     data = load_small(tmp_path)
-    assert collections.Counter(data.train.ravel().tolist()) == {0: 1100 * 20}  # blank paper
+    assert collections.Counter(data.train.images.ravel().tolist()) == {0: 1100 * 20}  # blank paper
 
 
 def test_a_failed_download_is_explained(install, tmp_path):
@@ -436,9 +429,9 @@ def test_incomplete_data_are_refused(install, characters, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_importing_the_tasks_loads_no_reader_of_data():
+def test_importing_the_data_sets_loads_no_reader_of_files():
     code = (
-        "import sys, metajax.tasks; "
+        "import sys, metajax.data; "
         "print({'tensorflow_datasets', 'tensorflow', 'PIL', 'array_record'} & {*sys.modules})"
     )
     result = subprocess.run(

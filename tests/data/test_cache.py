@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from metajax.tasks import cache
+from metajax.data import cache
 
 ARRAYS = {
     "train": np.arange(60, dtype=np.uint8).reshape(5, 12),
@@ -123,7 +123,7 @@ def test_a_failed_build_leaves_nothing(tmp_path):
 def test_a_kill_leaves_nothing_that_counts_or_stays(load, builds, tmp_path):
     script = f"""
         import os, signal, numpy as np
-        from metajax.tasks import cache
+        from metajax.data import cache
 
         def build(directory):
             np.save(directory / "train.npy", np.zeros(5))

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from metajax.tasks import cifar, prepared
+from metajax.data import cifar, prepared
 
 NAMES = sorted(name for part in cifar._splits("cifar_fs") for name in part)
 EXAMPLES = 3
@@ -60,15 +60,15 @@ def load(cache_dir, split="cifar_fs"):
 def test_rows_are_the_images_of_the_named_classes(install, split, sizes, tmp_path):
     install(FakeBuilder())
     data = load(tmp_path, split)
-    for part, size in zip(("train", "validation", "test"), sizes, strict=True):
-        images, names = getattr(data, part), getattr(data, f"{part}_names")
+    for part, size in zip(data, sizes, strict=True):
+        images, names = part.images, part.names
         assert images.shape == (size, EXAMPLES, 32, 32, 3)
         assert images.dtype == np.uint8
         assert names == tuple(sorted(names))
         for name, examples in zip(names, images, strict=True):
             expected = np.stack([image(name, i) for i in range(EXAMPLES)])
             np.testing.assert_array_equal(examples, expected)
-    assert sorted(data.train_names + data.validation_names + data.test_names) == NAMES
+    assert sorted(data.train.names + data.validation.names + data.test.names) == NAMES
 
 
 def test_both_splits_are_converted_once(install, monkeypatch, tmp_path):

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metajax.tasks import FewShot, mini_imagenet
-from metajax.tasks.audit import audit
+from metajax.data import audit, mini_imagenet
+from metajax.tasks import FewShot
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -94,9 +94,9 @@ def load(root, cache):
 def assert_right(data):
     for split, images in pixels().items():
         found = getattr(data, split)
-        assert found.dtype == np.uint8
-        np.testing.assert_array_equal(found, images)
-        assert getattr(data, f"{split}_names") == SPEC.classes[split]
+        assert found.images.dtype == np.uint8
+        np.testing.assert_array_equal(found.images, images)
+        assert found.names == SPEC.classes[split]
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_converted_once_and_mapped(root, cache):
         path.unlink()
     data = load(root, cache)
     assert_right(data)
-    assert isinstance(data.train, np.memmap)
+    assert isinstance(data.train.array, np.memmap)
     assert FewShot(data.train, ways=3, shots=1, queries=1).images.shape == (3, 4, 6, 6, 3)
 
 
@@ -140,12 +140,13 @@ def test_other_sizes_and_modes_are_converted(root, cache):
     source.files |= {"n010.jpg": encode(large), "n042.jpg": encode(grey)}
     data = load(source.write(root), cache)
     resized = Image.fromarray(large).resize((6, 6), Image.Resampling.LANCZOS)
-    np.testing.assert_array_equal(data.train[0, 0], np.asarray(resized))
-    assert (data.validation[0, 2] == 7).all()
+    np.testing.assert_array_equal(data.train.images[0, 0], np.asarray(resized))
+    assert (data.validation.images[0, 2] == 7).all()
 
 
 def test_nothing_there_is_explained(root, cache):
-    message = f"no Mini-ImageNet in {root}: .*MINI_IMAGENET_DIR.*train.csv.*cache-train.pkl"
+    root.mkdir()
+    message = f"no Mini-ImageNet in {root}: pass as .*MINI_IMAGENET_DIR.*train.csv.*cache-train.pkl"
     with pytest.raises(FileNotFoundError, match=message):
         load(root, cache)
 
@@ -359,28 +360,28 @@ def real_home(mini_imagenet_data_dir, tmp_path_factory):
 
 def test_real_images_are_those_of_the_files(mini_imagenet_data_dir, real_home, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(real_home))
-    data = mini_imagenet.load("nowhere")
-    assert data.train.shape == (64, 600, 84, 84, 3)
-    assert data.validation.shape == (16, 600, 84, 84, 3)
-    assert data.test.shape == (20, 600, 84, 84, 3)
+    monkeypatch.setenv("MINI_IMAGENET_DIR", "nowhere")  # the cache is all there is
+    data = mini_imagenet.load()
+    shapes = [part.images.shape for part in data]
+    assert shapes == [(classes, 600, 84, 84, 3) for classes in (64, 16, 20)]
     sources = mini_imagenet._find_images(Path(mini_imagenet_data_dir))
     for split, short in SHORT.items():
         with open(f"{mini_imagenet_data_dir}/{short}.csv", newline="") as file:
             rows = list(csv.DictReader(file))
         for i in np.linspace(0, len(rows) - 1, 20, dtype=int).tolist():
             name = rows[i]["label"]
-            row = getattr(data, f"{split}_names").index(name)
+            part = getattr(data, split)
             column = [r["filename"] for r in rows if r["label"] == name].index(rows[i]["filename"])
             image = Image.open(io.BytesIO(sources[rows[i]["filename"]]()))
-            np.testing.assert_array_equal(getattr(data, split)[row, column], np.asarray(image))
+            found = part.images[part.names.index(name), column]
+            np.testing.assert_array_equal(found, np.asarray(image))
 
 
 def test_the_audit_finds_the_copies_across_train_and_validation(real_home, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(real_home))
-    data = mini_imagenet.load("nowhere")
-    found = audit(
-        {split: (getattr(data, split), getattr(data, f"{split}_names")) for split in SHORT}
-    )
+    monkeypatch.setenv("MINI_IMAGENET_DIR", "nowhere")  # the cache is all there is
+    data = mini_imagenet.load()
+    found = audit(data)
     assert found["disjoint"] == {"classes": True, "images": False}
     counts = {tuple(f["splits"]): f["count"] for f in found["identical_images"]}
     assert counts == {("train", "train"): 2, ("train", "validation"): 6}
