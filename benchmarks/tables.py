@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.growth_plots import draw_growth
 from benchmarks.record import PLATFORMS, RESULTS, named
 
 Row = dict[str, Any]
@@ -367,47 +368,4 @@ def draw() -> None:
     for platform in PLATFORMS:
         rows = read(named("growth", platform))
         if rows:
-            _draw(rows, *(PAGE.parent / name for name in plots(rows)))
-
-
-def _draw(rows: Sequence[Row], sizes_file: Path, chunks_file: Path) -> None:
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import LogLocator
-
-    sizes = sorted({r["varied"] for r in rows if not r["varied"].startswith("chunk")})
-    figure, axes = plt.subplots(
-        2, len(sizes), figsize=(3 * len(sizes), 5), layout="constrained", sharey="row"
-    )
-    for column, name in enumerate(sizes):
-        mine = [r for r in rows if r["varied"] == name]
-        values = [r["value"] for r in mine]
-        axes[0, column].plot(values, [r["median"] for r in mine], "o-")
-        axes[1, column].plot(values, [r["temporary_bytes"] / 1e6 for r in mine], "o-")
-        axes[1, column].set_xlabel(name.replace("_", " "))
-        for axis in axes[:, column]:
-            axis.set(xscale="log", yscale="log", xticks=values, xticklabels=values)
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.minorticks_off()
-    axes[0, 0].set_ylabel("seconds a meta-update")
-    axes[1, 0].set_ylabel("temporary MB")
-    figure.savefig(sizes_file, dpi=100)
-    plt.close(figure)
-
-    figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
-    for name in sorted({r["varied"] for r in rows if r["varied"].startswith("chunk")}):
-        mine = [r for r in rows if r["varied"] == name]
-        best = min(r["median"] for r in mine)
-        values = [r["value"] for r in mine]
-        axis.plot(values, [r["median"] / best for r in mine], "o-", label=name[len("chunk, ") :])
-    axis.set(
-        xscale="log",
-        xticks=values,
-        xticklabels=values,
-        xlabel="tasks per vmap, of 32",
-        ylabel="time over the fastest",
-    )
-    axis.minorticks_off()
-    axis.legend()
-    figure.savefig(chunks_file, dpi=100)
-    plt.close(figure)
+            draw_growth(rows, *(PAGE.parent / name for name in plots(rows)))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from experiments.settings import UsageError, setting
-from experiments.supervised import Supervised
+from experiments.supervised import ALGORITHMS, Supervised
 
 BASELINES = ("fine_tuning", "nearest_neighbour")  # classifiers of all classes, see `baselines`
-_META_LEARNED = Supervised.__dataclass_fields__["algorithm"].metadata["setting"].choices
 _STEP_SIZES = (
     "Step size of the inner optimizer, on a mean loss. Finn 2017 prints it for classification on a "
     "loss that is a sum over classes: 2.0 is the printed 0.4 of 5 ways and 0.1 of 20 on Omniglot, "
@@ -23,7 +22,7 @@ class FewShot(Supervised):
     algorithm: str = setting(
         "maml",
         "The meta-learning algorithm, or a classifier of all classes that is put to use.",
-        choices=(*_META_LEARNED, *BASELINES),
+        choices=(*ALGORITHMS, *BASELINES),
     )
     inner_learning_rate: float = setting(2.0, _STEP_SIZES, least=0.0)
     dataset: str = "omniglot"

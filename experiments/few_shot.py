@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,15 +12,14 @@ import jax.numpy as jnp
 import optax
 
 import metajax
-from experiments import baselines, plots, protocols, skeleton, supervised, tables
+from experiments import baselines, images, plots, protocols, skeleton, supervised, tables
 from experiments.classification import FewShot
 from experiments.command import Command, Experiment, as_usage_error
-from experiments.settings import Launch, UsageError, setting
 from experiments.skeleton import Evaluation, Method
 from metajax import data as datasets
 from metajax import nn, train
 from metajax.data import Splits
-from metajax.tasks import audit_episodes, few_shot_tasks, meta_batch
+from metajax.tasks import meta_batch
 
 QUESTIONS = ("transductive", "non_transductive")
 
@@ -42,22 +39,6 @@ PHOTOGRAPHS: dict[str, Any] = {
 }
 
 
-def other_photographs() -> list[str]:
-    """The data sets that have no launcher of their own."""
-    return [name for name in datasets.DATA_SETS if name not in ("omniglot", "mini_imagenet")]
-
-
-@dataclasses.dataclass(frozen=True)
-class DataLaunch(Launch):
-    """Where the data are."""
-
-    data_dir: str | None = setting(
-        None,
-        "Where the data are: those of TensorFlow Datasets (by default $TFDS_DATA_DIR, or as TFDS "
-        "has it), or Mini-ImageNet (by default $MINI_IMAGENET_DIR or ~/mini-imagenet).",
-    )
-
-
 def experiment(name: str, summary: str, presets: Any) -> Experiment:
     """A launcher of few-shot classification."""
     return Experiment(
@@ -67,44 +48,12 @@ def experiment(name: str, summary: str, presets: Any) -> Experiment:
         lambda command: skeleton.run(command, build),
         print_presets,
         protocols.BY_ALGORITHM,
-        DataLaunch(),
+        images.DataLaunch(),
     )
 
 
 # Test tasks that are sampled and adapted by one compiled call, which bounds the memory.
 TASKS_PER_CALL = 100
-AUDITED_TASKS = 100
-
-
-def load(settings: FewShot, data_dir: str | None) -> Splits:
-    """Reads the data and applies what the protocol does to them once for all."""
-    wanted = datasets.DATA_SETS[settings.dataset].settings
-    with as_usage_error():
-        data = datasets.load(
-            settings.dataset,
-            data_dir,
-            **{name: getattr(settings, name) for name in wanted if hasattr(settings, name)},
-        )
-    if settings.train_on == "train+validation":
-        data = data.merged()
-    if not getattr(settings, "invert", True):
-        data = data.inverted()
-    return data.with_quarter_turns() if settings.rotation == "classes" else data
-
-
-def make_tasks(settings: FewShot, data: Splits, part: str) -> metajax.tasks.TaskDistribution:
-    """The tasks of `"train"`, `"validation"` or `"test"`."""
-    shots, queries = settings.shots, settings.eval_queries
-    if part == "train":
-        shots, queries = settings.train_shots or shots, settings.queries
-    with as_usage_error():
-        return few_shot_tasks(
-            getattr(data, part),
-            ways=settings.ways,
-            shots=shots,
-            queries=queries,
-            rotate=settings.rotation == "task",
-        )
 
 
 def make_network(settings: FewShot) -> Callable[[int], Any]:
@@ -157,7 +106,7 @@ def meta_learning(command: Command, data: Splits) -> Trained:
     settings = command.settings
     model = make_network(settings)(settings.ways)
     loss = metajax.cross_entropy(model.apply)
-    tasks = make_tasks(settings, data, "train")
+    tasks = images.make_tasks(settings, data, "train")
     learner = make_learner(settings, loss, command.mesh)
     batches = supervised.make_batches(settings, settings.eval_inner_batch)
     adapt, validated = (
@@ -167,7 +116,7 @@ def meta_learning(command: Command, data: Splits) -> Trained:
     key = jax.random.key(settings.seed)
     return Trained(
         learner,
-        model.init(jax.random.fold_in(key, 1), image_of(data)),
+        model.init(jax.random.fold_in(key, 1), images.image_of(data)),
         tasks,
         make_measure(settings, command.mesh, validated, metajax.accuracy(model.apply)),
         adapt,
@@ -181,7 +130,7 @@ def baseline(command: Command, data: Splits) -> Trained:
     network = make_network(settings)
     everything, model = network(len(data.train)), network(settings.ways)
     key = jax.random.fold_in(jax.random.key(settings.seed), 1)
-    image = image_of(data)
+    image = images.image_of(data)
     learner = baselines.pretraining(
         metajax.cross_entropy(everything.apply), supervised.make_outer_optimizer(settings), mesh
     )
@@ -222,7 +171,7 @@ def baseline(command: Command, data: Splits) -> Trained:
         return measure_from(with_step_size(state, settings.inner_learning_rate), tasks, rng)
 
     def start(state):
-        validation = make_tasks(settings, data, "validation")
+        validation = images.make_tasks(settings, data, "validation")
         score = jax.jit(
             lambda rate: measure_from(with_step_size(state, rate), validation, key)["accuracy"]
         )
@@ -240,11 +189,6 @@ def accuracies(model: Any) -> dict[str, Any]:
         "transductive": metajax.accuracy(model.apply),
         "non_transductive": metajax.accuracy(model.apply, transductive=False),
     }
-
-
-def image_of(data: Splits) -> jax.Array:
-    """One image, by whose shape a network is initialized."""
-    return jnp.zeros((1, *data.train.image_shape))
 
 
 def make_measure(
@@ -265,14 +209,14 @@ def make_measure(
 def build(command: Command) -> Method:
     """What a command trains and tests."""
     settings = command.settings
-    data = load(settings, command.launch.data_dir)
-    test_tasks = make_tasks(settings, data, "test")
+    data = images.load(settings, command.launch.data_dir)
+    test_tasks = images.make_tasks(settings, data, "test")
     make = baseline if settings.algorithm in protocols.BASELINES else meta_learning
     trained = make(command, data)
-    leaks = look_for_leaks(command, data, trained.tasks, test_tasks)
+    leaks = images.look_for_leaks(command, data, trained.tasks, test_tasks)
     validation = None
     if settings.choose == "validation":
-        validation_tasks = make_tasks(settings, data, "validation")
+        validation_tasks = images.make_tasks(settings, data, "validation")
         validation = train.Validation(validation_tasks, trained.measure, "accuracy", "max")
 
     def evaluate(fitted: train.FitResult) -> Evaluation:
@@ -326,41 +270,6 @@ def test(
         }
         for question in metrics
     }
-
-
-def look_for_leaks(command: Command, data: Splits, tasks: Any, test_tasks: Any) -> dict[str, Any]:
-    """Audits splits and episodes; refuses to go on where test classes would have been trained on.
-
-    The audit is kept beside the run, so that a run that is continued or evaluated again with
-    another split of the classes is found out.
-    """
-    settings = command.settings
-    drawings = settings.dataset == "omniglot"
-    found = datasets.audit(data, rotations=drawings)
-    key = jax.random.fold_in(jax.random.key(settings.seed), 3)
-    found["episodes"] = {"test": audit_episodes(test_tasks, key, AUDITED_TASKS, rotations=drawings)}
-    if settings.algorithm not in protocols.BASELINES:  # these do not learn from episodes
-        found["episodes"]["train"] = audit_episodes(tasks, key, AUDITED_TASKS)
-    path = command.workdir / "audit.json"
-    if path.exists():
-        changed = datasets.changed_classes(json.loads(path.read_text()), found)
-        if changed:
-            raise UsageError(
-                f"the classes of {', '.join(changed)} are not those that {path} says the run was "
-                "trained with: testing would be on classes that were trained on. Use the same data."
-            )
-    elif not command.evaluates_only:
-        train.write_json(path, found)
-    if not found["disjoint"]["classes"]:
-        raise UsageError(f"the sets share classes: {found['shared_classes']}.")
-    if not found["disjoint"]["images"]:
-        across = [
-            f"{pairs['count']} of {' and '.join(pairs['splits'])}"
-            for pairs in found["identical_images"]
-            if len({*pairs["splits"]}) > 1
-        ]
-        print(f"identical images in two sets of classes: {', '.join(across)} (audit.json)")
-    return found
 
 
 def title_of(settings: FewShot) -> str:

@@ -20,22 +20,16 @@ from experiments.command import Command, run
 from experiments.meta_rl import MetaRL
 from experiments.settings import setting
 from metajax import rl
+from metajax.rl import robots
 
 
 @dataclasses.dataclass(frozen=True)
 class Locomotion(MetaRL):
     """Locomotion."""
 
-    # The tables of metajax.rl.locomotion, which takes seconds to import.
-    task: str = setting(
-        "cheetah_dir",
-        "Body and goal.",
-        choices=("cheetah_vel", "cheetah_dir", "ant_vel", "ant_dir", "ant_goal"),
-    )
-    simulator: str = setting("rllab", "Whose time step and costs.", choices=("rllab", "brax"))
-    backend: str = setting(
-        "spring", "Brax's physics.", choices=("spring", "positional", "generalized", "mjx")
-    )
+    task: str = setting("cheetah_dir", "Body and goal.", choices=tuple(robots.KINDS))
+    simulator: str = setting("rllab", "Whose time step and costs.", choices=robots.MODES)
+    backend: str = setting("spring", "Brax's physics.", choices=robots.BACKENDS)
     standardize: bool = setting(
         False, "Whether observations have mean 0 and variance 1 under random actions."
     )

@@ -26,6 +26,36 @@ REWARD_UNIT = "mean return"
 TRUST_REGION = ("maml", "fomaml", "pretrain", "oracle", "context")
 
 
+def _trust_region(s: Any, loop: rl.InnerLoop, shared: dict[str, Any]) -> metajax.MetaLearner:
+    return rl.maml_trpo(
+        loop,
+        max_kl=supervised.make_schedule(s, s.max_kl),
+        curvature_stride=s.curvature_stride,
+        every_step=s.every_step,
+        **shared,
+    )
+
+
+# Every algorithm by its public constructor.
+ALGORITHMS: dict[str, Callable[[Any, Any, dict[str, Any]], metajax.MetaLearner]] = {
+    "maml": _trust_region,
+    "fomaml": _trust_region,
+    "promp": lambda s, loop, shared: rl.promp(
+        loop,
+        optax.adam(supervised.make_schedule(s, s.outer_learning_rate)),
+        every_step=s.every_step,
+        **shared,
+    ),
+    "pretrain": _trust_region,
+    "oracle": _trust_region,
+    "random": _trust_region,
+    "context": _trust_region,
+    "reptile": lambda s, loop, shared: rl.reptile(
+        loop, optax.sgd(supervised.make_schedule(s, s.outer_learning_rate)), **shared
+    ),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class MetaRL(Training):
     """Meta-reinforcement learning."""
@@ -35,16 +65,7 @@ class MetaRL(Training):
         "maml",
         "The meta-learning algorithm, or a baseline: joint training (pretrain), a policy that is "
         "told the task (oracle) or not trained (random), adaptable inputs (context).",
-        choices=(
-            "maml",
-            "fomaml",
-            "promp",
-            "pretrain",
-            "oracle",
-            "random",
-            "context",
-            "reptile",
-        ),
+        choices=tuple(ALGORITHMS),
     )
     num_meta_steps: int = setting(500, "Meta-updates.", least=1)
     meta_batch_size: int = setting(20, "Tasks per meta-update.", least=1)
@@ -105,31 +126,6 @@ BY_ALGORITHM: dict[str, dict[str, Any]] = {
     "pretrain": {"num_steps": 0},
     "oracle": {"num_steps": 0, "validation_steps": 0, "num_eval_steps": 0},
     "reptile": {"outer_learning_rate": 0.1},
-}
-
-
-def _trust_region(s: MetaRL, loop: rl.InnerLoop, shared: dict[str, Any]) -> metajax.MetaLearner:
-    return rl.maml_trpo(
-        loop,
-        max_kl=supervised.make_schedule(s, s.max_kl),
-        curvature_stride=s.curvature_stride,
-        every_step=s.every_step,
-        **shared,
-    )
-
-
-# Every algorithm by its public constructor.
-ALGORITHMS: dict[str, Callable[[MetaRL, Any, dict[str, Any]], metajax.MetaLearner]] = {
-    **dict.fromkeys((*TRUST_REGION, "random"), _trust_region),
-    "promp": lambda s, loop, shared: rl.promp(
-        loop,
-        optax.adam(supervised.make_schedule(s, s.outer_learning_rate)),
-        every_step=s.every_step,
-        **shared,
-    ),
-    "reptile": lambda s, loop, shared: rl.reptile(
-        loop, optax.sgd(supervised.make_schedule(s, s.outer_learning_rate)), **shared
-    ),
 }
 
 

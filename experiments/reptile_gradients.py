@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 
 import metajax
-from experiments import few_shot, plots, sweep
+from experiments import few_shot, images, plots, sweep
 from experiments.command import Command, Experiment, run
 
 NUM_BATCHES = 4
@@ -72,7 +72,7 @@ EXPERIMENT = Experiment(
     },
     execute,
     few_shot.print_presets,
-    launch=few_shot.DataLaunch(),
+    launch=images.DataLaunch(),
 )
 
 if __name__ == "__main__":

@@ -14,91 +14,6 @@ from experiments.settings import Training, UsageError, setting
 from metajax import nn
 
 
-@dataclasses.dataclass(frozen=True)
-class Supervised(Training):
-    """Supervised meta-learning."""
-
-    algorithm: str = setting(
-        "maml",
-        "The meta-learning algorithm.",
-        choices=(
-            "maml",
-            "fomaml",
-            "reptile",
-            "imaml",
-            "meta_sgd",
-            "anil",
-            "boil",
-            "maml_plus_plus",
-        ),
-    )
-    shots: int = setting(
-        10, "Support examples per task (regression) or class (classification).", least=1
-    )
-    queries: int = setting(
-        10, "Query examples per task (regression) or class in training.", least=0
-    )
-    inner_optimizer: str = setting("sgd", "Inner optimizer.", choices=("sgd", "adam"))
-    inner_batch: int = setting(0, "Support examples per inner step; 0: all of them.", least=0)
-    batches: str = setting(
-        "cycle",
-        "How --inner_batch examples are drawn: through all of them in turn, or anew.",
-        choices=("cycle", "replacement"),
-    )
-    carry: str = setting(
-        "none",
-        "How the inner optimizer's state passes from task to task.",
-        choices=("none", "mean", "serial"),
-    )
-    tail: str = setting(
-        "none",
-        "What the outer gradient of fomaml is: that of the query loss (none), or the last update, "
-        "on a mini-batch of the support (shared) or on the query (separate).",
-        choices=("none", "shared", "separate"),
-        only={"algorithm": ("fomaml",)},
-    )
-    outer_optimizer: str = setting("adam", "Outer optimizer.", choices=("sgd", "adam"))
-    outer_epsilon: float = setting(
-        1e-8, "Epsilon of an outer Adam.", least=0.0, only={"outer_optimizer": ("adam",)}
-    )
-    clip: float = setting(0.0, "Bound on every entry of the meta-gradient; 0: none.", least=0.0)
-    annealed_updates: int = setting(
-        0,
-        "Meta-updates until only the last step counts.",
-        least=0,
-        only={"algorithm": ("maml_plus_plus",)},
-    )
-    first_order_updates: int = setting(
-        0,
-        "Meta-updates of first order at the start.",
-        least=0,
-        only={"algorithm": ("maml_plus_plus",)},
-    )
-    cg_steps: int = setting(
-        5, "Conjugate-gradient iterations.", least=1, only={"algorithm": ("imaml",)}
-    )
-    proximal: float = setting(
-        2.0, "Pull towards the initialization.", least=0.0, only={"algorithm": ("imaml",)}
-    )
-
-    @property
-    def loss_scale(self) -> float | None:
-        """The factor from the gradient of the mean loss to that which the optimizer sees."""
-        return None
-
-    def check(self) -> None:
-        super().check()
-        learned = ("meta_sgd", "maml_plus_plus")
-        if self.algorithm in learned and self.inner_optimizer != "sgd":
-            raise UsageError(f"--inner_optimizer: {self.algorithm} is SGD with learned step sizes.")
-        if self.algorithm in ("reptile", "imaml") and self.num_steps == 0:
-            raise UsageError(f"--num_steps=0: {self.algorithm} needs at least one step.")
-        if self.algorithm == "imaml" and self.inner_batch:
-            raise UsageError("--inner_batch: imaml takes its steps on the whole support.")
-        if self.tail != "none" and (self.algorithm != "fomaml" or self.num_steps == 0):
-            raise UsageError(f"--tail={self.tail} is for fomaml with at least one step.")
-
-
 class Parts(NamedTuple):
     """What the algorithms are made of, apart from the settings of their own.
 
@@ -117,7 +32,7 @@ class Parts(NamedTuple):
     options: dict[str, Any]
 
 
-def _exact(s: Supervised) -> metajax.MetaGradient:
+def _exact(s: Any) -> metajax.MetaGradient:
     # Both exact. Of several steps the first keeps the parameters only, which for convolutions takes
     # less time as well.
     return metajax.mixed_mode() if s.num_steps > 1 else metajax.second_order()
@@ -157,6 +72,89 @@ ALGORITHMS: dict[str, Callable[[Any, Parts], metajax.MetaLearner]] = {
         **p.options,
     ),
 }
+
+
+# The outer optimizers: `(settings, step size or schedule) -> optax transformation`.
+OUTER_OPTIMIZERS: dict[str, Callable[[Any, Any], optax.GradientTransformation]] = {
+    "sgd": lambda s, rate: optax.sgd(rate),
+    "adam": lambda s, rate: optax.adam(rate, eps=s.outer_epsilon),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised(Training):
+    """Supervised meta-learning."""
+
+    algorithm: str = setting(
+        "maml",
+        "The meta-learning algorithm.",
+        choices=tuple(ALGORITHMS),
+    )
+    shots: int = setting(
+        10, "Support examples per task (regression) or class (classification).", least=1
+    )
+    queries: int = setting(
+        10, "Query examples per task (regression) or class in training.", least=0
+    )
+    inner_optimizer: str = setting("sgd", "Inner optimizer.", choices=("sgd", "adam"))
+    inner_batch: int = setting(0, "Support examples per inner step; 0: all of them.", least=0)
+    batches: str = setting(
+        "cycle",
+        "How --inner_batch examples are drawn: through all of them in turn, or anew.",
+        choices=("cycle", "replacement"),
+    )
+    carry: str = setting(
+        "none",
+        "How the inner optimizer's state passes from task to task.",
+        choices=("none", "mean", "serial"),
+    )
+    tail: str = setting(
+        "none",
+        "What the outer gradient of fomaml is: that of the query loss (none), or the last update, "
+        "on a mini-batch of the support (shared) or on the query (separate).",
+        choices=("none", "shared", "separate"),
+        only={"algorithm": ("fomaml",)},
+    )
+    outer_optimizer: str = setting("adam", "Outer optimizer.", choices=tuple(OUTER_OPTIMIZERS))
+    outer_epsilon: float = setting(
+        1e-8, "Epsilon of an outer Adam.", least=0.0, only={"outer_optimizer": ("adam",)}
+    )
+    clip: float = setting(0.0, "Bound on every entry of the meta-gradient; 0: none.", least=0.0)
+    annealed_updates: int = setting(
+        0,
+        "Meta-updates until only the last step counts.",
+        least=0,
+        only={"algorithm": ("maml_plus_plus",)},
+    )
+    first_order_updates: int = setting(
+        0,
+        "Meta-updates of first order at the start.",
+        least=0,
+        only={"algorithm": ("maml_plus_plus",)},
+    )
+    cg_steps: int = setting(
+        5, "Conjugate-gradient iterations.", least=1, only={"algorithm": ("imaml",)}
+    )
+    proximal: float = setting(
+        2.0, "Pull towards the initialization.", least=0.0, only={"algorithm": ("imaml",)}
+    )
+
+    @property
+    def loss_scale(self) -> float | None:
+        """The factor from the gradient of the mean loss to that which the optimizer sees."""
+        return None
+
+    def check(self) -> None:
+        super().check()
+        learned = ("meta_sgd", "maml_plus_plus")
+        if self.algorithm in learned and self.inner_optimizer != "sgd":
+            raise UsageError(f"--inner_optimizer: {self.algorithm} is SGD with learned step sizes.")
+        if self.algorithm in ("reptile", "imaml") and self.num_steps == 0:
+            raise UsageError(f"--num_steps=0: {self.algorithm} needs at least one step.")
+        if self.algorithm == "imaml" and self.inner_batch:
+            raise UsageError("--inner_batch: imaml takes its steps on the whole support.")
+        if self.tail != "none" and (self.algorithm != "fomaml" or self.num_steps == 0):
+            raise UsageError(f"--tail={self.tail} is for fomaml with at least one step.")
 
 
 def make_learner(
@@ -215,8 +213,5 @@ def make_outer_optimizer(settings: Any) -> optax.GradientTransformation:
     before = [] if settings.loss_scale is None else [optax.scale(settings.loss_scale)]
     if settings.clip:
         before.append(optax.clip(settings.clip))
-    if settings.outer_optimizer == "adam":
-        step = optax.adam(rate, eps=settings.outer_epsilon)
-    else:
-        step = optax.sgd(rate)
+    step = OUTER_OPTIMIZERS[settings.outer_optimizer](settings, rate)
     return optax.chain(*before, step) if before else step

@@ -11,7 +11,7 @@ import json
 from typing import Any, NamedTuple
 
 import metajax
-from experiments import few_shot, protocols, skeleton, supervised
+from experiments import few_shot, images, protocols, skeleton, supervised
 from experiments.classification import Omniglot
 from experiments.command import Command
 from experiments.settings import evaluation_config, training_config
@@ -67,11 +67,11 @@ def execute(command: Command, runs: list[Run]) -> dict[str, Any] | int:
       if it was told to stop.
     """
     skeleton.claim(command)
-    data = few_shot.load(command.settings, command.launch.data_dir)
+    data = images.load(command.settings, command.launch.data_dir)
     train_tasks, test_tasks = (
-        few_shot.make_tasks(command.settings, data, part) for part in ("train", "test")
+        images.make_tasks(command.settings, data, part) for part in ("train", "test")
     )
-    few_shot.look_for_leaks(command, data, train_tasks, test_tasks)
+    images.look_for_leaks(command, data, train_tasks, test_tasks)
     found = {}
     for number, run in enumerate(runs, 1):
         each = command._replace(
@@ -117,7 +117,7 @@ def build(command: Command, data: Splits, objective: metajax.Objective | None) -
             mesh=command.mesh,
         )
     validation_tasks, test_tasks = (
-        few_shot.make_tasks(settings, data, part) for part in ("validation", "test")
+        images.make_tasks(settings, data, part) for part in ("validation", "test")
     )
 
     def evaluate(fitted: train.FitResult) -> Evaluation:

@@ -3,13 +3,8 @@
 from metajax import data as data
 from metajax import tasks as tasks
 from metajax.algorithms import Options as Options
-from metajax.algorithms import anil as anil
-from metajax.algorithms import boil as boil
 from metajax.algorithms import fomaml as fomaml
-from metajax.algorithms import imaml as imaml
 from metajax.algorithms import maml as maml
-from metajax.algorithms import maml_plus_plus as maml_plus_plus
-from metajax.algorithms import meta_sgd as meta_sgd
 from metajax.algorithms import reptile as reptile
 from metajax.base import Adapt as Adapt
 from metajax.base import AdaptInfo as AdaptInfo
@@ -31,6 +26,11 @@ from metajax.evaluate import AtSteps as AtSteps
 from metajax.evaluate import accuracy as accuracy
 from metajax.evaluate import evaluate as evaluate
 from metajax.evaluate import mse as mse
+from metajax.family import anil as anil
+from metajax.family import boil as boil
+from metajax.family import imaml as imaml
+from metajax.family import maml_plus_plus as maml_plus_plus
+from metajax.family import meta_sgd as meta_sgd
 from metajax.gradients import MetaGradient as MetaGradient
 from metajax.gradients import first_order as first_order
 from metajax.gradients import implicit as implicit

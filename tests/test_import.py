@@ -13,8 +13,8 @@ PACKAGE = Path(metajax.__file__).parent
 HEAVY = ("tensorflow", "tensorflow_datasets", "array_record", "PIL", "tqdm", "gymnax", "brax")
 HEAVY += ("orbax", "tensorboardX", "flax")
 # Each may import the ones before it.
-CORE = ["base", "losses", "batches", "gradients", "optimizers", "checks", "arguments"]
-CORE += ["inner", "objectives", "parallel", "learner", "evaluate", "algorithms"]
+CORE = ["base", "machine", "losses", "batches", "gradients", "optimizers", "checks", "arguments"]
+CORE += ["inner", "objectives", "parallel", "learner", "evaluate", "algorithms", "family"]
 
 
 def test_importing_the_library_loads_nothing_heavy():
@@ -33,8 +33,8 @@ def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module == "metajax":
-            yield from (f"metajax.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module in ("metajax", "experiments"):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
 
@@ -68,3 +68,25 @@ def test_every_public_name_has_a_docstring():
     names = [n for n in vars(metajax) if not n.startswith("_")]
     missing = [n for n in names if not (getattr(metajax, n).__doc__ or "").strip()]
     assert not missing
+
+
+def test_the_launchers_import_downward():
+    order = ["settings", "plots", "tables", "animation", "command", "skeleton", "supervised"]
+    order += ["classification", "protocols", "baselines", "few_shot", "meta_rl", "sweep"]
+    folder = PACKAGE.parent / "experiments"
+    for path in folder.glob("*.py"):
+        known = order[: order.index(path.stem)] if path.stem in order else None
+        for module in imports(path):
+            package, _, name = module.partition(".")
+            if package == "experiments" and name and known is not None:
+                assert name in known, f"{path.stem} imports {name}"
+            assert package != "benchmarks"
+    for path in PACKAGE.rglob("*.py"):
+        assert not any(module.startswith("experiments") for module in imports(path))
+
+
+def test_no_file_is_long():
+    root = PACKAGE.parent
+    for folder in ("metajax", "experiments", "benchmarks"):
+        for path in (root / folder).rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 400, path

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import metajax
-from experiments import few_shot, miniimagenet, omniglot, photographs, protocols, supervised
+from experiments import few_shot, images, miniimagenet, omniglot, photographs, protocols, supervised
 from experiments.classification import BASELINES
 from experiments.settings import UsageError, check_bounds
 from metajax.data import Images
@@ -87,7 +87,7 @@ def test_the_clip_is_on_the_authors_scale(name, factor):
 
 def test_what_nichol_trains_on(random_images):
     grey = random_images["omniglot"]
-    data = few_shot.load(ALL["nichol2018/omniglot_5w1s"], None)
+    data = images.load(ALL["nichol2018/omniglot_5w1s"], None)
     trained = np.concatenate([grey.train.images, grey.validation.images])
     assert len(data.train) == 4 * len(trained) == len(set(data.train.names))
     np.testing.assert_array_equal(data.train.images[: len(trained)], 255 - trained)
@@ -96,10 +96,10 @@ def test_what_nichol_trains_on(random_images):
             data.train.images[turns * len(trained) + 3, 7], np.rot90(255 - trained[3, 7], turns)
         )
     np.testing.assert_array_equal(data.test.images, 255 - grey.test.images)
-    assert not few_shot.make_tasks(ALL["nichol2018/omniglot_5w1s"], data, "test").rotate
-    finn = few_shot.load(ALL["finn2017/omniglot_5w1s"], None)
+    assert not images.make_tasks(ALL["nichol2018/omniglot_5w1s"], data, "test").rotate
+    finn = images.load(ALL["finn2017/omniglot_5w1s"], None)
     np.testing.assert_array_equal(finn.train.images, grey.train.images)
-    assert few_shot.make_tasks(ALL["finn2017/omniglot_5w1s"], finn, "test").rotate
+    assert images.make_tasks(ALL["finn2017/omniglot_5w1s"], finn, "test").rotate
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+"""The plots of the growth record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def draw_growth(rows: Sequence[dict[str, Any]], sizes_file: Path, chunks_file: Path) -> None:
+    """Draws seconds and memory against sizes, and seconds against the tasks per vmap."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
+
+    sizes = sorted({r["varied"] for r in rows if not r["varied"].startswith("chunk")})
+    figure, axes = plt.subplots(
+        2, len(sizes), figsize=(3 * len(sizes), 5), layout="constrained", sharey="row"
+    )
+    for column, name in enumerate(sizes):
+        mine = [r for r in rows if r["varied"] == name]
+        values = [r["value"] for r in mine]
+        axes[0, column].plot(values, [r["median"] for r in mine], "o-")
+        axes[1, column].plot(values, [r["temporary_bytes"] / 1e6 for r in mine], "o-")
+        axes[1, column].set_xlabel(name.replace("_", " "))
+        for axis in axes[:, column]:
+            axis.set(xscale="log", yscale="log", xticks=values, xticklabels=values)
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.minorticks_off()
+    axes[0, 0].set_ylabel("seconds a meta-update")
+    axes[1, 0].set_ylabel("temporary MB")
+    figure.savefig(sizes_file, dpi=100)
+    plt.close(figure)
+
+    figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
+    for name in sorted({r["varied"] for r in rows if r["varied"].startswith("chunk")}):
+        mine = [r for r in rows if r["varied"] == name]
+        best = min(r["median"] for r in mine)
+        values = [r["value"] for r in mine]
+        axis.plot(values, [r["median"] / best for r in mine], "o-", label=name[len("chunk, ") :])
+    axis.set(
+        xscale="log",
+        xticks=values,
+        xticklabels=values,
+        xlabel="tasks per vmap, of 32",
+        ylabel="time over the fastest",
+    )
+    axis.minorticks_off()
+    axis.legend()
+    figure.savefig(chunks_file, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,258 @@
+"""The family around MAML: other objectives, other gradients, other parameters that adapt."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import jax
+import jax.numpy as jnp
+
+from metajax.algorithms import Options, build_learner, maml
+from metajax.base import (
+    Array,
+    Episode,
+    Key,
+    LossFn,
+    MetaLearner,
+    MetaState,
+    Metrics,
+    check_integer,
+)
+from metajax.gradients import MetaGradient, first_order, implicit, second_order
+from metajax.learner import check_state
+from metajax.objectives import multi_step_query_loss, query_loss
+from metajax.optimizers import (
+    LearnedOptimizer,
+    Optimizer,
+    PathPredicate,
+    adapting,
+    learned_step_sizes,
+    other_than,
+)
+
+
+def maml_plus_plus(
+    loss: LossFn,
+    inner_optimizer: Optimizer | LearnedOptimizer,
+    outer_optimizer: Optimizer,
+    *,
+    num_steps: int = 5,
+    annealed_updates: int,
+    first_order_updates: int = 0,
+    meta_gradient: MetaGradient | None = None,
+    **options: Unpack[Options],
+) -> MetaLearner:
+    r"""MAML++: MAML whose objective weighs the query losses of all steps, at first equally.
+
+    .. math:: \sum_t w_t Q(\phi_t), \quad w_t = \frac{1 - p}{T} \; (t < T), \quad
+      w_T = \frac{1 - p}{T} + p
+
+    with :math:`p` growing from 0 to 1 over the first updates. The other parts of the method are
+    arguments: step sizes per array and step are `learned_per_step_sizes`, normalizations per step
+    `nn.conv_per_step` and `counting`, the schedule `optax.cosine_decay_schedule`.
+
+    Args:
+      loss: `(params, batch, rng) -> (scalar, metrics)`.
+      inner_optimizer: the paper's is `learned_per_step_sizes(learning_rate, num_steps)`.
+      outer_optimizer: any optax transformation.
+      num_steps: adaptation steps, at least 1.
+      annealed_updates: meta-updates until only the last step counts; 0: from the first on.
+      first_order_updates: meta-updates at the start that are first order.
+      meta_gradient: of the updates after these, `second_order()` by default.
+      **options: `batches`, `carry`, `task_chunk` and `mesh`, see `metajax.Options`.
+
+    Raises:
+      ValueError: for arguments that do not fit together.
+
+    Example:
+
+    >>> import jax.numpy as jnp, optax, metajax
+    >>> loss = lambda params, batch, rng: (jnp.mean((params["w"] - batch) ** 2), {})
+    >>> learner = metajax.maml_plus_plus(
+    ...     loss, metajax.learned_per_step_sizes(0.1, 5), optax.adam(1e-3),
+    ...     num_steps=5, annealed_updates=5_000)
+
+    References:
+      Antoniou et al., `How to train your MAML <https://arxiv.org/abs/1810.09502>`_, 2019,
+      section 4.
+    """
+    num_steps = check_integer("maml_plus_plus: num_steps", num_steps)
+    annealed = check_integer("maml_plus_plus: annealed_updates", annealed_updates, minimum=0)
+    first = check_integer("maml_plus_plus: first_order_updates", first_order_updates, minimum=0)
+
+    exact = second_order() if meta_gradient is None else meta_gradient
+
+    def learner(engine: MetaGradient, step: Array) -> MetaLearner:
+        progress = jnp.minimum(step / annealed, 1.0) if annealed else jnp.ones(())
+        weights = jnp.full(num_steps, (1 - progress) / num_steps).at[-1].add(progress)
+        inner = {"num_steps": num_steps, "meta_gradient": engine}
+        objective = multi_step_query_loss(loss, weights)
+        return build_learner(loss, inner_optimizer, inner, objective, outer_optimizer, options)
+
+    fixed = learner(exact, jnp.zeros(()))
+
+    def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
+        check_state(state)
+
+        def by(engine: MetaGradient) -> tuple[MetaState, Metrics]:
+            return learner(engine, state.step).update(state, episodes, rng)
+
+        if not first:
+            return by(exact)
+        return jax.lax.cond(state.step < first, lambda: by(first_order()), lambda: by(exact))
+
+    return fixed._replace(update=update)
+
+
+def imaml(
+    loss: LossFn,
+    inner_optimizer: Optimizer,
+    outer_optimizer: Optimizer,
+    *,
+    num_steps: int = 16,
+    proximal: float = 2.0,
+    cg_steps: int = 5,
+    **options: Unpack[Options],
+) -> MetaLearner:
+    r"""Implicit MAML: the gradient of the proximal inner problem's minimizer.
+
+    .. math::
+      \phi^* = \arg\min_\phi L(\phi) + \tfrac{\lambda}{2} \|\phi - \theta\|^2, \quad
+      \nabla_\theta = (I + \nabla^2 L(\phi^*) / \lambda)^{-1} \nabla Q(\phi^*)
+
+    Args:
+      loss: `(params, batch, rng) -> (scalar, metrics)`.
+      inner_optimizer: any optax transformation; it should come close to the minimizer.
+      outer_optimizer: any optax transformation.
+      num_steps: adaptation steps; memory does not depend on them.
+      proximal: :math:`\lambda`, positive.
+      cg_steps: conjugate-gradient iterations for the inverse.
+      **options: `carry`, `task_chunk` and `mesh`, see `metajax.Options`; the batches are full.
+
+    Raises:
+      ValueError: if `proximal` is not positive, or for other arguments that do not fit together.
+
+    References:
+      Rajeswaran et al., `Meta-Learning with Implicit Gradients
+      <https://arxiv.org/abs/1909.04630>`_, 2019, algorithms 1 and 2.
+    """
+    inner = {
+        "num_steps": check_integer("imaml: num_steps", num_steps),
+        "meta_gradient": implicit(cg_steps=cg_steps),
+        "proximal": proximal,
+    }
+    return build_learner(loss, inner_optimizer, inner, query_loss(loss), outer_optimizer, options)
+
+
+def meta_sgd(
+    loss: LossFn,
+    outer_optimizer: Optimizer,
+    *,
+    num_steps: int = 1,
+    learning_rate: float = 0.1,
+    meta_gradient: MetaGradient | None = None,
+    **options: Unpack[Options],
+) -> MetaLearner:
+    r"""Meta-SGD: MAML that also learns a step size for every parameter.
+
+    .. math:: \phi = \theta - \alpha \odot \nabla L(\theta), \quad
+      \text{both } \theta \text{ and } \alpha \text{ meta-learned}
+
+    Args:
+      loss: `(params, batch, rng) -> (scalar, metrics)`.
+      outer_optimizer: any optax transformation; it sees `MetaParams(params, step sizes)`.
+      num_steps: adaptation steps, at least 1.
+      learning_rate: the initial step size; the learned ones are `state.meta_params.inner`.
+      meta_gradient: `second_order()` by default; `first_order()` still learns the step sizes.
+      **options: `batches`, `carry`, `task_chunk` and `mesh`, see `metajax.Options`.
+
+    Raises:
+      ValueError: for arguments that do not fit together.
+
+    References:
+      Li et al., `Meta-SGD: Learning to Learn Quickly for Few-Shot Learning
+      <https://arxiv.org/abs/1707.09835>`_, 2017, equation 2 and algorithm 1.
+    """
+    return maml(
+        loss,
+        learned_step_sizes(learning_rate),
+        outer_optimizer,
+        num_steps=num_steps,
+        meta_gradient=meta_gradient,
+        **options,
+    )
+
+
+def anil(
+    loss: LossFn,
+    inner_optimizer: Optimizer | LearnedOptimizer,
+    outer_optimizer: Optimizer,
+    *,
+    num_steps: int = 1,
+    head: PathPredicate,
+    meta_gradient: MetaGradient | None = None,
+    **options: Unpack[Options],
+) -> MetaLearner:
+    """Almost no inner loop: only the head adapts; the body is learned by the outer loop alone.
+
+    Args:
+      loss: `(params, batch, rng) -> (scalar, metrics)`.
+      inner_optimizer: any optax transformation, or a `LearnedOptimizer`, applied to the head.
+      outer_optimizer: any optax transformation, applied to everything.
+      num_steps: adaptation steps.
+      head: a predicate on the pytree path, as `jax.tree_util.tree_map_with_path` passes it:
+        `lambda path: "head" in jax.tree_util.keystr(path)`.
+      meta_gradient: `second_order()` or `first_order()`.
+      **options: `batches`, `carry`, `task_chunk` and `mesh`, see `metajax.Options`.
+
+    Raises:
+      ValueError: if `head` accepts no parameter or all of them; for other arguments that do not
+        fit together.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp, optax, metajax
+    >>> learner = metajax.anil(
+    ...     lambda params, x, rng: (jnp.mean((x @ params["body"] @ params["head"]) ** 2), {}),
+    ...     optax.sgd(0.1), optax.adam(1e-3),
+    ...     head=lambda path: "head" in jax.tree_util.keystr(path))
+    >>> state = learner.init({"body": jnp.ones((2, 2)), "head": jnp.ones((2, 1))})
+
+    References:
+      Raghu et al., `Rapid Learning or Feature Reuse? <https://arxiv.org/abs/1909.09157>`_, 2020,
+      section 4.
+    """
+    return maml(
+        loss,
+        adapting(inner_optimizer, head),
+        outer_optimizer,
+        num_steps=num_steps,
+        meta_gradient=meta_gradient,
+        **options,
+    )
+
+
+def boil(
+    loss: LossFn,
+    inner_optimizer: Optimizer | LearnedOptimizer,
+    outer_optimizer: Optimizer,
+    *,
+    num_steps: int = 1,
+    head: PathPredicate,
+    meta_gradient: MetaGradient | None = None,
+    **options: Unpack[Options],
+) -> MetaLearner:
+    """Body-only inner loop: everything but the head adapts. Arguments and errors as in `anil`.
+
+    References:
+      Oh et al., `BOIL: Towards Representation Change for Few-shot Learning
+      <https://arxiv.org/abs/2008.08882>`_, 2021, section 3.
+    """
+    return maml(
+        loss,
+        adapting(inner_optimizer, other_than(head)),
+        outer_optimizer,
+        num_steps=num_steps,
+        meta_gradient=meta_gradient,
+        **options,
+    )
