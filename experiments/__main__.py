@@ -1,5 +1,8 @@
 """Lists the launchers: `python -m experiments`."""
 
+import os
+import sys
+
 from experiments import (
     locomotion,
     miniimagenet,
@@ -39,4 +42,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
