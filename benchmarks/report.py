@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import rl_runs, runs, tables
-from benchmarks.record import RESULTS
+from benchmarks.results_folder import RESULTS
 
 ROOT = Path(__file__).parents[1]
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "results.md"

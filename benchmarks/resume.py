@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from benchmarks.record import RESULTS
+from benchmarks.results_folder import RESULTS
 from metajax import train
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.growth_plots import draw_growth
-from benchmarks.record import PLATFORMS, RESULTS, named
+from benchmarks.results_folder import PLATFORMS, RESULTS, named
 
 Row = dict[str, Any]
 PEERS = ("torch", "higher", "torchopt", "brax", "gymnasium", "mujoco")

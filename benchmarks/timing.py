@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.record import RESULTS, named
+from benchmarks.results_folder import RESULTS, named
 from metajax import train
 
 Case = Callable[[], Any]

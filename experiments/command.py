@@ -82,6 +82,7 @@ class Experiment(NamedTuple):
       by_algorithm: what `--algorithm` changes in a preset of another algorithm, by the class of
         the preset.
       launch: the defaults of the flags on which no number depends.
+      build: makes the `skeleton.Method` of a single run; none for what is no single run.
       print_presets: prints the presets, as `--preset=list` asks for.
     """
 
@@ -92,6 +93,7 @@ class Experiment(NamedTuple):
     print_presets: Callable[[Mapping[str, Any]], None]
     by_algorithm: Mapping[type, Mapping[str, Mapping[str, Any]]] = {}
     launch: Any = Launch()
+    build: Callable[[Command], Any] | None = None
 
 
 @contextlib.contextmanager

@@ -49,6 +49,7 @@ def experiment(name: str, summary: str, presets: Any) -> Experiment:
         print_presets,
         protocols.BY_ALGORITHM,
         images.DataLaunch(),
+        build,
     )
 
 
@@ -219,9 +220,12 @@ def build(command: Command) -> Method:
         validation_tasks = images.make_tasks(settings, data, "validation")
         validation = train.Validation(validation_tasks, trained.measure, "accuracy", "max")
 
+    def rescore(state: metajax.MetaState) -> dict[str, Any]:
+        start = trained.start(state)
+        return {"accuracy": test(command, trained.metrics, trained.adapt, start, test_tasks)}
+
     def evaluate(fitted: train.FitResult) -> Evaluation:
-        state = trained.start(fitted.best)
-        rows = test(command, trained.metrics, trained.adapt, state, test_tasks)
+        rows = rescore(fitted.best)["accuracy"]
         return Evaluation({"accuracy": rows}, describe(command, fitted, rows), {"audit": leaks})
 
     return Method(
@@ -230,6 +234,7 @@ def build(command: Command) -> Method:
         trained.tasks,
         validation,
         evaluate,
+        rescore,
         functools.partial(draw, command),
     )
 

@@ -224,15 +224,19 @@ def build(
         ]
         return {"return": jnp.mean(mean[min(1, len(mean) - 1) :]), "returns": mean}
 
-    def evaluate(fitted: train.FitResult) -> Evaluation:
-        score = train.scorer(adapt, metric, **shared)
+    score = train.scorer(adapt, metric, **shared)
+
+    def rescore(state: metajax.MetaState) -> dict[str, Any]:
         untrained = agent.learner.init(agent.params)
-        rows = {
+        return {
             name: skeleton.as_lists(
-                score(state, tasks, settings.eval_tasks, jax.random.fold_in(key, 2))
+                score(each, tasks, settings.eval_tasks, jax.random.fold_in(key, 2))
             )
-            for name, state in (("return", fitted.best), ("random", untrained))
+            for name, each in (("return", state), ("random", untrained))
         }
+
+    def evaluate(fitted: train.FitResult) -> Evaluation:
+        rows = rescore(fitted.best)
         speed = {}
         if trains:
             speed = {"env_steps_per_second": env_steps_per_second(fitted, command.workdir)}
@@ -263,6 +267,7 @@ def build(
         tasks,
         validation,
         evaluate,
+        rescore,
         figures,
         trains=trains,
         progress_metric="return",
@@ -278,13 +283,15 @@ def experiment(
 ) -> Experiment:
     """A launcher of meta-reinforcement learning."""
     columns = ("algorithm", "num_meta_steps", "meta_batch_size", "trajectories")
+    made = partial(build, make_env, draw)
     return Experiment(
         name,
         summary,
         presets,
-        lambda command: skeleton.run(command, partial(build, make_env, draw)),
+        lambda command: skeleton.run(command, made),
         lambda presets: print(tables.presets(presets, columns)),
         {type(each): BY_ALGORITHM for each in presets.values()},
+        build=made,
     )
 
 

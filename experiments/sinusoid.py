@@ -132,8 +132,14 @@ def build(command: Command) -> Method:
 
     validation_tasks = make_tasks(settings, shots=10, queries=GRID_POINTS, query_grid=True)
 
+    score = train.scorer(adapt, metric)
+
+    def rescore(state: metajax.MetaState) -> dict[str, Any]:
+        models = {settings.algorithm: Model(adapt, score, state)}
+        return {"mse": test(settings, models, jax.random.fold_in(key, 2))}
+
     def evaluate(fitted: train.FitResult) -> Evaluation:
-        models = {settings.algorithm: Model(adapt, train.scorer(adapt, metric), fitted.best)}
+        models = {settings.algorithm: Model(adapt, score, fitted.best)}
         # One step size, an argument of the compiled program rather than a constant in it.
         fine_tune = metajax.inner_loop(
             loss,
@@ -161,6 +167,7 @@ def build(command: Command) -> Method:
         tasks,
         train.Validation(validation_tasks, measure, "mse", "min"),
         evaluate,
+        rescore,
         partial(draw, command, network.apply),
     )
 
@@ -272,6 +279,7 @@ EXPERIMENT = Experiment(
     lambda command: skeleton.run(command, build),
     lambda presets: print(tables.presets(presets, COLUMNS)),
     {SineWaves: BY_ALGORITHM},
+    build=build,
 )
 
 if __name__ == "__main__":

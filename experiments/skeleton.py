@@ -43,6 +43,7 @@ class Method(NamedTuple):
       tasks: what it learns from.
       validation: how the state that is tested is chosen; the last one without.
       evaluate: judges what was trained.
+      rescore: the rows of the evaluation that depend on the learner's state alone, anew from it.
       draw: writes the figures to a folder.
       trains: whether there is anything to train.
       progress_metric: what the progress line shows, see `train.fit`.
@@ -53,6 +54,7 @@ class Method(NamedTuple):
     tasks: Any
     validation: train.Validation | None
     evaluate: Callable[[train.FitResult], Evaluation]
+    rescore: Callable[[metajax.MetaState], Mapping[str, Any]]
     draw: Callable[[Path, train.FitResult, Evaluation], None]
     trains: bool = True
     progress_metric: str | None = None
@@ -132,6 +134,7 @@ def write(command: Command, folder: Path, fitted: train.FitResult, evaluation: E
     """Writes `result.json`."""
     settings = command.settings
     with writing(folder):
+        weights = train.save_weights(folder / "weights.safetensors", fitted.best)
         train.write_json(
             folder / "result.json",
             {
@@ -149,6 +152,7 @@ def write(command: Command, folder: Path, fitted: train.FitResult, evaluation: E
                 "wall_seconds": fitted.wall_seconds,
                 "num_devices": command.launch.num_devices,
                 "trained_on": _trained_on(command),
+                "weights": {"file": "weights.safetensors", "sha256": weights},
                 **evaluation.extra,
                 **train.provenance(),
                 "evaluation": evaluation.rows,

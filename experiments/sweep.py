@@ -135,7 +135,15 @@ def build(command: Command, data: Splits, objective: metajax.Objective | None) -
         )
 
     validation = train.Validation(validation_tasks, trained.measure, "accuracy")
-    return Method(learner, trained.params, trained.tasks, validation, evaluate, lambda *args: None)
+    return Method(
+        learner,
+        trained.params,
+        trained.tasks,
+        validation,
+        evaluate,
+        lambda state: {},
+        lambda *args: None,
+    )
 
 
 def write(command: Command, runs: list[Run], found: dict[str, Any], **extra: Any) -> None:

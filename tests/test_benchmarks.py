@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import metajax
-from benchmarks import deviceless, problems, record, rl_runs, tables
+from benchmarks import deviceless, problems, results_folder, rl_runs, tables
 
 
 def test_the_page_is_rendered_from_the_records():
@@ -21,7 +21,7 @@ def test_records_of_another_platform_are_sections_with_plots_of_their_own(tmp_pa
         for row in rows:
             row["device"] = {"platform": "gpu", "kind": "an accelerator", "count": 1}
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        (tmp_path / f"{record.named(name, 'gpu')}.jsonl").write_text(text)
+        (tmp_path / f"{results_folder.named(name, 'gpu')}.jsonl").write_text(text)
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     monkeypatch.setattr(tables, "PAGE", tmp_path / "README.md")
     page = tables.render()

@@ -5,14 +5,9 @@ import re
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from PIL import Image, ImageDraw
-
-import metajax
-from metajax import nn, train
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -32,31 +27,17 @@ def test_the_library_example_runs():
     assert all(np.isfinite(p).all() for p in jax.tree.leaves(names["adapted"]))
 
 
-def test_the_example_of_a_checkpoint_and_five_drawings_runs(tmp_path, monkeypatch, capsys):
+def test_recorded_weights_name_a_drawing(tmp_path, monkeypatch, capsys):
     (code,) = (x for x in EXAMPLES if "from_folder" in x)
     monkeypatch.chdir(tmp_path)
     names = ["bar", "cross", "dot", "frame", "slope"]
     for name in names:
         draw(name, f"drawings/{name}/1.png")
-    draw("cross", "unknown/unknown/1.png")
-    model = nn.omniglot_conv(ways=5)
-
-    def loss(params, batch, rng):
-        return -jax.nn.log_softmax(model.apply(params, batch[0]))[:, 0].mean(), {}
-
-    classes = np.random.default_rng(0).integers(0, 256, (6, 2, 28, 28, 1), np.uint8)
-    train.fit(
-        metajax.fomaml(loss, optax.sgd(0.1), optax.adam(1e-3), num_steps=1),
-        model.init(jax.random.key(0), classes[0] / 255.0),
-        metajax.tasks.FewShot(jnp.asarray(classes), ways=5, shots=1, queries=1),
-        key=jax.random.key(0),
-        num_meta_steps=1,
-        meta_batch_size=1,
-        workdir="runs/omniglot",
-        show_progress=False,
-    )
+    draw("cross", "unknown/one/1.png")
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     exec(code, {})
-    assert capsys.readouterr().out.strip(" \n[']") in names
+    # Shapes as plain as these are told apart, although they are no characters.
+    assert capsys.readouterr().out == "['cross']\n"
 
 
 def test_the_example_of_reinforcement_learning_runs():

@@ -9,6 +9,9 @@ from metajax.train.fit import FitResult as FitResult
 from metajax.train.fit import fit as fit
 from metajax.train.scoring import scorer as scorer
 from metajax.train.validation import Validation as Validation
+from metajax.train.weights import WeightsError as WeightsError
+from metajax.train.weights import load_weights as load_weights
+from metajax.train.weights import save_weights as save_weights
 from metajax.train.workdir import WorkdirError as WorkdirError
 from metajax.train.workdir import claim as claim
 from metajax.train.workdir import provenance as provenance

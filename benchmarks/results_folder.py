@@ -1,0 +1,35 @@
+"""Where records lie, and how they are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from experiments.__main__ import EXPERIMENTS
+from experiments.command import with_changes
+from experiments.settings import evaluation_config, training_config
+
+RESULTS = Path(__file__).parent / "results"
+PLATFORMS = ("cpu", "gpu", "tpu")
+# Said otherwise, or no number depends on it.
+NOT_NAMED = ("seed", "algorithm", "task_chunk", "steps_per_call", "checkpoint_every")
+
+
+def named(name: str, platform: str) -> str:
+    """The file, but for its ending, that keeps what was measured on a platform."""
+    return name if platform == "cpu" else f"{name}_{platform}"
+
+
+def folder_of(result: dict[str, Any]) -> Path:
+    """The folder of a run's record, below `RESULTS`."""
+    (launcher,) = (each for each in EXPERIMENTS if each.name == result["experiment"])
+    algorithm, config = result["algorithm"], result["config"]
+    settings, _ = with_changes(launcher, result["preset"], {"algorithm": algorithm})
+    expected = {**training_config(settings), **evaluation_config(settings)}
+    changed = [
+        f"{name}={config[name]}"
+        for name, value in expected.items()
+        if name not in NOT_NAMED and config.get(name, value) != value
+    ]
+    run = ",".join([algorithm, *changed])
+    return Path(result["experiment"], result["preset"], run, f"seed{config['seed']}")

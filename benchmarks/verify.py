@@ -1,0 +1,125 @@
+"""Evaluates the weights of records again, and compares with the recorded numbers.
+
+Command: python -m benchmarks.verify FOLDER [FOLDER ...] | --all  [--quick] [--data_dir=DIR]
+
+FOLDER is below `benchmarks/results`, such as `omniglot/finn2017/omniglot_5w1s/maml/seed0`. The test
+tasks are those of the record, drawn from the same seed. `--quick` repeats an evaluation on a few
+tasks, which the record holds as well. Exits with 1 if a number differs by more than rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.results_folder import RESULTS
+from experiments.__main__ import EXPERIMENTS
+from experiments.command import Command, Experiment
+from experiments.settings import UsageError
+from experiments.skeleton import Method
+from metajax.train.weights import FILE, filled
+
+# Accuracies are means of hits: one hit of 600 tasks of five queries is 3e-4. Other versions of XLA
+# round otherwise, which turns a hit now and then; a wrong network is off by far more.
+TOLERANCE = 2e-3
+QUICK_TASKS = 20
+
+
+def settings_of(result: dict[str, Any]) -> tuple[Experiment, Any]:
+    """The launcher of a record and the settings that it was made with."""
+    (launcher,) = (each for each in EXPERIMENTS if each.name == result["experiment"])
+    preset, config = launcher.presets[result["preset"]], result["config"]
+    known = {field.name for field in dataclasses.fields(preset)}
+    return launcher, dataclasses.replace(preset, **{k: config[k] for k in config if k in known})
+
+
+def rescored(
+    folder: Path, *, eval_tasks: int | None = None, data_dir: str | None = None
+) -> dict[str, Any]:
+    """The rows of an evaluation, anew from the weights in a folder.
+
+    Args:
+      folder: with `result.json` and the weights.
+      eval_tasks: how many test tasks; by default as many as were recorded.
+      data_dir: where the data are, see the launcher's flag.
+    """
+    result = json.loads((folder / "result.json").read_text())
+    _, settings = settings_of(result)
+    if eval_tasks is not None:
+        settings = dataclasses.replace(settings, eval_tasks=eval_tasks)
+    method = method_of(result, settings, folder, data_dir)
+    return dict(method.rescore(filled(folder, method.learner.init(method.params))))
+
+
+def method_of(result: dict[str, Any], settings: Any, folder: Path, data_dir: str | None) -> Method:
+    """What a record's command trains and tests."""
+    launcher, _ = settings_of(result)
+    if launcher.build is None:
+        raise UsageError(f"{folder}: {launcher.name} is no single run.")
+    launch = dataclasses.replace(launcher.launch, mode="eval")
+    if data_dir is not None:
+        launch = dataclasses.replace(launch, data_dir=data_dir)
+    command = Command(launcher.name, result["preset"], settings, (), launch, folder, None)
+    return launcher.build(command)
+
+
+def differences(found: dict[str, Any], recorded: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """The largest difference of each row that both have, relative to its largest entry."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+        found, is_leaf=lambda x: isinstance(x, dict) and "mean" in x
+    ):
+        row: Any = recorded
+        for key in path:
+            row = row.get(key.key, {})
+        if "mean" not in row:
+            continue
+        ours, theirs = np.asarray(leaf["mean"]), np.asarray(row["mean"])
+        name = "/".join(str(key.key) for key in path)
+        yield name, float(np.max(np.abs(ours - theirs)) / max(np.max(np.abs(theirs)), 1e-12))
+
+
+def verify(folder: Path, *, quick: bool = False, data_dir: str | None = None) -> bool:
+    """Prints how far a record's numbers are from those of its weights; whether that is rounding."""
+    result = json.loads((folder / "result.json").read_text())
+    recorded, tasks = result["evaluation"], None
+    if quick:
+        recorded, tasks = result["check"]["evaluation"], result["check"]["eval_tasks"]
+    found = rescored(folder, eval_tasks=tasks, data_dir=data_dir)
+    rows = dict(differences(found, recorded))
+    off = {name: value for name, value in rows.items() if not value <= TOLERANCE}
+    print(f"{folder}: {len(rows)} rows, largest difference {max(rows.values()):.1e}", flush=True)
+    for name, value in off.items():
+        print(f"  {name} differs by {value:.2g} of its size")
+    return bool(rows) and not off
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="*", help="below benchmarks/results")
+    parser.add_argument("--all", action="store_true", help="every record that has weights")
+    parser.add_argument("--quick", action="store_true", help=f"on {QUICK_TASKS} tasks")
+    parser.add_argument("--data_dir")
+    arguments = parser.parse_args()
+    folders = [RESULTS / name for name in arguments.folders]
+    if arguments.all:
+        folders = sorted(path.parent for path in RESULTS.rglob(FILE))
+    if not folders:
+        parser.error("name a record, or use --all.")
+    for folder in folders:
+        if not (folder / FILE).exists():
+            parser.error(f"{folder} has no {FILE}.")
+    options = {"quick": arguments.quick, "data_dir": arguments.data_dir}
+    failed = [folder for folder in folders if not verify(folder, **options)]
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

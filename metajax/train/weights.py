@@ -1,0 +1,131 @@
+"""What was meta-learned in one file that anyone can check and read: safetensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from safetensors import SafetensorError
+from safetensors.flax import load_file, save
+
+from metajax.base import Adapt, MetaParams, MetaState, Params
+from metajax.train.writers import named
+
+FILE = "weights.safetensors"
+State = TypeVar("State", MetaState, MetaParams)
+
+
+class WeightsError(ValueError):
+    """The file of weights is damaged, or of another model."""
+
+
+def save_weights(path: str | Path, state: MetaState | MetaParams) -> str:
+    """Writes meta-parameters, and the inner state that evaluation starts from.
+
+    Args:
+      path: the file, or an existing folder for `weights.safetensors`.
+      state: of a `MetaState` the optimizer's state and the step are left out.
+
+    Returns:
+      The SHA-256 of the file.
+
+    Raises:
+      WeightsError: if an array is a key of random numbers, which the format has no type for.
+    """
+    path = _file(path)
+    arrays = _arrays(state)
+    for name, array in arrays.items():
+        if jnp.issubdtype(array.dtype, jax.dtypes.extended):
+            raise WeightsError(f"{name} is {array.dtype}, which safetensors cannot hold.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = save(arrays)
+    path.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def load_weights(path: str | Path, adapt: Adapt, params: Params) -> MetaParams:
+    """Reads meta-parameters, to adapt from them.
+
+    Args:
+      path: a file of `save_weights`, or a folder that holds `weights.safetensors`, such as a record
+        of `benchmarks/results`. Where the folder has a `result.json`, its SHA-256 is compared.
+      adapt: an inner loop with learned inner parameters of the same shapes, such as none.
+      params: parameters of the same shapes; the values are not used.
+
+    Returns:
+      What `adapt.apply` and `metajax.evaluate` take.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      WeightsError: if the file is damaged, differs from its SHA-256, or is of another model.
+
+    Example:
+
+    >>> import tempfile, jax, jax.numpy as jnp, optax, metajax
+    >>> from metajax import train
+    >>> loss = lambda params, x, rng: (jnp.mean((params["w"] - x) ** 2), {})
+    >>> learner = metajax.maml(loss, optax.sgd(0.1), optax.adam(1e-3))
+    >>> state = learner.init({"w": jnp.ones(3)})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     digest = train.save_weights(folder, state)
+    ...     meta_params = train.load_weights(folder, learner.inner, {"w": jnp.zeros(3)})
+    >>> meta_params.params["w"].tolist()
+    [1.0, 1.0, 1.0]
+    """
+    return filled(path, MetaParams(params, adapt.init(params)[0]))
+
+
+def filled(path: str | Path, like: State) -> State:
+    """The state or the meta-parameters `like`, with the arrays of a file in place of its own."""
+    path = _file(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there are no weights in {path}.")
+    result = path.with_name("result.json")
+    if result.exists():
+        expected = json.loads(result.read_text()).get("weights", {}).get("sha256")
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if expected not in (None, found):
+            raise WeightsError(f"{path} has the SHA-256 {found}, {result} says {expected}.")
+    try:
+        arrays: dict[str, jax.Array] = load_file(path)
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is damaged: {error}.") from error
+    wanted: dict[str, jax.Array] = _arrays(like)
+    if isinstance(like, MetaParams):  # the inner state is for those who have the learner
+        arrays = {name: x for name, x in arrays.items() if name.startswith("meta_params/")}
+    differing = [
+        f"{name} is {_type(arrays.get(name))} there, {_type(wanted.get(name))} here"
+        for name in sorted({*arrays, *wanted})
+        if _type(arrays.get(name)) != _type(wanted.get(name))
+    ]
+    if differing:
+        raise WeightsError(f"{path} is of another model: {'; '.join(differing)}.")
+    tree = _tree(like)
+    leaves = [arrays[name] for name in named(tree)]
+    found_tree = jax.tree.unflatten(jax.tree.structure(tree), leaves)
+    if isinstance(like, MetaParams):
+        return found_tree["meta_params"]
+    return like._replace(**found_tree)
+
+
+def _file(path: str | Path) -> Path:
+    path = Path(path)
+    return path / FILE if path.is_dir() else path
+
+
+def _tree(state: MetaState | MetaParams) -> dict[str, Any]:
+    if isinstance(state, MetaParams):
+        return {"meta_params": state}
+    return {"meta_params": state.meta_params, "inner_state": state.inner_state}
+
+
+def _arrays(state: MetaState | MetaParams) -> dict[str, jax.Array]:
+    return {name: jnp.asarray(x) for name, x in named(_tree(state)).items()}
+
+
+def _type(x: jax.Array | None) -> str:
+    return "absent" if x is None else f"{x.dtype}{list(x.shape)}"
