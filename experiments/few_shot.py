@@ -77,7 +77,8 @@ def make_learner(settings: FewShot, loss: metajax.LossFn, mesh: Any = None) -> m
         inner = metajax.counting(inner, nn.is_step)
         if settings.algorithm == "anil":
             head = lambda path: nn.is_head(path) or nn.is_step(path)  # noqa: E731
-    return supervised.make_learner(settings, loss, mesh, inner=inner, head=head)
+    features = baselines.make_features(make_network(settings))
+    return supervised.make_learner(settings, loss, mesh, inner=inner, head=head, features=features)
 
 
 class Trained(NamedTuple):

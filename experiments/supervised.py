@@ -22,6 +22,7 @@ class Parts(NamedTuple):
       inner: the inner optimizer.
       outer: the outer optimizer.
       head: the predicate on parameter paths that tells body and head apart.
+      features: `(params, x) -> what the head sees`, for algorithms with a head of their own.
       options: the number of steps and `metajax.Options`.
     """
 
@@ -29,6 +30,7 @@ class Parts(NamedTuple):
     inner: Any
     outer: optax.GradientTransformation
     head: Callable[..., bool]
+    features: Callable[..., Any] | None
     options: dict[str, Any]
 
 
@@ -164,6 +166,7 @@ def make_learner(
     *,
     inner: Any = None,
     head: Callable[..., bool] = nn.is_head,
+    features: Callable[..., Any] | None = None,
 ) -> metajax.MetaLearner:
     """The meta-learner that the settings name."""
     options = {
@@ -174,7 +177,7 @@ def make_learner(
         "mesh": mesh,
     }
     inner = make_inner_optimizer(settings) if inner is None else inner
-    parts = Parts(loss, inner, make_outer_optimizer(settings), head, options)
+    parts = Parts(loss, inner, make_outer_optimizer(settings), head, features, options)
     return ALGORITHMS[settings.algorithm](settings, parts)
 
 
