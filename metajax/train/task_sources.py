@@ -21,7 +21,7 @@ Calls = Iterable[tuple[int, int]]  # the first meta-step and the number of meta-
 
 
 class Block(NamedTuple):
-    """The host's share of some consecutive meta-steps.
+    """Consecutive meta-steps and the arrays that the host read for them.
 
     Attributes:
       length: the number of meta-steps.
@@ -123,8 +123,8 @@ class HostSource(NamedTuple):
 def read_ahead(items: Iterator[T]) -> Generator[T]:
     """Yields the items of an iterator, preparing the next one in a background thread.
 
-    The thread ends when the generator is exhausted or closed. Errors of the iterator are raised
-    here.
+    The thread ends when the generator is exhausted or closed. The generator raises the errors of
+    the iterator.
     """
     with concurrent.futures.ThreadPoolExecutor(1, "metajax-stream") as thread:
         following = thread.submit(next, items, None)
@@ -146,7 +146,7 @@ def advance(
       run: `(state, tasks, fetched, *, length) -> (state, metrics)`, metrics `[length, ...]`.
       state: consumed.
       tasks: passed to `run`.
-      blocks: the next ones of `Source.blocks`, of which as many are taken as make `num_steps`.
+      blocks: from `Source.blocks`; the call takes the next ones, up to its last meta-step.
       num_steps: the meta-steps of a call.
 
     Returns:

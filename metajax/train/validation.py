@@ -122,7 +122,7 @@ def check_measured(validation: Validation, measured: Any) -> None:
 
 
 def better(validation: Validation, new: dict[str, Any], old: dict[str, Any]) -> bool:
-    """Whether the new metrics are better: more than equal, or the first."""
+    """Whether the new metrics are better than the old ones, or the first; equal ones are not."""
     if not old:
         return True
     # NaN is worse than any number.
