@@ -1,4 +1,4 @@
-"""What `fit` refuses before it begins."""
+"""Checks of the arguments of `fit` and of the results of a learner."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ def check_counts(
     validate_every: int | None = None,
     checkpoint_every: int | None = None,
 ) -> tuple[int, int, int, int, int]:
-    """Returns the counts of `fit` as integers, where the last two are ten calls unless given.
+    """Returns the counts of `fit` as integers; the last two are ten calls by default.
 
     Raises:
-      ValueError: for a count that is no positive integer, or does not fit the others.
+      ValueError: if a count is not a positive integer, or one of the last two is not a multiple of
+        `steps_per_call`.
     """
     steps_per_call = check_integer("fit: steps_per_call", steps_per_call)
     return (
@@ -46,7 +47,7 @@ def _interval(name: str, every: int | None, steps_per_call: int) -> int:
 
 
 def check_learner(learner: Any) -> None:
-    """Raises `ValueError` for anything but a `MetaLearner`, or what has its three functions."""
+    """Raises `ValueError` unless `learner` has the three functions of a `MetaLearner`."""
     if not all(callable(getattr(learner, name, None)) for name in ("init", "adapt", "update")):
         raise ValueError(
             "fit: learner must be a metajax.MetaLearner, such as metajax.maml(loss, "
@@ -55,7 +56,7 @@ def check_learner(learner: Any) -> None:
 
 
 def check_mesh(mesh: Any) -> None:
-    """Raises `ValueError` for anything but a mesh or `None`."""
+    """Raises `ValueError` unless `mesh` is a mesh or `None`."""
     if mesh is not None and not isinstance(mesh, Mesh):
         raise ValueError(
             "fit: mesh must be a mesh of devices, such as metajax.task_mesh(), got "
@@ -64,7 +65,7 @@ def check_mesh(mesh: Any) -> None:
 
 
 def check_tasks(tasks: Any) -> Any:
-    """Returns tasks that `jit` takes; raises `ValueError` for what is no distribution of tasks."""
+    """Returns tasks that `jit` takes; raises `ValueError` unless they are a distribution."""
     if not callable(getattr(tasks, "sample", tasks)):
         raise ValueError(
             "fit: tasks must be a distribution, such as metajax.tasks.Sinusoid(), or a function "
@@ -75,10 +76,10 @@ def check_tasks(tasks: Any) -> Any:
 
 
 def initial_state(learner: Any, params: Params) -> MetaState:
-    """What `learner.init(params)` returns, in arrays of its own.
+    """Initializes the learner, in arrays of its own.
 
     Raises:
-      ValueError: if it is no `MetaState`, or there is nothing to learn.
+      ValueError: if `learner.init` returns no `MetaState`, or one without arrays to learn.
     """
     state = learner.init(params)
     if not isinstance(state, MetaState):
@@ -88,12 +89,12 @@ def initial_state(learner: Any, params: Params) -> MetaState:
         )
     if not jax.tree.leaves(state.meta_params):
         raise ValueError("fit: there is nothing to learn: params has no arrays.")
-    # The state is donated to every call: start from copies of what the caller keeps.
+    # Every call consumes its state, and the caller keeps its arrays.
     return jax.tree.map(jnp.copy, state)
 
 
 def check_updated(updated: Any) -> tuple[MetaState, Metrics]:
-    """Returns what `learner.update` returned; raises `ValueError` for another type."""
+    """Returns the result of `learner.update`; raises `ValueError` if its type is wrong."""
     match updated:
         case (MetaState(), Mapping()):
             return updated
@@ -102,3 +103,12 @@ def check_updated(updated: Any) -> tuple[MetaState, Metrics]:
         "fit: learner.update must return (MetaState, dict of metrics), but returned "
         f"{found or type(updated).__name__}."
     )
+
+
+def check_counted(state: MetaState, step: int) -> None:
+    """Raises `ValueError` unless the state has counted `step` meta-updates."""
+    if int(state.step) != step:
+        raise ValueError(
+            f"fit: learner.update must count the meta-updates in state.step, which is "
+            f"{state.step} after {step}."
+        )

@@ -1,4 +1,4 @@
-"""Checkpoints: the state, the best state so far and how far the run has come, in one step."""
+"""Checkpoints of a run: its state, its best state and its record."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from metajax.base import (
     split_state,
 )
 from metajax.train.workdir import WorkdirError
-from metajax.train.writers import name_of, named
+from metajax.train.writers import leaf_name, named
 
 T = TypeVar("T")
 
 
 class Checkpoint(NamedTuple):
-    """What is saved together, so that a killed run resumes as if nothing had happened.
+    """All that a run needs to resume after it was killed.
 
     Attributes:
       state: the meta-learner's state after `state.step` meta-updates.
       best: the state that scored best on the meta-validation tasks so far.
-      record: JSON data: seconds spent, the best state's step and metrics.
+      record: JSON data: the seconds spent, the step and the metrics of the best state.
     """
 
     state: MetaState
@@ -72,7 +72,7 @@ class Checkpoints:
         """The latest checkpoint, or `None` where there is none.
 
         Args:
-          like: a state of the same structure, for its shapes and types.
+          like: a state of the same structure, shapes and types.
 
         Raises:
           WorkdirError: if the checkpoint does not fit `like`.
@@ -81,7 +81,7 @@ class Checkpoints:
         if step is None:
             return None
         record = self._restore(step, record=ocp.args.JsonRestore())["record"]
-        like = jax.tree.map(jnp.asarray, like)  # what is saved are arrays
+        like = jax.tree.map(jnp.asarray, like)  # checkpoints hold arrays, not numbers
         self._check(step, record.pop("leaves"), _types(like))
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         states = self._restore(
@@ -89,12 +89,12 @@ class Checkpoints:
             state=ocp.args.StandardRestore(abstract),
             best=ocp.args.StandardRestore(abstract),
         )
-        # On no device in particular, as what starts anew: a learner's mesh may have others.
+        # Uncommitted, like the state of a new run: the learner's mesh may use other devices.
         state, best = jax.tree.map(_uncommitted, (states["state"], states["best"]))
         return Checkpoint(state, best, record)
 
     def restore_meta_params(self, like: MetaParams) -> MetaParams | None:
-        """The best meta-parameters of the latest checkpoint, whatever learner made them.
+        """The best meta-parameters of the latest checkpoint, of any learner.
 
         Raises:
           WorkdirError: if the checkpoint does not fit `like`.
@@ -102,14 +102,14 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
-        # Dicts, as orbax describes what it holds; the names on the way to an array are the same.
-        # The devices are those of here: the ones that it was saved from may be others.
+        # Orbax describes a checkpoint as nested dicts; their paths are those of the state. The
+        # arrays are read onto a device of this process: the saved devices may not exist here.
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         held = ocp.StandardCheckpointHandler().metadata(
             self._manager.directory / str(step) / "best"
         )
         target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), _tree_of(held)
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), _metadata_tree(held)
         )
         best = self._restore(step, best=ocp.args.StandardRestore(target))["best"]
 
@@ -117,7 +117,7 @@ class Checkpoints:
             self._check(step, _types(held), _types(like))
             found = named(held)
             return jax.tree_util.tree_map_with_path(
-                lambda path, _: jnp.asarray(found[name_of(path)]), like
+                lambda path, _: jnp.asarray(found[leaf_name(path)]), like
             )
 
         params, model = split_state(like.params)
@@ -140,8 +140,8 @@ class Checkpoints:
         if differing:
             raise WorkdirError(
                 f"the checkpoint of step {step} in {self._manager.directory} does not fit this "
-                "model and learner:\n" + "\n".join(differing) + "\nRepeat the configuration it "
-                "was made with, or choose another workdir."
+                "model and learner:\n" + "\n".join(differing) + "\nUse the configuration that "
+                "made it, or choose another workdir."
             )
 
     def close(self) -> None:
@@ -152,8 +152,8 @@ def load(workdir: str | Path, learner: MetaLearner, params: Params) -> Checkpoin
     """Reads the last checkpoint of a working directory.
 
     Args:
-      workdir: what was passed to `fit`.
-      learner: a learner of the same kind.
+      workdir: the working directory of a run.
+      learner: a learner whose state has the same structure.
       params: parameters of the same shapes; their values are not used.
 
     Raises:
@@ -166,15 +166,15 @@ def load(workdir: str | Path, learner: MetaLearner, params: Params) -> Checkpoin
 def load_meta_params(workdir: str | Path, adapt: Adapt, params: Params) -> MetaParams:
     """Reads the best meta-parameters of a working directory, to adapt from them.
 
-    Nothing has to be known of the outer loop that found them.
+    The outer loop that trained them need not be known.
 
     Args:
-      workdir: what was passed to `fit`, or to an experiment as `--workdir`.
-      adapt: an inner loop with learned inner parameters of the same shapes, such as none.
+      workdir: the working directory of a run.
+      adapt: an inner loop; learned inner parameters, if any, have the same shapes.
       params: parameters of the same shapes, or a `Stateful`; the values are not used.
 
     Returns:
-      What `adapt.apply` and `metajax.evaluate` take.
+      Meta-parameters for `adapt.apply` and `metajax.evaluate`.
 
     Raises:
       FileNotFoundError: if there is no checkpoint.
@@ -217,8 +217,8 @@ def _read(workdir: str | Path, restore: Callable[[Checkpoints], T | None]) -> T:
     return found
 
 
-def _tree_of(metadata: Any) -> PyTree:
-    """Older versions of orbax return the tree itself."""
+def _metadata_tree(metadata: Any) -> PyTree:
+    """The tree that metadata describe; older versions of orbax return the tree itself."""
     return getattr(metadata, "tree", metadata)
 
 

@@ -1,4 +1,4 @@
-"""A run ends where its numbers do."""
+"""Stops a run at the first meta-step whose numbers are not finite."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from metajax.base import MetaLearner, MetaState, Metrics
 from metajax.checks import check_differentiable
 
-# The metrics that say at which meta-step a run went wrong, and what an error calls them.
-JUDGED = {"objective": "objective", "meta_gradient_norm": "norm of the meta-gradient"}
+# The metrics that are checked, and their names in an error.
+CHECKED = {"objective": "objective", "meta_gradient_norm": "norm of the meta-gradient"}
 
 
 class NonFiniteError(FloatingPointError):
@@ -22,35 +22,35 @@ class NonFiniteError(FloatingPointError):
 def check_finite(
     learner: MetaLearner, metrics: Metrics, state: MetaState, first: int, last: int
 ) -> None:
-    """Raises `NonFiniteError` for the first meta-step of a call that went wrong.
+    """Raises `NonFiniteError` for the first meta-step of a call that is not finite.
 
-    The metrics are from before each update, so the last update shows in the state alone, and
-    without the metrics that are judged so does every other.
+    Metrics are computed before each update, so they miss the last update; the state shows it. If
+    the learner reports no `objective` or `meta_gradient_norm`, the error names the whole call.
 
     Args:
-      learner: whose inner optimizer is looked at where the meta-gradient alone is not finite.
-      metrics: of the meta-steps from `first` on, leaves `[last - first, ...]`.
+      learner: its inner optimizer is examined if only the meta-gradient is not finite.
+      metrics: of the meta-steps after `first`, leaves `[last - first, ...]`.
       state: after `last` meta-steps.
     """
-    judged = {
+    checked = {
         name: np.asarray(metrics[name]).reshape(last - first, -1)
-        for name in JUDGED
+        for name in CHECKED
         if name in metrics
     }
     finite = np.ones(last - first, bool)
-    for values in judged.values():
+    for values in checked.values():
         finite &= np.isfinite(values).all(axis=1)
     if not finite.all():
         index = int(np.argmin(finite))
         at = f"meta-step {first + index + 1}"
-        found = ", ".join(f"{JUDGED[name]} {_shown(x[index])}" for name, x in judged.items())
-        if "objective" in judged and np.isfinite(judged["objective"][index]).all():
-            remedy = _of_derivative(learner, state)
+        found = ", ".join(f"{CHECKED[name]} {_shown(x[index])}" for name, x in checked.items())
+        if "objective" in checked and np.isfinite(checked["objective"][index]).all():
+            remedy = _derivative_remedy(learner, state)
         else:
             remedy = "Lower the inner or outer learning rate or clip the meta-gradient (optax.clip)"
     elif all(_all_finite((state.meta_params, state.inner_state))):
         return
-    elif len(judged) == len(JUDGED):
+    elif len(checked) == len(CHECKED):
         at, found = f"meta-step {last}", "the update is not finite, though objective and"
         found += " meta-gradient are"
         remedy = "Lower the outer learning rate"
@@ -63,8 +63,8 @@ def check_finite(
     )
 
 
-def _of_derivative(learner: MetaLearner, state: MetaState) -> str:
-    """What is to be done where the objective is finite and its derivative is not."""
+def _derivative_remedy(learner: MetaLearner, state: MetaState) -> str:
+    """The remedy for a meta-gradient that is not finite though the objective is."""
     optimizer = getattr(getattr(learner, "inner", None), "optimizer", None)
     if optimizer is not None:
         try:
@@ -72,7 +72,7 @@ def _of_derivative(learner: MetaLearner, state: MetaState) -> str:
         except ValueError as error:
             text = str(error).rstrip(".")
             return text[0].upper() + text[1:]
-    return "A derivative of the loss is not finite where the loss is, as that of a root at zero"
+    return "The loss is finite but its derivative is not, like that of a square root at zero"
 
 
 def _shown(values: Any) -> str:

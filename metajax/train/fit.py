@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from metajax.base import Episode, Key, MetaLearner, MetaState, Params, split_key
-from metajax.tasks import StreamedTasks, TaskDistribution, meta_batch
+from metajax.tasks import TaskDistribution
 from metajax.train.arguments import (
+    check_counted,
     check_counts,
     check_learner,
     check_mesh,
@@ -24,15 +24,15 @@ from metajax.train.arguments import (
     check_updated,
     initial_state,
 )
-from metajax.train.checkpoints import Checkpoint, Checkpoints
+from metajax.train.checkpoints import Checkpoint
+from metajax.train.files import run_files
 from metajax.train.finite import check_finite
 from metajax.train.identity import digest
 from metajax.train.progress import Progress, highlights
 from metajax.train.signals import StopRequest
-from metajax.train.stream import Stream, draws
-from metajax.train.validation import Validation, better, check_measured, check_validation
-from metajax.train.workdir import WorkdirError, claim, claim_by_digests
-from metajax.train.writers import MetricWriter, flatten
+from metajax.train.task_sources import advance, make_source
+from metajax.train.validation import Validation, better, check_validation, make_validator
+from metajax.train.writers import means
 
 
 class FitResult(NamedTuple):
@@ -40,11 +40,11 @@ class FitResult(NamedTuple):
 
     Attributes:
       state: the last state.
-      best: the state that was best on the meta-validation tasks; the last without validation.
-      best_step: the meta-updates behind `best`.
-      best_metrics: its validation metrics.
-      wall_seconds: seconds spent in this run, earlier parts of a resumed one included.
-      stopped_by: the signal that ended the run before its time, or `None`.
+      best: the state with the best validation metric; without validation, the last state.
+      best_step: the number of meta-updates behind `best`.
+      best_metrics: the validation metrics of `best`.
+      wall_seconds: seconds of the whole run, including the parts before it was resumed.
+      stopped_by: the signal that ended the run early, or `None`.
     """
 
     state: MetaState
@@ -76,45 +76,47 @@ def fit(
     """Trains a meta-learner.
 
     Sampling, adaptation and the outer update of `steps_per_call` meta-steps run in one compiled
-    scan on the device. All randomness of meta-step `t` is `fold_in(key, t)`, so a run that was
-    killed continues from its last checkpoint bit for bit as if it had not been. Tasks whose data
-    stay on the host (`StreamedTasks`) are drawn from the same keys, and read ahead in a thread.
+    scan on the device. All randomness of meta-step `t` comes from `fold_in(key, t)`, so a run that
+    is killed and resumed gives the same numbers, bit for bit, as one that was not. Tasks whose data
+    stay on the host (`StreamedTasks`) are drawn from the same keys, and read ahead in a background
+    thread.
 
     Args:
       learner: from `metajax.maml` and the like, `metajax.meta_learner`, or a `MetaLearner` of your
-        own. Its metrics are averaged over the meta-steps of a call, logged and otherwise up to it:
-        where it reports scalars `objective` and `meta_gradient_norm`, they must be finite and name
-        the meta-step at which they are not; without, the state alone is judged after every call.
+        own. Its metrics are averaged over the meta-steps of a call and logged. If it reports the
+        metrics `objective` and `meta_gradient_norm`, they must be finite, and an error names the
+        meta-step where they are not. Otherwise only the state is checked, after every call.
       params: the initialization to start from, not consumed.
       tasks: the meta-training tasks, a `TaskDistribution` or a function `rng -> Episode`.
       key: the root of the run's randomness, one key.
-      num_meta_steps: meta-updates in all.
+      num_meta_steps: the total number of meta-updates.
       meta_batch_size: tasks per meta-update.
       validation: how to choose the best state.
-      workdir: where checkpoints, `metrics.jsonl` and event files go; nothing is written without.
-        A directory that holds the same run is continued, or returned where it is finished. It may
-        be lengthened, and not shortened.
-      config: a dict of JSON data that identifies the run; of it only `num_meta_steps`, if it has
-        one, may grow. By default digests identify the run: of its compiled meta-step, the arrays
-        it starts from, the key, the tasks' arrays and the validation. A meta-step compiled by
-        another version of JAX, for other devices or another mesh is another one.
+      workdir: the directory for checkpoints, `metrics.jsonl` and event files; without one, nothing
+        is written. If it holds the same run, that run is continued, or returned if it is finished.
+        A run may be lengthened, but not shortened.
+      config: a dict of JSON data that identifies the run; of its entries only `num_meta_steps` may
+        grow. By default the run is identified by digests of its compiled meta-step, its initial
+        arrays, the key, the arrays of the tasks, and the validation. Another version of JAX, other
+        devices or another mesh may compile another meta-step, and so make it another run.
       steps_per_call: meta-updates per compiled call, and between two log lines.
       validate_every: meta-steps between validations, a multiple of `steps_per_call`; by default
         ten calls.
-      checkpoint_every: likewise for checkpoints.
-      mesh: the devices of the learner, if it was built with some: state and data are put on all.
-      show_progress: a progress bar, or plain lines where there is no terminal.
-      progress_metric: the metric of the learner that it shows, such as `"query/accuracy"`; by
-        default `query_loss` or, where there is none, `objective`.
+      checkpoint_every: meta-steps between checkpoints, likewise.
+      mesh: the devices of the learner, if it was built with a mesh; all of them get the state and
+        the data.
+      show_progress: shows a progress bar, or plain lines if there is no terminal.
+      progress_metric: the training metric to show, such as `"query/accuracy"`; by default
+        `query_loss` or else `objective`.
 
     Returns:
       A `FitResult`. On SIGTERM or Ctrl-C it is returned early, after a checkpoint, with
       `stopped_by` set.
 
     Raises:
-      ValueError: for arguments of the wrong kind, step counts that do not fit together, or a
-        `Validation.metric` that `measure` does not return as a scalar.
-      WorkdirError: if `workdir` holds another run, or more meta-steps than `num_meta_steps`, or
+      ValueError: if an argument is of the wrong kind, the step counts do not fit together, or
+        `measure` does not return `Validation.metric` as a scalar.
+      WorkdirError: if `workdir` holds another run or more meta-steps than `num_meta_steps`, or
         cannot be made a directory.
       NonFiniteError: at the first meta-step whose objective, meta-gradient or update is not finite.
         The last checkpoint before it is kept.
@@ -142,160 +144,93 @@ def fit(
     )
     check_learner(learner)
     check_mesh(mesh)
-    tasks = check_tasks(tasks)
-    if validation is not None:
-        validation = check_validation(validation)
+    tasks, validation = check_tasks(tasks), check_validation(validation)
     train_key, validation_key = split_key(key, what="fit: key")
+    on_devices = functools.partial(_replicated, mesh)
 
     def rngs(step):
         return jax.random.split(jax.random.fold_in(train_key, step))
 
-    # Traced by itself, so that the program of a run can be told without its length; inlined, so
-    # that it is compiled as if it were not.
+    initial = initial_state(learner, params)
+    source = make_source(on_devices(tasks), meta_batch_size, lambda step: rngs(step)[0])
+    validator = make_validator(validation, initial, validation_key, on_devices)
+
+    # Its text identifies the run, whatever the length of a call. Inlined, it compiles nothing more.
     @functools.partial(jax.jit, inline=True)
-    def meta_step(state: MetaState, tasks: TaskDistribution, fetched: Any, keys: Key):
+    def meta_step(state: MetaState, tasks: Any, fetched: Any, keys: Key):
         task_rng, update_rng = keys
-        if isinstance(tasks, StreamedTasks):
-            episodes = jax.vmap(tasks.episode)(fetched)
-        else:
-            episodes = meta_batch(tasks, meta_batch_size, task_rng)
+        episodes = source.episodes(tasks, fetched, task_rng)
         return check_updated(learner.update(state, episodes, update_rng))
 
     @functools.partial(jax.jit, static_argnames="length", donate_argnames="state")
-    def run(state: MetaState, tasks: TaskDistribution, block: Any = None, *, length: int):
+    def run(state: MetaState, tasks: Any, block: Any, *, length: int):
         def body(state, fetched):
             return meta_step(state, tasks, fetched, rngs(state.step))
 
         return jax.lax.scan(body, state, block, length=length)
 
-    on_devices = functools.partial(_replicated, mesh)
-    state, tasks = initial_state(learner, params), on_devices(tasks)
-    if validation is not None:
-        validation = validation._replace(tasks=on_devices(validation.tasks))
-        measure = jax.jit(validation.measure)
-        measured_on = validation.tasks, validation_key
-        check_measured(validation, jax.eval_shape(measure, state, *measured_on))
-
     def digests() -> dict[str, str]:
-        fetched = None
-        if isinstance(tasks, StreamedTasks):
-            first = jax.jit(lambda: draws(tasks, meta_batch_size, rngs(0)[0]))()
-            fetched = tasks.fetch(jax.device_get(first))
-        program = meta_step.lower(on_devices(state), tasks, fetched, rngs(0)).as_text()
+        state, fetched = on_devices(initial), source.first()
         found = {
-            "program": digest(program),
-            "initial state": digest(state),
+            "program": digest(meta_step.lower(state, source.tasks, fetched, rngs(0)).as_text()),
+            "initial state": digest(initial),
             "key": digest(key),
-            "tasks": digest(tasks, fetched),
+            "tasks": digest(source.tasks, fetched),
         }
-        if validation is not None:
-            program = measure.lower(on_devices(state), *measured_on).as_text()
-            choice = f"{validation.mode} {validation.metric}"
-            found["validation"] = digest(program, validation.tasks, choice)
-        return found
+        return found if validator is None else {**found, "validation": validator.digest(state)}
 
-    checkpoint = Checkpoint(state, state, {"seconds": 0.0, "best_step": 0, "best_metrics": {}})
-    checkpoints = writer = stream = stopped_by = None
+    fresh = Checkpoint(initial, initial, {"seconds": 0.0, "best_step": 0, "best_metrics": {}})
     with contextlib.ExitStack() as stack:
-        if workdir is not None:
-            workdir = Path(workdir)
-            if config is None:
-                claim_by_digests(workdir, digests())
-            else:
-                claim(workdir, config)
-            checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
-            checkpoint = checkpoints.restore(state) or checkpoint
-            _check_resumed(checkpoint, workdir, num_meta_steps, validation)
-            writer = MetricWriter(workdir, int(checkpoint.state.step))
-            stack.callback(writer.close)
-        state, best, record = checkpoint
+        files = stack.enter_context(
+            run_files(workdir, config, digests, fresh, num_meta_steps, validation)
+        )
+        state, best, record = files.checkpoint
         state, best = on_devices((state, jax.tree.map(jnp.copy, best)))
         step, start = int(state.step), time.monotonic() - record["seconds"]
         calls = list(_calls(step, num_meta_steps, steps_per_call))
-        if isinstance(tasks, StreamedTasks):
-            stream = Stream(tasks, meta_batch_size, lambda step: rngs(step)[0], calls)
-            stack.callback(stream.close)
+        blocks = stack.enter_context(contextlib.closing(source.blocks(calls)))
         progress = Progress(num_meta_steps, step, meta_batch_size, show=show_progress)
-        stack.callback(progress.close)
-
-        stop = stack.enter_context(StopRequest())
+        stack.enter_context(contextlib.closing(progress))
+        stop, stopped_by = stack.enter_context(StopRequest()), None
         for first, length in calls:
-            if stream is None:
-                state, stacked = run(state, tasks, length=length)
-            else:
-                state, stacked = stream.advance(run, state, length)
-            stacked = jax.device_get(stacked)
+            state, metrics = advance(run, state, source.tasks, blocks, length)
             step = first + length
-            if int(state.step) != step:
-                raise ValueError(
-                    f"fit: learner.update must count the meta-updates in state.step, which is "
-                    f"{state.step} after {step}."
-                )
-            check_finite(learner, stacked, state, first, step)
-            means = flatten(jax.tree.map(_mean, stacked), "train/")
-            record = {**record, "seconds": time.monotonic() - start}
-            if writer is not None:
-                writer.write(step, {"seconds": record["seconds"], **means})
-
             last = step == num_meta_steps
-            if validation is None:
+            check_counted(state, step)
+            check_finite(learner, metrics, state, first, step)
+            averages = {f"train/{name}": x for name, x in means(metrics).items()}
+            record = {**record, "seconds": time.monotonic() - start}
+            files.write(step, {"seconds": record["seconds"], **averages})
+
+            if validator is None:
                 best, record = state, {**record, "best_step": step, "best_metrics": {}}
             elif last or step % validate_every == 0:
-                measured = flatten(measure(state, *measured_on))
-                if better(validation, measured, record["best_metrics"]):
+                measured = validator.metrics(state)
+                if better(validator.validation, measured, record["best_metrics"]):
                     best = jax.tree.map(jnp.copy, state)
                     record = {**record, "best_step": step, "best_metrics": measured}
-                if writer is not None:
-                    writer.write(step, {f"validation/{k}": v for k, v in measured.items()})
-            progress.update(step, highlights(means, record["best_metrics"], progress_metric))
+                files.write(step, {f"validation/{name}": x for name, x in measured.items()})
+            progress.update(step, highlights(averages, record["best_metrics"], progress_metric))
 
             record = {**record, "seconds": time.monotonic() - start}
-            stopped_by = stop.received  # once: a signal may come between two looks
-            if checkpoints is not None and (last or stopped_by or step % checkpoint_every == 0):
-                checkpoints.save(Checkpoint(state, best, record))
+            stopped_by = None if last else stop.received  # read once: a signal may come any time
+            if last or stopped_by or step % checkpoint_every == 0:
+                files.save(Checkpoint(state, best, record))
             if stopped_by:
                 break
     return FitResult(
-        state,
-        best,
-        record["best_step"],
-        record["best_metrics"],
-        record["seconds"],
-        stopped_by if step < num_meta_steps else None,
+        state, best, record["best_step"], record["best_metrics"], record["seconds"], stopped_by
     )
-
-
-def _mean(x: np.ndarray) -> np.ndarray:
-    """Over the meta-steps of a call; NumPy would add up bfloat16 in bfloat16."""
-    narrow = jnp.issubdtype(x.dtype, jnp.floating) and not np.issubdtype(x.dtype, np.floating)
-    return np.mean(x.astype(np.float32) if narrow else x, axis=0)
 
 
 def _replicated(mesh: Mesh | None, tree: Any) -> Any:
     return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def _check_resumed(
-    checkpoint: Checkpoint, workdir: Path, num_meta_steps: int, validation: Validation | None
-) -> None:
-    step, metrics = int(checkpoint.state.step), checkpoint.record["best_metrics"]
-    if step > num_meta_steps:
-        raise WorkdirError(
-            f"{workdir} holds a run of {step} meta-steps, more than num_meta_steps="
-            f"{num_meta_steps}: ask for at least {step}, or choose another workdir."
-        )
-    if validation is not None and metrics and validation.metric not in metrics:
-        raise WorkdirError(
-            f"{workdir} holds a run whose best state was chosen by another metric than "
-            f"{validation.metric!r}, one of {', '.join(map(repr, metrics))}: choose by that, or "
-            "choose another workdir."
-        )
-
-
 def _calls(step: int, total: int, interval: int) -> Iterator[tuple[int, int]]:
-    """First steps and lengths of the calls to come, which end at the multiples of `interval`.
+    """Yields the first step and the length of every remaining call.
 
-    So a resumed run has the same boundaries.
+    Calls end at multiples of `interval`, also in a resumed run.
     """
     while step < total:
         end = min(total, (step // interval + 1) * interval)

@@ -1,4 +1,4 @@
-"""What tells one run from another where no configuration does: its programs and its arrays."""
+"""Identifies a run without a configuration by its programs and its arrays."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from metajax.train.writers import named
 def digest(*parts: PyTree) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of texts and of the leaves of trees.
 
-    The text of a lowered program holds its constants, such as learning rates, and no addresses: it
-    is the same in every process.
+    The text of a lowered program includes its constants, such as learning rates. It includes no
+    addresses, so it is the same in every process.
 
     Example:
 
@@ -41,6 +41,6 @@ def digest(*parts: PyTree) -> str:
 
 
 def _sized(text: str) -> bytes:
-    """A text with its length, so that two texts are not the one that they make together."""
+    """Encodes a text with its length, so that ("ab", "c") differs from ("a", "bc")."""
     encoded = text.encode()
     return len(encoded).to_bytes(8) + encoded

@@ -10,30 +10,30 @@ import numpy as np
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 20.0
-# The first of these that a learner reports is shown unless another metric is asked for.
+# Shown by default: the first of these metrics that the learner reports.
 SHOWN = ("query_loss", "objective")
 
 
 def highlights(
     means: dict[str, Any], best: dict[str, Any], metric: str | None = None
 ) -> dict[str, float]:
-    """What to show of a call's mean metrics and of the best validation metrics.
+    """The metrics of the progress line.
 
     Args:
-      means: by name, `train/...`.
-      best: by name.
-      metric: of the first, without `train/`; the last entry where it has several.
+      means: the mean training metrics, by names that begin with `train/`.
+      best: the best validation metrics, by name.
+      metric: the training metric to show, without `train/`; of an array, the last entry.
     """
     names = [metric] if metric else SHOWN
-    there = [name for name in names if np.size(means.get(f"train/{name}", ()))]
+    present = [name for name in names if np.size(means.get(f"train/{name}", ()))]
     shown = {
-        name.replace("_", " "): float(np.ravel(means[f"train/{name}"])[-1]) for name in there[:1]
+        name.replace("_", " "): float(np.ravel(means[f"train/{name}"])[-1]) for name in present[:1]
     }
     return shown | {f"best {name}": x for name, x in best.items() if isinstance(x, float)}
 
 
 class Progress:
-    """Shows the step, the rate in tasks per second, the time left and a few metrics."""
+    """Shows the step, the tasks per second, the time left and a few metrics."""
 
     def __init__(self, total: int, first: int, meta_batch_size: int, *, show: bool = True):
         self._total, self._first, self._meta_batch_size = total, first, meta_batch_size

@@ -1,4 +1,4 @@
-"""Scores on more test tasks than one compiled call holds."""
+"""Scores over many test tasks, in as many compiled calls as memory requires."""
 
 from __future__ import annotations
 
@@ -31,20 +31,21 @@ def scorer(
     Args:
       adapt: an inner loop, such as `learner.inner.rebuild(num_steps=10)`.
       metric: as in `metajax.evaluate`.
-      tasks_per_call: tasks that one compiled call samples and scores, which bounds the memory; by
-        default all. The tasks depend on it: call `i` draws from `fold_in(key, i)`, and a single
-        call for all draws from `key` itself.
+      tasks_per_call: tasks that one compiled call samples and scores; fewer need less memory. By
+        default all tasks, drawn from `key`. Otherwise call `i` draws its tasks from
+        `fold_in(key, i)`, so the tasks depend on this number.
       task_chunk: tasks per `vmap`, see `meta_learner`.
-      mesh: devices that share the tasks; a call takes a multiple of their number.
-      progress: the title of a progress bar over the calls; none without.
+      mesh: devices that share the tasks; `tasks_per_call` is rounded up to a multiple of their
+        number.
+      progress: the title of a progress bar over the calls; `None` for no bar.
 
     Returns:
-      `score(state, tasks, num_tasks, key) -> {"mean": ..., "ci95": ..., "num_tasks": n}` as NumPy
-      arrays over all tasks, as if one call had scored them. It compiles once for each number of
-      tasks in a call; the state and the tasks' data are arguments of what is compiled.
+      `score(state, tasks, num_tasks, key) -> {"mean": ..., "ci95": ..., "num_tasks": n}` in NumPy
+      arrays, over the tasks of all calls. Each number of tasks in a call is compiled once, for all
+      states and tasks of the same shapes.
 
     Raises:
-      ValueError: as `metajax.evaluate`.
+      ValueError: as `metajax.evaluate`, or if a number of tasks is not a positive integer.
 
     Example:
 
@@ -96,7 +97,7 @@ def scorer(
 
 
 def pooled(scores: list[Scores]) -> Scores:
-    """The mean and interval over the tasks of several evaluations of the same metrics."""
+    """Pools several evaluations into the mean and the interval over all of their tasks."""
     counts = np.asarray([each["num_tasks"] for each in scores], np.float64)[:, None]
     total = counts.sum()
 

@@ -8,9 +8,10 @@ from types import FrameType
 
 
 class StopRequest:
-    """While entered, the first SIGTERM or SIGINT only sets `received`; a second one ends at once.
+    """A context in which the first SIGTERM or SIGINT only sets `received`.
 
-    Only the main thread may handle signals; elsewhere this does nothing.
+    A second one acts at once. Only the main thread may handle signals; in other threads this does
+    nothing.
     """
 
     def __init__(self) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 
 from metajax.base import Key, MetaState, Metrics, check_function
 from metajax.tasks import TaskDistribution, as_tasks
-from metajax.train.writers import named
+from metajax.train.identity import digest
+from metajax.train.writers import flatten, named
 
 
 class Validation(NamedTuple):
@@ -20,9 +21,9 @@ class Validation(NamedTuple):
       tasks: meta-validation tasks, passed to `measure` as an argument so that their data are not
         compiled into the program.
       measure: `(state, tasks, rng) -> dict of scalars`; compiled by `fit`. The `rng` is the same
-        every time: all states are measured on the same tasks.
-      metric: the entry of that dict that decides.
-      mode: whether the best is the `"max"` or the `"min"`.
+        every time, so that all states are measured on the same tasks.
+      metric: the entry of that dict to choose by.
+      mode: `"max"` if more is better, `"min"` if less is.
     """
 
     tasks: TaskDistribution
@@ -31,8 +32,60 @@ class Validation(NamedTuple):
     mode: str = "max"
 
 
-def check_validation(validation: Any) -> Validation:
-    """Returns a validation whose tasks `jit` takes; raises `ValueError` for anything else."""
+class Validator(NamedTuple):
+    """A validation that is ready to measure states.
+
+    Attributes:
+      validation: its tasks are on the devices of the run.
+      measure: its compiled function.
+      rng: the same key for every state.
+    """
+
+    validation: Validation
+    measure: Any
+    rng: Key
+
+    def metrics(self, state: MetaState) -> dict[str, Any]:
+        """Measures a state."""
+        return flatten(self.measure(state, self.validation.tasks, self.rng))
+
+    def digest(self, state: MetaState) -> str:
+        """The digest of the program for states of these shapes, the tasks and the metric."""
+        tasks, metric, mode = self.validation.tasks, self.validation.metric, self.validation.mode
+        program = self.measure.lower(state, tasks, self.rng).as_text()
+        return digest(program, tasks, f"{mode} {metric}")
+
+
+def make_validator(
+    validation: Validation | None, state: MetaState, rng: Key, on_devices: Callable[[Any], Any]
+) -> Validator | None:
+    """Compiles a validation; `None` makes `None`.
+
+    Args:
+      validation: from `check_validation`.
+      state: a state of the run, for its shapes.
+      rng: the key for every state.
+      on_devices: puts the tasks on the devices of the run.
+
+    Raises:
+      ValueError: if `measure` does not return its metric as a scalar.
+    """
+    if validation is None:
+        return None
+    validation = validation._replace(tasks=on_devices(validation.tasks))
+    measure = jax.jit(validation.measure)
+    check_measured(validation, jax.eval_shape(measure, state, validation.tasks, rng))
+    return Validator(validation, measure, rng)
+
+
+def check_validation(validation: Any) -> Validation | None:
+    """Returns a validation whose tasks `jit` takes, or `None`.
+
+    Raises:
+      ValueError: if `validation` is neither a valid `Validation` nor `None`.
+    """
+    if validation is None:
+        return None
     if not isinstance(validation, Validation):
         raise ValueError(
             "fit: validation must be a train.Validation(tasks, measure, metric, mode), got "
@@ -48,7 +101,7 @@ def check_validation(validation: Any) -> Validation:
 
 
 def check_measured(validation: Validation, measured: Any) -> None:
-    """Raises `ValueError` unless what `measure` returns, abstractly, holds the metric."""
+    """Raises `ValueError` unless the abstract result of `measure` has the metric as a scalar."""
     metric = validation.metric
     if not isinstance(measured, Mapping):
         raise ValueError(
@@ -69,10 +122,10 @@ def check_measured(validation: Validation, measured: Any) -> None:
 
 
 def better(validation: Validation, new: dict[str, Any], old: dict[str, Any]) -> bool:
-    """Whether new metrics beat the old ones, if there are any; equal ones do not."""
+    """Whether the new metrics are better than the old ones, or the first; equal ones are not."""
     if not old:
         return True
-    # Not a number is worse than any number.
+    # NaN is worse than any number.
     if np.isnan(old[validation.metric]):
         return not np.isnan(new[validation.metric])
     sign = 1 if validation.mode == "max" else -1

@@ -1,4 +1,4 @@
-"""What a run leaves on disk besides its checkpoints: configuration and provenance."""
+"""The working directory of a run: the configuration that claims it, and provenance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 PACKAGES = ("metajax", "jax", "jaxlib", "flax", "optax", "numpy")
-# What changes speed or numbers from outside of the program.
+# Environment variables that change the speed or the numbers of a run.
 ENVIRONMENT = (
     "GLIBC_TUNABLES",
     "JAX_DEFAULT_MATMUL_PRECISION",
@@ -25,18 +25,18 @@ ENVIRONMENT = (
     "XLA_FLAGS",
 )
 CONFIG = "config.json"
-# The one entry of a run that has no configuration.
+# The only entry of a run without a configuration.
 DIGESTS = "digests"
-# What of a configuration may grow, and where a run keeps what it was before.
+# The entry of a configuration that may grow, and the entry for its earlier values.
 LENGTH, EARLIER_LENGTHS = "num_meta_steps", "earlier_num_meta_steps"
 
 
 class WorkdirError(ValueError):
-    """The working directory cannot be used for what was asked."""
+    """The working directory cannot be used for this run."""
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file at once: a reader sees the old file or the new one, never a part."""
+    """Writes a JSON file atomically: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(value, indent=2, allow_nan=True) + "\n")
@@ -44,26 +44,26 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def claim(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Makes `workdir` this configuration's, or checks that it already is.
+    """Claims `workdir` for a configuration, or checks that it was claimed for the same one.
 
-    A larger `num_meta_steps` is no other configuration, it lengthens the run. `config.json` keeps
-    its earlier lengths as `earlier_num_meta_steps`, as a schedule over the whole run saw them.
+    A larger `num_meta_steps` lengthens the run. `config.json` keeps the earlier lengths as
+    `earlier_num_meta_steps`, because a schedule may have depended on them.
 
     Raises:
       ValueError: if the configuration is not JSON data.
-      WorkdirError: if the directory holds a run of another configuration; the message shows the
-        difference. Also if it holds checkpoints of an unknown one, or is no directory.
+      WorkdirError: if the directory holds a run of another configuration, with the difference; if
+        it holds checkpoints without a configuration; or if it is not a directory.
     """
     path, wanted = workdir / CONFIG, _json_data(config)
-    wanted.pop(EARLIER_LENGTHS, None)  # as in what `read_config` returned
-    found = _claimed(workdir)
+    wanted.pop(EARLIER_LENGTHS, None)  # present if `read_config` returned it
+    found = _existing_claim(workdir)
     if found is None:
         write_json(path, wanted)
         return
     if found.keys() == {DIGESTS}:
         raise WorkdirError(
-            f"{workdir} holds a run that was begun without config=: leave it out to continue that "
-            "run, or choose another workdir."
+            f"{workdir} holds a run that was begun without config=: omit config= to continue "
+            "that run, or choose another workdir."
         )
     earlier = found.pop(EARLIER_LENGTHS, [])
     differing = [name for name in sorted({*found, *wanted}) if not _same(name, found, wanted)]
@@ -77,42 +77,42 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
         raise WorkdirError(
             f"{workdir} holds a run of another configuration:\n"
             + "\n".join(lines)
-            + "\nRepeat that configuration to continue it, or choose another workdir."
+            + "\nUse that configuration to continue the run, or choose another workdir."
         )
 
 
 def claim_by_digests(workdir: Path, digests: Mapping[str, str]) -> None:
-    """Makes `workdir` that of a run without a configuration, or checks that it already is.
+    """Claims `workdir` for a run without a configuration, or checks that it is the same run.
 
     Args:
       workdir: the directory.
-      digests: of what makes up the run, by its name.
+      digests: the digests of the parts of the run, by name.
 
     Raises:
-      WorkdirError: if the directory holds checkpoints of another run, or is no directory.
+      WorkdirError: if the directory holds checkpoints of another run, or is not a directory.
     """
-    found = _claimed(workdir)
+    found = _existing_claim(workdir)
     if found and found.keys() != {DIGESTS}:
         raise WorkdirError(
             f"{workdir} holds a run that was begun with config=: pass its configuration to "
             "continue it, or choose another workdir."
         )
-    there = found[DIGESTS] if found else digests  # empty where it was begun before there were any
+    there = found[DIGESTS] if found else digests  # none in an old run
     differing = sorted(name for name in {*there, *digests} if there.get(name) != digests.get(name))
     if differing and _has_checkpoints(workdir):
         raise WorkdirError(
-            f"{workdir} holds another run, of which differs: {', '.join(differing)}. Repeat that "
-            "run to continue it, or choose another workdir; runs that pass config= are told apart "
-            "by it alone."
+            f"{workdir} holds another run, which differs in: {', '.join(differing)}. Repeat that "
+            "run to continue it, or choose another workdir. With config=, only the configuration "
+            "is compared."
         )
     write_json(workdir / CONFIG, {DIGESTS: dict(digests)})
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """The configuration of the run in `workdir`, with the lengths it had before.
+    """Reads the configuration of the run in `workdir`, with its earlier lengths.
 
     Raises:
-      WorkdirError: if there is none, or what is there is not a JSON object.
+      WorkdirError: if `config.json` does not exist or is not a JSON object.
     """
     path = workdir / CONFIG
     try:
@@ -126,8 +126,8 @@ def read_config(workdir: Path) -> dict[str, Any]:
     return config
 
 
-def _claimed(workdir: Path) -> dict[str, Any] | None:
-    """What the run in `workdir` is identified by; `None` where there is no run yet."""
+def _existing_claim(workdir: Path) -> dict[str, Any] | None:
+    """The contents of `config.json`; `None` if there is no run yet."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -138,8 +138,8 @@ def _claimed(workdir: Path) -> dict[str, Any] | None:
         return read_config(workdir)
     if _has_checkpoints(workdir):
         raise WorkdirError(
-            f"{workdir} holds checkpoints, but no {CONFIG} that says of what: choose another "
-            "workdir, or remove its checkpoints to start anew."
+            f"{workdir} holds checkpoints but no {CONFIG} to identify their run: choose "
+            "another workdir, or remove the checkpoints to start anew."
         )
     return None
 
@@ -164,7 +164,7 @@ def _json_data(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _same(name: str, there: dict[str, Any], here: dict[str, Any]) -> bool:
-    """Whether an entry is the same, also where it is NaN, which equals nothing."""
+    """Whether an entry is equal in both; NaN equals NaN."""
     if _shown(name, there) == _shown(name, here):
         return True
     return name in there and name in here and there[name] == here[name]
@@ -176,9 +176,9 @@ def _shown(name: str, config: dict[str, Any]) -> str:
 
 @functools.cache
 def provenance() -> dict[str, Any]:
-    """Where a result comes from: device, versions, environment and commit, as JSON data.
+    """The origin of a result: device, versions, environment and commit, as JSON data.
 
-    Found once per process: a commit made while a run goes on is not the one that runs.
+    Determined once per process: a commit made during a run is not the one that runs.
     """
     return {
         "device": _device(),
@@ -222,11 +222,11 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit the library was run from; `-dirty` where its code differs from it.
+    """The commit of the library, with `-dirty` if its code has changed since.
 
-    Outside a git repository, as in a container, what `$METAJAX_COMMIT` says.
+    Outside a git repository, as in a container, the value of `$METAJAX_COMMIT`.
     """
-    elsewhere = os.environ.get("METAJAX_COMMIT")
+    fallback = os.environ.get("METAJAX_COMMIT")
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
@@ -236,7 +236,7 @@ def _commit() -> str | None:
             text=True,
         )
     except OSError:
-        return elsewhere
+        return fallback
     if head.returncode:
-        return elsewhere
+        return fallback
     return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")

@@ -1,4 +1,4 @@
-"""Metrics on disk: one JSON object a line, and TensorBoard event files."""
+"""Metrics on disk: one JSON object per line, and TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -10,38 +10,47 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tensorboardX import SummaryWriter
 
 from metajax.base import PyTree
 
-# A metric that is not finite is written as it is, without a warning for every line.
+# Metrics that are not finite are written without a warning for each.
 logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
 
 
-def name_of(path: tuple[Any, ...]) -> str:
-    """What a leaf of a tree is called on disk, such as `"query/accuracy"`."""
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """The name of a leaf on disk, such as `"query/accuracy"`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def named(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by their names."""
-    return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    """The leaves of a tree, by name."""
+    return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float | list]:
-    """Nested metrics as `{"query/accuracy": 0.9, "support_loss": [1.2, 0.8]}`."""
-    return {
-        prefix + name: np.asarray(leaf, np.float64).tolist()
-        for name, leaf in named(metrics).items()
-    }
+def flatten(metrics: Mapping[str, Any]) -> dict[str, float | list]:
+    """Flattens nested metrics into `{"query/accuracy": 0.9, "support_loss": [1.2, 0.8]}`."""
+    return {name: np.asarray(leaf, np.float64).tolist() for name, leaf in named(metrics).items()}
+
+
+def means(metrics: Mapping[str, Any]) -> dict[str, float | list]:
+    """Averages metrics `[meta-steps, ...]` over the meta-steps, and flattens them."""
+    return flatten(jax.tree.map(_mean, metrics))
+
+
+def _mean(x: np.ndarray) -> np.ndarray:
+    # NumPy would add up bfloat16 in bfloat16.
+    narrow = jnp.issubdtype(x.dtype, jnp.floating) and not np.issubdtype(x.dtype, np.floating)
+    return np.mean(x.astype(np.float32) if narrow else x, axis=0)
 
 
 class MetricWriter:
     """Writes `metrics.jsonl` and event files below a working directory.
 
-    After a resume both continue where the checkpoint was taken: what an interrupted run had
-    written beyond that step is dropped.
+    A resumed run continues both from its checkpoint: later entries of the interrupted run are
+    dropped.
     """
 
     def __init__(self, workdir: Path, resumed_step: int):

@@ -1,5 +1,7 @@
 """Short runs on sinusoids, which the tests of training share."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import optax
 import metajax
 from metajax import train
 from metajax.tasks import Sinusoid, meta_batch
+from metajax.train.writers import MetricWriter
 
 SETTINGS = {
     "key": jax.random.key(1),
@@ -87,3 +90,41 @@ def own(metrics=lambda step: {}, *, size=1.0, bad_step=10**6, inner_state=()):
         return state._replace(meta_params=moved, step=state.step + 1), metrics(state.step)
 
     return metajax.MetaLearner(init, lambda state, support, rng: state.meta_params.params, update)
+
+
+def run(workdir, learner_=None, **changes):
+    """A run of 20 meta-steps in a working directory."""
+    return fit(learner_, workdir=workdir, **{"num_meta_steps": 20, **changes})
+
+
+def otherwise(scale):
+    """Other initial parameters."""
+    return {**initial(), "b": jnp.full(8, scale)}
+
+
+def at_step(monkeypatch, step, act):
+    """Calls `act` when the metrics of a meta-step are to be written."""
+    write = MetricWriter.write
+
+    def acting(self, at, metrics):
+        if at == step:
+            act()
+        write(self, at, metrics)
+
+    monkeypatch.setattr(MetricWriter, "write", acting)
+
+
+def assert_same_run(one, other):
+    assert_equal((one.state, one.best), (other.state, other.best))
+    assert (one.best_step, one.best_metrics) == (other.best_step, other.best_metrics)
+
+
+def lines(workdir):
+    """The lines of `metrics.jsonl`, without the seconds."""
+    return [{**line, "seconds": 0} for line in train.read_metrics(workdir)]
+
+
+def listed(workdir):
+    """The steps of the checkpoints."""
+    path = workdir / "checkpoints"
+    return [name for name in os.listdir(path) if name.isdigit()] if path.exists() else []

@@ -1,4 +1,4 @@
-"""Wrong arguments of a training run: one line with the cause and the remedy."""
+"""The arguments of a training run, and one line with the cause and the remedy for wrong ones."""
 
 import dataclasses
 
@@ -14,7 +14,11 @@ from metajax.tasks import Sinusoid
 from tests.train.runs import SETTINGS, assert_equal, fit, initial, learner, loss, own, validation
 
 OWN = own()
+
+
 EPISODE = Sinusoid().sample(jax.random.key(0))
+
+
 MAML = learner()
 
 
@@ -111,51 +115,17 @@ def test_a_wrong_argument_is_refused_in_one_line(arguments, message, tmp_path):
     assert not (tmp_path / "checkpoints").exists() or not any((tmp_path / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("below", ["", "run"])
-def test_a_workdir_that_is_a_file_is_refused(tmp_path, below):
-    (tmp_path / "file").write_text("")
-    for config in (None, {}):
-        with pytest.raises(
-            train.WorkdirError, match=r"cannot be made a directory \(.*another workdir"
-        ):
-            fit(workdir=tmp_path / "file" / below, config=config)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("{", "is not valid JSON"), ("[1]", "is not a JSON object"), ("\xff", "is not valid JSON")],
-)
-def test_a_config_that_cannot_be_read_is_refused(tmp_path, text, message):
-    (tmp_path / "config.json").write_bytes(text.encode("latin1"))
-    for config in (None, {}):
-        with pytest.raises(train.WorkdirError, match=message):
-            fit(workdir=tmp_path, config=config)
-
-
-def test_legacy_keys_and_integers_of_numpy_work(tmp_path):
+def test_legacy_keys_and_integers_of_numpy_work(tmp_path, whole):
     legacy = jax.random.key_data(SETTINGS["key"])
     changes = {name: np.int64(n) for name, n in SETTINGS.items() if type(n) is int}
-    one, other = fit(), fit(workdir=tmp_path, **{**changes, "key": legacy})
-    assert_equal(one.state, other.state)
-    assert_equal(train.load(tmp_path, MAML, initial()).state, one.state)
+    expected = whole[1].state  # a validation changes no state
+    assert_equal(fit(workdir=tmp_path, **{**changes, "key": legacy}).state, expected)
+    assert_equal(train.load(tmp_path, MAML, initial()).state, expected)
 
 
-def test_a_function_is_a_distribution_of_tasks():
+def test_a_function_is_a_distribution_of_tasks(whole):
     sinusoid = Sinusoid()
     chosen = validation()._replace(tasks=sinusoid.sample)
     result = fit(tasks=sinusoid.sample, validation=chosen)
-    expected = fit(validation=validation())
-    assert_equal(result.state, expected.state)
-    assert result.best_metrics == expected.best_metrics
-
-
-def test_validation_tasks_may_be_arrays_or_nothing():
-    for tasks, measure in (
-        (EPISODE, lambda state, episode, rng: {"mse": jnp.mean(episode.query[1])}),
-        (jnp.ones(3), lambda state, ones, rng: {"mse": jnp.sum(ones)}),
-        (None, lambda state, nothing, rng: {"mse": jnp.ones(())}),
-    ):
-        result = fit(validation=train.Validation(tasks, measure, "mse"), num_meta_steps=10)
-        assert result.best_metrics["mse"] == pytest.approx(
-            float(measure(None, tasks, None)["mse"]), rel=1e-6
-        )
+    assert_equal(result.state, whole[1].state)
+    assert result.best_metrics == whole[1].best_metrics

@@ -1,0 +1,163 @@
+"""Where the meta-batches of a run are drawn: on the device, or on the host and read ahead."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax.base import Array, Episode, Key, MetaState, Metrics, PyTree
+from metajax.tasks import StreamedTasks, TaskDistribution, meta_batch
+
+# The most bytes of one block; up to four blocks exist at a time.
+BLOCK_BYTES = 64 * 2**20
+
+T = TypeVar("T")
+Calls = Iterable[tuple[int, int]]  # the first meta-step and the number of meta-steps of each
+
+
+class Block(NamedTuple):
+    """Consecutive meta-steps and the arrays that the host read for them.
+
+    Attributes:
+      length: the number of meta-steps.
+      fetched: arrays `[length, tasks, ...]`; `None` where the device needs nothing.
+    """
+
+    length: int
+    fetched: PyTree = None
+
+
+class Source(Protocol):
+    """Draws the meta-batches of a run, one for each meta-step."""
+
+    @property
+    def tasks(self) -> Any:
+        """The tasks, an argument of the compiled program."""
+        ...
+
+    def episodes(self, tasks: Any, fetched: PyTree, rng: Key) -> Episode:
+        """Makes a meta-batch inside the compiled program; pure."""
+        ...
+
+    def blocks(self, calls: Calls) -> Generator[Block]:
+        """Yields the blocks of all calls in order; no block crosses the end of a call."""
+        ...
+
+    def first(self) -> PyTree:
+        """The fetched arrays of meta-step 0, without the axis over meta-steps."""
+        ...
+
+
+def make_source(tasks: Any, meta_batch_size: int, task_rng: Callable[[Array], Key]) -> Source:
+    """Chooses the source of the meta-batches by the kind of the tasks.
+
+    Args:
+      tasks: a distribution of tasks.
+      meta_batch_size: tasks per meta-step.
+      task_rng: `step -> rng` of the step's meta-batch; pure.
+    """
+    kind = HostSource if isinstance(tasks, StreamedTasks) else DeviceSource
+    return kind(tasks, meta_batch_size, task_rng)
+
+
+class DeviceSource(NamedTuple):
+    """Draws meta-batches inside the compiled program."""
+
+    tasks: TaskDistribution
+    meta_batch_size: int
+    task_rng: Callable[[Array], Key]
+
+    def episodes(self, tasks: TaskDistribution, fetched: None, rng: Key) -> Episode:
+        return meta_batch(tasks, self.meta_batch_size, rng)
+
+    def blocks(self, calls: Calls) -> Generator[Block]:
+        return (Block(length) for _, length in calls)
+
+    def first(self) -> None:
+        return None
+
+
+class HostSource(NamedTuple):
+    """Reads meta-batches on the host while the device works on earlier ones."""
+
+    tasks: StreamedTasks
+    meta_batch_size: int
+    task_rng: Callable[[Array], Key]
+
+    def episodes(self, tasks: StreamedTasks, fetched: PyTree, rng: Key) -> Episode:
+        return jax.vmap(tasks.episode)(fetched)
+
+    def blocks(self, calls: Calls) -> Generator[Block]:
+        return read_ahead(self._read(calls))
+
+    def first(self) -> PyTree:
+        return self.tasks.fetch(jax.device_get(jax.jit(lambda: self._draw(jnp.int32(0)))()))
+
+    def _draw(self, step: Array) -> PyTree:
+        """Draws the tasks of a meta-step with the keys that `meta_batch` would use."""
+        return jax.vmap(self.tasks.draw)(
+            jax.random.split(self.task_rng(step), self.meta_batch_size)
+        )
+
+    def _read(self, calls: Calls) -> Iterator[Block]:
+        draw = jax.jit(jax.vmap(self._draw))
+        for first, length in calls:
+            # All draws of a call at once: every request to the device waits for the device.
+            draws = jax.device_get(draw(jnp.arange(first, first + length)))
+            size = self._block_length(length)
+            for start in range(0, length, size):
+                part = jax.tree.map(lambda x, s=start, n=size: x[s : s + n], draws)
+                yield Block(size, jax.device_put(self.tasks.fetch(part)))
+
+    def _block_length(self, length: int) -> int:
+        """The largest divisor of `length` within `BLOCK_BYTES`: each block length is compiled."""
+        most = max(1, BLOCK_BYTES // max(1, self.meta_batch_size * self.tasks.task_bytes))
+        return next(n for n in range(min(length, most), 0, -1) if length % n == 0)
+
+
+def read_ahead(items: Iterator[T]) -> Generator[T]:
+    """Yields the items of an iterator, preparing the next one in a background thread.
+
+    The thread ends when the generator is exhausted or closed. The generator raises the errors of
+    the iterator.
+    """
+    with concurrent.futures.ThreadPoolExecutor(1, "metajax-stream") as thread:
+        following = thread.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, items, None)
+            yield item
+
+
+def advance(
+    run: Callable[..., tuple[MetaState, Metrics]],
+    state: MetaState,
+    tasks: Any,
+    blocks: Iterator[Block],
+    num_steps: int,
+) -> tuple[MetaState, Metrics]:
+    """Makes `num_steps` meta-updates, block by block.
+
+    Args:
+      run: `(state, tasks, fetched, *, length) -> (state, metrics)`, metrics `[length, ...]`.
+      state: consumed.
+      tasks: passed to `run`.
+      blocks: from `Source.blocks`; the call takes the next ones, up to its last meta-step.
+      num_steps: the meta-steps of a call.
+
+    Returns:
+      The state after them, and their metrics as NumPy arrays `[num_steps, ...]`.
+    """
+    parts: list[Metrics] = []
+    while num_steps > 0:
+        length, fetched = next(blocks)
+        state, metrics = run(state, tasks, fetched, length=length)
+        num_steps -= length
+        parts.append(metrics)
+        if len(parts) > 1:  # wait, so that at most two blocks are on the device
+            parts[-2] = jax.device_get(parts[-2])
+    return state, jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(parts))
