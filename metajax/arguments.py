@@ -121,7 +121,7 @@ def check_update(reads: UpdateReads, meta_gradient: MetaGradient) -> None:
         raise ValueError(
             "inner_loop: implicit() differentiates the minimizer over all that adapts, but the "
             f"inner optimizer leaves params{reads.ignored[0]} where it is. Say what adapts with "
-            "metajax.adapting, or use second_order() or first_order()."
+            "metajax.adapt_only, or use second_order() or first_order()."
         )
     if meta_gradient.implicit and reads.params and not reads.searches:
         raise ValueError(

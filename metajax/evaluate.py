@@ -119,7 +119,7 @@ def evaluate(
         carried = (meta_state.meta_params, meta_state.inner_state)
     num_tasks = check_episodes(episodes)
 
-    def score(shared, tasks, thread):
+    def score(shared, tasks, carry):
         meta_params, inner_state = shared
 
         def one(episode, rng):
@@ -137,7 +137,7 @@ def evaluate(
             )
             return jax.tree.map(_selected, metric, info.probe, is_leaf=_is_at_steps)
 
-        return map_tasks(one, *tasks), thread
+        return map_tasks(one, *tasks), carry
 
     scores, _ = over_tasks(score, task_chunk=task_chunk, mesh=mesh, stack=True)(
         carried,

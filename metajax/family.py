@@ -25,7 +25,7 @@ from metajax.optimizers import (
     LearnedOptimizer,
     Optimizer,
     PathPredicate,
-    adapting,
+    adapt_only,
     learned_step_sizes,
     other_than,
 )
@@ -49,7 +49,7 @@ def maml_plus_plus(
 
     with :math:`p` growing from 0 to 1 over the first updates. The other parts of the method are
     arguments: step sizes per array and step are `learned_per_step_sizes`, normalizations per step
-    `nn.conv_per_step` and `counting`, the schedule `optax.cosine_decay_schedule`.
+    `nn.conv_per_step` and `count_steps`, the schedule `optax.cosine_decay_schedule`.
 
     Args:
       loss: `(params, batch, rng) -> (scalar, metrics)`.
@@ -224,7 +224,7 @@ def anil(
     """
     return maml(
         loss,
-        adapting(inner_optimizer, head),
+        adapt_only(inner_optimizer, head),
         outer_optimizer,
         num_steps=num_steps,
         meta_gradient=meta_gradient,
@@ -250,7 +250,7 @@ def boil(
     """
     return maml(
         loss,
-        adapting(inner_optimizer, other_than(head)),
+        adapt_only(inner_optimizer, other_than(head)),
         outer_optimizer,
         num_steps=num_steps,
         meta_gradient=meta_gradient,

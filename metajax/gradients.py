@@ -130,7 +130,7 @@ def implicit(*, cg_steps: int = 5) -> MetaGradient:
     differentiable. The inner loop must have come close to the minimizer for it to be exact, so an
     inner optimizer whose update depends on the parameters themselves, as weight decay does, is
     refused: it ends elsewhere. A line search (`optax.lbfgs`) is trusted to minimize what it is
-    given. Parameters that do not adapt (`adapting`) are differentiated as what the minimizer
+    given. Parameters that do not adapt (`adapt_only`) are differentiated as what the minimizer
     depends on.
 
     Args:

@@ -101,9 +101,9 @@ def meta_learner(
             'run in parallel: use carry="mean" or leave out the mesh.'
         )
 
-    def chunk_gradient(shared, tasks, thread):
+    def chunk_gradient(shared, tasks, carry):
         meta_params, inner_state = shared
-        start = thread if serial else inner_state
+        start = carry if serial else inner_state
 
         def mean_objective(meta_params):
             def of_task(episode, rng):
@@ -118,7 +118,7 @@ def meta_learner(
             return value, ({"objective": value, **_mean(metrics)}, _mean(ended))
 
         gradient, (metrics, ended) = jax.grad(mean_objective, has_aux=True)(meta_params)
-        return (gradient, metrics, () if serial else ended), (ended if serial else thread)
+        return (gradient, metrics, () if serial else ended), (ended if serial else carry)
 
     # State that flows from task to task leaves nothing to run in parallel.
     mean_gradient = over_tasks(chunk_gradient, task_chunk=1 if serial else task_chunk, mesh=mesh)
@@ -146,7 +146,7 @@ def meta_learner(
                 "Start from the learner's own init(params)."
             )
         rngs = split_key(rng, check_episodes(episodes))
-        (gradient, metrics, ended), thread = mean_gradient(
+        (gradient, metrics, ended), carry = mean_gradient(
             (state.meta_params, state.inner_state),
             (episodes, rngs),
             state.inner_state if serial else (),
@@ -158,7 +158,7 @@ def meta_learner(
         metrics["meta_gradient_norm"] = optax.tree.norm(gradient)
         if jax.tree.leaves(gradient.inner):
             metrics["meta_gradient_norm_inner"] = optax.tree.norm(gradient.inner)
-        inner_state = thread if serial else ended
+        inner_state = carry if serial else ended
         return MetaState(meta_params, opt_state, inner_state, state.step + 1), metrics
 
     return MetaLearner(init, adapt_to, update, adapt)

@@ -137,7 +137,7 @@ def learned_per_step_sizes(learning_rate: float, num_steps: int) -> LearnedOptim
     return LearnedOptimizer(init, make)
 
 
-def counting(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) -> LearnedOptimizer:
+def count_steps(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) -> LearnedOptimizer:
     """An inner optimizer that adds 1 at every step to the parameters that `where` accepts.
 
     So the number of the inner step is a parameter: a model with a normalization of its own for
@@ -146,9 +146,9 @@ def counting(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) -> L
     leaves it where it is.
 
     Raises:
-      ValueError: as `adapting`.
+      ValueError: as `adapt_only`.
     """
-    others = adapting(optimizer, other_than(where))
+    others = adapt_only(optimizer, other_than(where))
 
     def make(inner: PyTree) -> Optimizer:
         def counts(params: Params) -> PyTree:
@@ -160,7 +160,7 @@ def counting(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) -> L
     return LearnedOptimizer(others.init, make, lambda path: where(path) or others.moves(path))
 
 
-def adapting(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) -> LearnedOptimizer:
+def adapt_only(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) -> LearnedOptimizer:
     """An inner optimizer that moves only the parameters whose pytree path `where` accepts.
 
     A `LearnedOptimizer` learns hyper-parameters for those alone. The others are meta-learned like

@@ -58,20 +58,20 @@ def over_tasks(
     depend on either beyond rounding.
 
     Args:
-      fn: `(shared, tasks, thread) -> (result, thread)` on a chunk of tasks, leaves
+      fn: `(shared, tasks, carry) -> (result, carry)` on a chunk of tasks, leaves
         `[chunk, ...]`. The result is the mean over the chunk or, with `stack`, one per task
-        `[chunk, ...]`; the thread is handed from chunk to chunk.
+        `[chunk, ...]`; the carry is handed from chunk to chunk.
       task_chunk: tasks per chunk; a last, smaller chunk takes the rest. `None` leaves the choice
         to `default_chunk`.
       mesh: devices, such as `task_mesh()`; the results of all are averaged by one all-reduce.
       stack: concatenate the chunks' results `[tasks, ...]` instead of averaging over tasks.
 
     Returns:
-      `(shared, tasks, thread=()) -> (result, thread)` on leaves `[tasks, ...]`.
+      `(shared, tasks, carry=()) -> (result, carry)` on leaves `[tasks, ...]`.
 
     Raises:
       ValueError: if `task_chunk` is not a positive integer or `mesh` no mesh; when traced, if the
-        devices cannot share the tasks equally, or a thread would have to pass from device to
+        devices cannot share the tasks equally, or a carry would have to pass from device to
         device.
     """
     if task_chunk is not None:
@@ -79,11 +79,11 @@ def over_tasks(
     if mesh is not None and not isinstance(mesh, Mesh):
         raise ValueError(f"mesh must be a jax.sharding.Mesh such as task_mesh(), got {mesh!r}.")
 
-    def on_one_device(shared: PyTree, tasks: PyTree, thread: PyTree) -> tuple[PyTree, PyTree]:
+    def on_one_device(shared: PyTree, tasks: PyTree, carry: PyTree) -> tuple[PyTree, PyTree]:
         num_tasks = _num_tasks(tasks)
         chunk = task_chunk or default_chunk(shared, tasks, mesh)
         if chunk >= num_tasks:
-            return fn(shared, tasks, thread)
+            return fn(shared, tasks, carry)
         num_chunks, rest = divmod(num_tasks, chunk)
         split = num_chunks * chunk
 
@@ -100,31 +100,31 @@ def over_tasks(
 
         def body(carried, start):
             # Not over reshaped tasks, of which XLA would make a copy first.
-            total, thread = carried
-            result, thread = fn(shared, chunk_at(start), thread)
+            total, carry = carried
+            result, carry = fn(shared, chunk_at(start), carry)
             if stack:
-                return (total, thread), result
-            return (weighted(total, result, chunk / num_tasks), thread), ()
+                return (total, carry), result
+            return (weighted(total, result, chunk / num_tasks), carry), ()
 
         starts = chunk * jnp.arange(num_chunks)
         first = jax.eval_shape(chunk_at, starts[0])
-        shapes = () if stack else jax.eval_shape(fn, shared, first, thread)[0]
+        shapes = () if stack else jax.eval_shape(fn, shared, first, carry)[0]
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        (result, thread), stacked = jax.lax.scan(body, (zeros, thread), starts)
+        (result, carry), stacked = jax.lax.scan(body, (zeros, carry), starts)
         if stack:
             result = jax.tree.map(lambda x: x.reshape(split, *x.shape[2:]), stacked)
         if rest:
-            tail, thread = fn(shared, jax.tree.map(lambda x: x[split:], tasks), thread)
+            tail, carry = fn(shared, jax.tree.map(lambda x: x[split:], tasks), carry)
             if stack:
                 result = jax.tree.map(lambda *xs: jnp.concatenate(xs), result, tail)
             else:
                 result = weighted(result, tail, rest / num_tasks)
-        return result, thread
+        return result, carry
 
-    def mapped(shared: PyTree, tasks: PyTree, thread: PyTree = ()) -> tuple[PyTree, PyTree]:
+    def mapped(shared: PyTree, tasks: PyTree, carry: PyTree = ()) -> tuple[PyTree, PyTree]:
         if mesh is None:
-            return on_one_device(shared, tasks, thread)
-        if jax.tree.leaves(thread):
+            return on_one_device(shared, tasks, carry)
+        if jax.tree.leaves(carry):
             raise ValueError(
                 "over_tasks: what is handed from task to task cannot cross the devices of a mesh."
             )

@@ -284,7 +284,7 @@ def test_a_parameter_that_counts_the_steps(optimizer):
         at = targets[params["step"].astype(int)]
         return 0.5 * jnp.sum((params["w"] - at - 0 * batch) ** 2), {}
 
-    optimizer = metajax.counting(optimizer, lambda path: "step" in jax.tree_util.keystr(path))
+    optimizer = metajax.count_steps(optimizer, lambda path: "step" in jax.tree_util.keystr(path))
     adapt = metajax.inner_loop(loss, optimizer, STEPS)
     params = {"w": jnp.asarray(THETA), "step": jnp.zeros(())}
     inner, _ = adapt.init(params)

@@ -125,11 +125,14 @@ CASES = {
         lambda: metajax.maml(loss, SGD, metajax.learned_step_sizes(0.1)),
         "outer .* optax transformation",
     ),
-    "adapting no optimizer": (
-        lambda: metajax.adapting(3, lambda path: True),
+    "adapt_only of no optimizer": (
+        lambda: metajax.adapt_only(3, lambda path: True),
         "inner optimizer must be an optax transformation",
     ),
-    "counting by no function": (lambda: metajax.counting(SGD, 3), "the path predicate must be"),
+    "count_steps by no function": (
+        lambda: metajax.count_steps(SGD, 3),
+        "the path predicate must be",
+    ),
     "on_params of no optimizer": (lambda: metajax.on_params(3), "must be an optax transformation"),
     "lookahead without a period": (lambda: metajax.lookahead(SGD, 0, 0.5), "must be >= 1"),
     "make returns a number": (
