@@ -6,21 +6,13 @@ from typing import Any, TypedDict, Unpack
 
 from jax.sharding import Mesh
 
-from metajax.base import (
-    LossFn,
-    MetaLearner,
-    Objective,
-    check_integer,
-)
+from metajax.base import LossFn, MetaLearner, Objective, check_integer
 from metajax.batches import Batches
 from metajax.gradients import MetaGradient, first_order
 from metajax.inner import inner_loop
 from metajax.learner import meta_learner
 from metajax.objectives import displacement, last_update, query_loss
-from metajax.optimizers import (
-    LearnedOptimizer,
-    Optimizer,
-)
+from metajax.optimizers import LearnedOptimizer, Optimizer
 
 
 class Options(TypedDict, total=False):
@@ -196,10 +188,8 @@ def build_learner(
     outer_optimizer: Optimizer,
     options: Options,
 ) -> MetaLearner:
-    known = Options.__annotations__.keys()
-    if unknown := sorted(options.keys() - known):
-        raise TypeError(f"unexpected keyword argument {unknown[0]!r}; the options are {[*known]}.")
-    inner |= {name: options.get(name) for name in ("batches", "carry")}
-    outer: dict[str, Any] = {name: options.get(name) for name in ("task_chunk", "mesh")}
-    adapt = inner_loop(loss, inner_optimizer, **inner)
-    return meta_learner(adapt, objective, outer_optimizer, **outer)
+    outer: dict[str, Any] = {**options}
+    inner |= {name: outer.pop(name, None) for name in ("batches", "carry")}
+    return meta_learner(
+        inner_loop(loss, inner_optimizer, **inner), objective, outer_optimizer, **outer
+    )

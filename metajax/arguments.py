@@ -15,7 +15,7 @@ from metajax.base import (
     as_arrays,
     check_function,
     leaf_shapes,
-    leaf_types,
+    named_leaves,
     split_state,
     strongly_typed,
 )
@@ -48,18 +48,11 @@ def check_arguments(loss, meta_gradient, proximal, batches, carry) -> None:
         )
     if carry not in CARRIES:
         raise ValueError(f"inner_loop: carry must be one of {CARRIES}, got {carry!r}.")
-    if meta_gradient.implicit:
-        wrong = {
-            "proximal > 0": is_zero(proximal),
-            "batches=full_batch()": batches is not full_batch(),
-        }
-        if any(wrong.values()):
-            raise ValueError(
-                "inner_loop: implicit() differentiates the minimizer of a fixed, proximally "
-                "regularized problem, so it requires "
-                + " and ".join(need for need, missing in wrong.items() if missing)
-                + "."
-            )
+    if meta_gradient.implicit and (is_zero(proximal) or batches is not full_batch()):
+        raise ValueError(
+            "inner_loop: implicit() differentiates the minimizer of one fixed problem, so it "
+            "requires proximal > 0 and batches=full_batch()."
+        )
 
 
 def is_zero(proximal: Any) -> bool:
@@ -70,16 +63,16 @@ def is_zero(proximal: Any) -> bool:
 def adaptable(params: Params) -> tuple[Params, PyTree]:
     """Parameters that can be adapted, and the model's state."""
     params, model = split_state(params)
-    leaves = jax.tree_util.tree_leaves_with_path(params)
+    leaves = named_leaves(params, "params")
     if not leaves:
         raise ValueError("there is nothing to adapt: params has no arrays.")
-    for path, leaf in leaves:
+    for name, leaf in leaves.items():
         dtype = getattr(leaf, "dtype", None)
         if not isinstance(leaf, float) and (
             dtype is None or not jnp.issubdtype(dtype, jnp.floating)
         ):
             raise ValueError(
-                f"params{jax.tree_util.keystr(path)} is {dtype or type(leaf).__name__}, but only "
+                f"{name} is {dtype or type(leaf).__name__}, but only "
                 "floating-point arrays can be adapted. Pass the trainable part of the model and "
                 "close the loss over the rest (equinox.partition, nnx.split)."
             )
@@ -94,11 +87,10 @@ def adaptable(params: Params) -> tuple[Params, PyTree]:
         )
     if not isinstance(params, dict | list | tuple):
         names: dict[int, str] = {}
-        for path, leaf in leaves:
-            name = jax.tree_util.keystr(path)
+        for name, leaf in leaves.items():
             if (other := names.setdefault(id(leaf), name)) != name:
                 raise ValueError(
-                    f"params{other} and params{name} of {type(params).__name__} are one array, "
+                    f"{other} and {name} of {type(params).__name__} are one array, "
                     "but would adapt apart: share them by the library's own means "
                     "(equinox.nn.Shared), or copy one (jnp.copy)."
                 )
@@ -138,11 +130,11 @@ def check_learned(inner: PyTree, meta_gradient: MetaGradient) -> None:
             "inner_loop: implicit() differentiates the minimizer, to which the inner optimizer's "
             "hyper-parameters are nothing: it requires one without learned hyper-parameters."
         )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(inner):
+    for name, leaf in named_leaves(inner, "inner").items():
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                f"the learned hyper-parameter inner{jax.tree_util.keystr(path)} is {dtype}, but "
+                f"the learned hyper-parameter {name} is {dtype}, but "
                 "only floating-point ones can be learned: let LearnedOptimizer.init return a "
                 "float, or close `make` over it."
             )
@@ -173,17 +165,16 @@ def check_loss(result: tuple[Any, ...], model: PyTree = ()) -> tuple[Array, PyTr
             f"{type(result).__name__}."
         )
     value = as_arrays("the loss' value", result[0])
-    if jnp.shape(value) != ():
+    if jnp.shape(value) != () or not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(
-            f"the loss must return a scalar, it returned shape {jnp.shape(value)}: average "
-            "over the examples, for example with jnp.mean."
-        )
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise ValueError(
-            f"the loss must return a floating-point scalar, it returned {value.dtype}."
+            "the loss must return a floating-point scalar, such as jnp.mean over the examples; it "
+            f"returned {value.dtype}{list(value.shape)}."
         )
     written = strongly_typed(result[2]) if len(result) == 3 else model
-    given, returned = leaf_types(model), leaf_types(written)
+    given, returned = (
+        {name: f"{jnp.result_type(x)}{list(x.shape)}" for name, x in named_leaves(state).items()}
+        for state in (model, written)
+    )
     if given != returned:
         raise ValueError(
             f"the loss was given the state {given or 'none'} and returned {returned or 'none'}: "

@@ -293,20 +293,54 @@ def join_inner(optimizer: PyTree, model: PyTree) -> PyTree:
     return optimizer if same_structure(model, ()) else InnerState(optimizer, model)
 
 
+def named_leaves(tree: PyTree, root: str = "") -> dict[str, Any]:
+    """Every leaf of a tree, by its path from `root`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {root + jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
 def leaf_shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     """The shape of every leaf, by its path."""
-    return {
-        jax.tree_util.keystr(path): jnp.shape(x)
-        for path, x in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {name: jnp.shape(leaf) for name, leaf in named_leaves(tree).items()}
 
 
-def leaf_types(tree: PyTree) -> dict[str, str]:
-    """The type and shape of every leaf, by its path."""
-    return {
-        jax.tree_util.keystr(path): f"{jnp.result_type(x)}{list(jnp.shape(x))}"
-        for path, x in jax.tree_util.tree_leaves_with_path(tree)
-    }
+def leading_size(root: str, tree: PyTree, each: str, remedy: str = "") -> int:
+    """The size of the leading axis, which all arrays of a tree must share.
+
+    Args:
+      root: the name of the tree.
+      tree: arrays `[size, ...]`.
+      each: what an entry of the axis is, in the singular.
+      remedy: what to do about a scalar.
+
+    Raises:
+      ValueError: for a scalar, for arrays of different sizes, and if there is nothing.
+    """
+    sizes = {name: jnp.shape(leaf)[:1] for name, leaf in named_leaves(tree, root).items()}
+    first = next(iter(sizes), root)
+    for name, size in sizes.items():
+        if not size:
+            raise ValueError(
+                f"{name} is a scalar, but every array needs a leading axis of {each}s.{remedy}"
+            )
+        if size != sizes[first]:
+            raise ValueError(
+                f"{name} has {size[0]} {each}s on its leading axis, {first} has "
+                f"{sizes[first][0]}; every array needs the same number of {each}s."
+            )
+    if not any(sizes.values()) or sizes[first] == (0,):
+        raise ValueError(f"there are no {each}s in {root}: it needs at least one.")
+    return sizes[first][0]
+
+
+def inexact_leaves(leaves: list[Any]) -> dict[int, Any]:
+    """The real and complex arrays of a list, by their places."""
+    return {i: x for i, x in enumerate(leaves) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)}
+
+
+def squared_distance(a: Params, b: Params) -> Array | float:
+    """The sum of the squared differences of two trees."""
+    return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum((x - y) ** 2), a, b)), start=0.0)
 
 
 def _is_key(x: Any) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from metajax.base import Array, Batch, Key, check_integer
+from metajax.base import Array, Batch, Key, check_integer, leading_size, named_leaves
 
 BatchAt = Callable[[Array], Batch]
 Batches = Callable[[Batch, int, Key], BatchAt]
@@ -56,7 +56,7 @@ def cycle(batch_size: int) -> Batches:
 
     def batches(support: Batch, num_steps: int, rng: Key) -> BatchAt:
         size = _support_size("cycle", support, batch_size)
-        if (mask := mask_of(support)) is not None:
+        if (mask := find_mask(support)) is not None:
             num = jnp.maximum(jnp.sum(mask), 1)
 
             def masked_at(step):
@@ -96,7 +96,7 @@ def replacement(batch_size: int) -> Batches:
     batch_size = check_integer("replacement: batch_size", batch_size)
 
     def batches(support: Batch, num_steps: int, rng: Key) -> BatchAt:
-        size, mask = _support_size("replacement", support, batch_size), mask_of(support)
+        size, mask = _support_size("replacement", support, batch_size), find_mask(support)
 
         def at(step):
             key = jax.random.fold_in(rng, step)
@@ -118,18 +118,18 @@ def per_step() -> Batches:
     """
 
     def batches(support: Batch, num_steps: int, rng: Key) -> BatchAt:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(support):
-            if not jnp.ndim(leaf) or leaf.shape[0] != num_steps:
+        for name, leaf in named_leaves(support, "support").items():
+            if jnp.shape(leaf)[:1] != (num_steps,):
                 raise ValueError(
-                    f"per_step: support{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}, "
-                    f"but its leading axis must be the {num_steps} inner steps."
+                    f"per_step: {name} has shape {jnp.shape(leaf)}, but its leading axis must be "
+                    f"the {num_steps} inner steps."
                 )
         return lambda step: jax.tree.map(lambda x: x[step], support)
 
     return batches
 
 
-def mask_of(batch: Batch) -> Array | None:
+def find_mask(batch: Batch) -> Array | None:
     """The mask of a batch of padded examples, or `None`."""
     if isinstance(batch, dict):
         return batch.get("mask")
@@ -150,25 +150,7 @@ def _rows(support: Batch, rows: Array) -> Batch:
 
 
 def _support_size(name: str, support: Batch, batch_size: int) -> int:
-    leaves = jax.tree_util.tree_leaves_with_path(support)
-    if not leaves:
-        raise ValueError(f"{name}: the support has no arrays to draw batches from.")
-    for key_path, leaf in leaves:
-        if not jnp.ndim(leaf):
-            raise ValueError(
-                f"{name}: support{jax.tree_util.keystr(key_path)} is a scalar; every array of the "
-                "support needs the examples on its leading axis."
-            )
-    sizes = {jax.tree_util.keystr(path): leaf.shape[0] for path, leaf in leaves}
-    (first, size), *_ = sizes.items()
-    for path, other in sizes.items():
-        if other != size:
-            raise ValueError(
-                f"{name}: support{first} has {size} examples on its leading axis, support{path} "
-                f"has {other}; every array of the support needs the same number."
-            )
-    if not size:
-        raise ValueError(f"{name}: the support has no examples to draw batches from.")
+    size = leading_size("support", support, "example")
     if batch_size > size:
         raise ValueError(
             f"{name}: batch_size={batch_size} exceeds the {size} examples of the support; lower "

@@ -24,7 +24,7 @@ from metajax.base import (
     split_key,
 )
 from metajax.learner import check_episodes, check_state
-from metajax.losses import Apply, check_labels, check_shapes, hits, masked_mean, unpack
+from metajax.losses import Apply, check_labels, hits, masked_mean, squared_error, unpack
 from metajax.machine import CPU_CHUNK_BYTES
 from metajax.parallel import map_tasks, over_tasks
 
@@ -105,12 +105,6 @@ def evaluate(
         )
     for each in jax.tree.leaves(metric, is_leaf=_is_at_steps) or [None]:
         fn = each.metric if _is_at_steps(each) else each
-        if _is_at_steps(each) and not (
-            np.ndim(each.steps) == 1 and np.issubdtype(np.asarray(each.steps).dtype, np.integer)
-        ):
-            raise ValueError(
-                f"evaluate: AtSteps.steps must be adaptation steps [n], got {each.steps!r}."
-            )
         check_function("evaluate: metric", fn, "params, episode, rng", " such as accuracy(apply)")
     if isinstance(meta_state, MetaParams):
         carried: tuple[Any, Any] = (meta_state, ())
@@ -177,13 +171,13 @@ def _selected(metric: Metric | AtSteps, probed: PyTree) -> PyTree:
     """The rows of the steps that were asked for."""
     if not isinstance(metric, AtSteps):
         return probed
-    num_steps = len(jax.tree.leaves(probed)[0]) - 1
-    if not all(0 <= step <= num_steps for step in metric.steps):
+    steps, last = np.asarray(metric.steps), len(jax.tree.leaves(probed)[0]) - 1
+    if steps.ndim != 1 or steps.dtype.kind not in "iu" or not np.isin(steps, range(last + 1)).all():
         raise ValueError(
-            f"evaluate: AtSteps({list(metric.steps)}) must be within 0 to {num_steps}, the steps "
-            "of the adaptation."
+            f"evaluate: AtSteps.steps must be integers [n] within 0 to {last}, the number of "
+            f"adaptation steps; got {metric.steps!r}."
         )
-    return jax.tree.map(lambda x: x[np.asarray(metric.steps)], probed)
+    return jax.tree.map(lambda x: x[steps], probed)
 
 
 def accuracy(apply: Apply, *, transductive: bool = True) -> Metric:
@@ -244,11 +238,5 @@ def mse(apply: Apply) -> Metric:
       ValueError: when traced, if the predictions are of another shape.
     """
     check_function("mse: apply", apply, "params, x")
-
-    def metric(params: Params, episode: Episode, rng: Key) -> Array:
-        x, y, mask = unpack(episode.query)
-        predictions = apply(params, x)
-        check_shapes("mse", predictions, y)
-        return masked_mean((predictions - y) ** 2, mask)
-
-    return metric
+    loss = squared_error(apply)
+    return lambda params, episode, rng: loss(params, episode.query, rng)[0]

@@ -7,7 +7,7 @@ from typing import Unpack
 import jax
 import jax.numpy as jnp
 
-from metajax.algorithms import Options, build_learner, maml
+from metajax.algorithms import Options, build_learner
 from metajax.base import (
     Array,
     Episode,
@@ -173,14 +173,9 @@ def meta_sgd(
       Li et al., `Meta-SGD: Learning to Learn Quickly for Few-Shot Learning
       <https://arxiv.org/abs/1707.09835>`_, 2017, equation 2 and algorithm 1.
     """
-    return maml(
-        loss,
-        learned_step_sizes(learning_rate),
-        outer_optimizer,
-        num_steps=num_steps,
-        meta_gradient=meta_gradient,
-        **options,
-    )
+    optimizer = learned_step_sizes(learning_rate)
+    inner = {"num_steps": num_steps, "meta_gradient": meta_gradient}
+    return build_learner(loss, optimizer, inner, query_loss(loss), outer_optimizer, options)
 
 
 def anil(
@@ -222,14 +217,9 @@ def anil(
       Raghu et al., `Rapid Learning or Feature Reuse? <https://arxiv.org/abs/1909.09157>`_, 2020,
       section 4.
     """
-    return maml(
-        loss,
-        adapt_only(inner_optimizer, head),
-        outer_optimizer,
-        num_steps=num_steps,
-        meta_gradient=meta_gradient,
-        **options,
-    )
+    optimizer = adapt_only(inner_optimizer, head)
+    inner = {"num_steps": num_steps, "meta_gradient": meta_gradient}
+    return build_learner(loss, optimizer, inner, query_loss(loss), outer_optimizer, options)
 
 
 def boil(
@@ -248,11 +238,6 @@ def boil(
       Oh et al., `BOIL: Towards Representation Change for Few-shot Learning
       <https://arxiv.org/abs/2008.08882>`_, 2021, section 3.
     """
-    return maml(
-        loss,
-        adapt_only(inner_optimizer, other_than(head)),
-        outer_optimizer,
-        num_steps=num_steps,
-        meta_gradient=meta_gradient,
-        **options,
-    )
+    optimizer = adapt_only(inner_optimizer, other_than(head))
+    inner = {"num_steps": num_steps, "meta_gradient": meta_gradient}
+    return build_learner(loss, optimizer, inner, query_loss(loss), outer_optimizer, options)

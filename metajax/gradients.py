@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.scipy.sparse.linalg import cg
 
-from metajax.base import Array, Params, PyTree, check_integer
+from metajax.base import Array, Params, PyTree, check_integer, inexact_leaves
 
 
 def _identity(fn):
@@ -25,7 +25,6 @@ def _reverse(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _as_computed(adapted: Params, optimality: Callable[[Params], Params]) -> Params:
-    del optimality
     return adapted
 
 
@@ -263,23 +262,17 @@ def _symmetric_forward(fn, params, operands):
 def _symmetric_backward(fn, residuals, cotangents):
     params, operands = residuals
     leaves, treedef = jax.tree.flatten(operands)
-    differentiable = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves]
+    inexact = inexact_leaves(leaves)
 
-    def scalar(params: Params, inexact: list[Array]) -> Array:
-        inexact_leaves = iter(inexact)
-        merged = [
-            next(inexact_leaves) if yes else leaf
-            for leaf, yes in zip(leaves, differentiable, strict=True)
-        ]
+    def scalar(params: Params, inexact: dict[int, Array]) -> Array:
+        merged = [inexact.get(i, leaf) for i, leaf in enumerate(leaves)]
         return fn(params, *jax.tree.unflatten(treedef, merged))[0]
 
-    inexact = [leaf for leaf, yes in zip(leaves, differentiable, strict=True) if yes]
-    _, (of_params, of_inexact) = jax.jvp(
+    _, (params_cotangent, products) = jax.jvp(
         lambda params: jax.grad(scalar, (0, 1))(params, inexact), (params,), (cotangents[1],)
     )
-    of_leaves = iter(of_inexact)
-    of_operands = [next(of_leaves) if yes else None for yes in differentiable]
-    return of_params, jax.tree.unflatten(treedef, of_operands)
+    operand_cotangents = [products.get(i) for i in range(len(leaves))]
+    return params_cotangent, jax.tree.unflatten(treedef, operand_cotangents)
 
 
 _symmetric.defvjp(_symmetric_forward, _symmetric_backward)

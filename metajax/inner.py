@@ -37,6 +37,7 @@ from metajax.base import (
     split_inner,
     split_key,
     split_state,
+    squared_distance,
     strongly_typed,
 )
 from metajax.batches import Batches, full_batch
@@ -177,7 +178,7 @@ def inner_loop(
 
         def penalized(moving, model, batch, rng):
             value, aux, model = check_loss(loss(whole(moving, model), batch, rng), model)
-            pull = 0 if is_zero(proximal) else 0.5 * proximal * _distance(moving, initial)
+            pull = 0 if is_zero(proximal) else 0.5 * proximal * squared_distance(moving, initial)
             return value + pull, (value, aux, jax.lax.stop_gradient(model))
 
         transform = inner_optimizer.make(inner)
@@ -272,8 +273,3 @@ def _loop(body, state, num_steps: int, unroll: int):
         state, told = body(state, steps[0])
         return state, jax.tree.map(lambda x: jnp.asarray(x)[None], told)
     return jax.lax.scan(body, state, steps, unroll=unroll)
-
-
-def _distance(a: Params, b: Params) -> Array | float:
-    """The squared distance."""
-    return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum((x - y) ** 2), a, b)), start=0.0)

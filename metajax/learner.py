@@ -20,6 +20,7 @@ from metajax.base import (
     Params,
     PyTree,
     check_function,
+    leading_size,
     same_structure,
     split_key,
     split_state,
@@ -106,14 +107,14 @@ def meta_learner(
         start = carry if serial else inner_state
 
         def mean_objective(meta_params):
-            def of_task(episode, rng):
+            def run_task(episode, rng):
                 value, (metrics, ended) = objective(
                     adapt, meta_params, episode, rng, inner_state=start
                 )
                 check_carried(adapt, start, ended)
                 return value, (metrics, ended)
 
-            values, (metrics, ended) = map_tasks(of_task, *tasks)
+            values, (metrics, ended) = map_tasks(run_task, *tasks)
             value = jnp.mean(values)
             return value, ({"objective": value, **_mean(metrics)}, _mean(ended))
 
@@ -188,24 +189,8 @@ def check_episodes(episodes: Episode) -> int:
         raise ValueError(
             f"expected a metajax.Episode(support=..., query=...), got {type(episodes).__name__}."
         )
-    first: tuple[str, int] | None = None
-    for path, leaf in jax.tree_util.tree_leaves_with_path(episodes):
-        name = f"episodes{jax.tree_util.keystr(path)}"
-        if not jnp.ndim(leaf):
-            raise ValueError(
-                f"{name} is a scalar; every array of a meta-batch is [tasks, ...]. For a single "
-                "task add the axis with jax.tree.map(lambda x: x[None], episode)."
-            )
-        first = first or (name, leaf.shape[0])
-        if leaf.shape[0] != first[1]:
-            raise ValueError(
-                f"{name} has {leaf.shape[0]} tasks on its leading axis, {first[0]} has "
-                f"{first[1]}; every array of a meta-batch is [tasks, ...] with the same number "
-                "of tasks."
-            )
-    if first is None or first[1] == 0:
-        raise ValueError("the meta-batch is empty: it needs at least one task.")
-    return first[1]
+    remedy = " For a single task add the axis: jax.tree.map(lambda x: x[None], episode)."
+    return leading_size("episodes", episodes, "task", remedy)
 
 
 def _mean(stacked: PyTree) -> PyTree:

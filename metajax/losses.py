@@ -98,7 +98,11 @@ def squared_error(apply: Apply) -> LossFn:
     def loss(params: Params, batch: Batch, rng: Key) -> tuple[Array, Aux]:
         x, y, mask = unpack(batch)
         predictions = apply(params, x)
-        check_shapes("squared_error", predictions, y)
+        if jnp.shape(predictions) != jnp.shape(y):
+            raise ValueError(
+                f"the predictions have shape {jnp.shape(predictions)}, y has shape {jnp.shape(y)}: "
+                "reshape one to the other, or they would be broadcast."
+            )
         return masked_mean((predictions - y) ** 2, mask), {}
 
     return loss
@@ -116,13 +120,4 @@ def check_labels(name: str, logits: Array, labels: Array) -> None:
             f"{name}: logits of shape {jnp.shape(logits)} and labels of shape "
             f"{jnp.shape(labels)} must be [examples, ways] and [examples]. One-hot labels "
             "become class numbers with jnp.argmax(labels, axis=-1)."
-        )
-
-
-def check_shapes(name: str, predictions: Array, y: Array) -> None:
-    """Raises `ValueError` unless the predictions have the shape of the targets."""
-    if jnp.shape(predictions) != jnp.shape(y):
-        raise ValueError(
-            f"{name}: the predictions have shape {jnp.shape(predictions)}, y has shape "
-            f"{jnp.shape(y)}: reshape one to the other, or they would be broadcast."
         )

@@ -13,10 +13,8 @@ from metajax.base import (
     Adapt,
     Array,
     Batch,
-    Episode,
     Key,
     LossFn,
-    MetaParams,
     Metrics,
     Objective,
     Params,
@@ -26,6 +24,7 @@ from metajax.base import (
     num_numbers,
     split_inner,
     split_state,
+    squared_distance,
 )
 
 
@@ -55,9 +54,7 @@ def query_loss(loss: LossFn) -> Objective:
     """
     check_function("query_loss: loss", loss, "params, batch, rng")
 
-    def objective(
-        adapt: Adapt, meta_params: MetaParams, episode: Episode, rng: Key, /, *, inner_state=()
-    ):
+    def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
         _check_query("query_loss", episode.query)
         adapt_rng, query_rng = jax.random.split(rng)
         adapted, info = adapt.apply(
@@ -89,12 +86,8 @@ def multi_step_query_loss(
       section 4, equation 2.
     """
     check_function("multi_step_query_loss: loss", loss, "params, batch, rng")
-    if weights is not None:
-        _check_weights("multi_step_query_loss", weights)
 
-    def objective(
-        adapt: Adapt, meta_params: MetaParams, episode: Episode, rng: Key, /, *, inner_state=()
-    ):
+    def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
         if not adapt.differentiates_steps:
             raise ValueError(
                 "multi_step_query_loss needs the gradient of every step, implicit() has only that "
@@ -111,11 +104,7 @@ def multi_step_query_loss(
         )
         values, aux, models = info.probe
         num_steps = len(values) - 1
-        if not num_steps or (weights is not None and len(weights) != num_steps):
-            raise ValueError(
-                f"multi_step_query_loss: {num_steps} adaptation steps need as many weights "
-                f"(at least one), got {weights if weights is None else len(weights)}."
-            )
+        _check_weights("multi_step_query_loss", weights, num_steps)
         w = jnp.full(num_steps, 1 / num_steps) if weights is None else jnp.asarray(weights)
         value = jnp.sum(w.astype(values.dtype) * values[1:])
         *final, model = jax.tree.map(lambda x: x[-1], (values, aux, models))
@@ -143,19 +132,14 @@ def displacement(loss: LossFn | None = None) -> Objective:
     if loss is not None:
         check_function("displacement: loss", loss, "params, batch, rng")
 
-    def objective(
-        adapt: Adapt, meta_params: MetaParams, episode: Episode, rng: Key, /, *, inner_state=()
-    ):
+    def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
         adapt_rng, query_rng = jax.random.split(rng)
         adapted, info = jax.lax.stop_gradient(
             adapt.apply(meta_params, episode.support, adapt_rng, inner_state=inner_state)
         )
         start, end = split_state(meta_params.params)[0], split_state(adapted)[0]
-        squares = jax.tree.map(lambda t, p: jnp.sum((t - p) ** 2), start, end)
-        value = 0.5 * sum(jax.tree.leaves(squares), start=0.0)
-        measured: tuple[PyTree, ...] = ()
-        if loss is not None and num_numbers(episode.query):
-            measured = _measured(loss, adapted, episode.query, query_rng)
+        value = 0.5 * squared_distance(start, end)
+        measured = _measured(loss, adapted, episode.query, query_rng)
         return value, (_metrics(info, *measured), info.inner_state)
 
     return objective
@@ -199,9 +183,7 @@ def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Obj
     if tail is not None and not isinstance(tail, Adapt):
         raise ValueError(f"last_update: tail must come from inner_loop, got {tail!r}.")
 
-    def objective(
-        adapt: Adapt, meta_params: MetaParams, episode: Episode, rng: Key, /, *, inner_state=()
-    ):
+    def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
         if tail is not None and tail.carry != adapt.carry:
             raise ValueError(
                 f"last_update: the tail was built with carry={tail.carry!r}, the steps before it "
@@ -233,10 +215,8 @@ def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Obj
         step = jax.tree.map(jnp.subtract, last, before_last)
         value = _descends(split_state(meta_params.params)[0], step)
         info, ended, before, adapted = jax.lax.stop_gradient((info, ended, before, adapted))
-        measured: tuple[PyTree, ...] = ()
-        if loss is not None and num_numbers(episode.query):
-            # Before the tail has trained on the query.
-            measured = _measured(loss, before if tail else adapted, episode.query, query_rng)
+        # Before a tail trains on the query.
+        measured = _measured(loss, before if tail else adapted, episode.query, query_rng)
         return value, (_metrics(info, *measured), ended)
 
     return objective
@@ -268,11 +248,8 @@ def weighted_updates(weights: Sequence[float], loss: LossFn | None = None) -> Ob
       Nichol et al., `On First-Order Meta-Learning Algorithms
       <https://arxiv.org/abs/1803.02999>`_, 2018, section 6.2, figure 3.
     """
-    _check_weights("weighted_updates", weights)
 
-    def objective(
-        adapt: Adapt, meta_params: MetaParams, episode: Episode, rng: Key, /, *, inner_state=()
-    ):
+    def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
         adapt_rng, query_rng = jax.random.split(rng)
         adapted, info = adapt.apply(
             meta_params,
@@ -281,33 +258,34 @@ def weighted_updates(weights: Sequence[float], loss: LossFn | None = None) -> Ob
             inner_state=inner_state,
             probe=lambda params, step: split_state(params)[0],
         )
-        if len(weights) != len(info.loss):
-            raise ValueError(
-                f"weighted_updates: {len(info.loss)} adaptation steps need as many weights, got "
-                f"{len(weights)}."
-            )
+        _check_weights("weighted_updates", weights, len(info.loss))
 
         def combined(path):
             return jnp.tensordot(jnp.asarray(weights, path.dtype), jnp.diff(path, axis=0), axes=1)
 
         value = _descends(split_state(meta_params.params)[0], jax.tree.map(combined, info.probe))
         adapted, info = jax.lax.stop_gradient((adapted, info))
-        measured: tuple[PyTree, ...] = ()
-        if loss is not None and num_numbers(episode.query):
-            measured = _measured(loss, adapted, episode.query, query_rng)
+        measured = _measured(loss, adapted, episode.query, query_rng)
         return value, (_metrics(info, *measured), info.inner_state)
 
     return objective
 
 
-def _measured(loss: LossFn, params: Params, query: Batch, rng: Key) -> tuple[Array, PyTree]:
-    """A loss that takes no part in the gradient, nor writes the model's state."""
+def _measured(
+    loss: LossFn | None, params: Params, query: Batch, rng: Key
+) -> tuple[Array, PyTree] | tuple[()]:
+    """The query loss and its metrics, for the log alone; `()` without a loss or examples."""
+    if loss is None or not num_numbers(query):
+        return ()
     return check_loss(loss(params, query, rng), split_state(params)[1])[:2]
 
 
-def _check_weights(name: str, weights: Sequence[float] | Array) -> None:
-    if np.ndim(weights) != 1:
-        raise ValueError(f"{name}: weights must be a number for each step, got {weights!r}.")
+def _check_weights(name: str, weights: Sequence[float] | Array | None, num_steps: int) -> None:
+    if not num_steps or (weights is not None and np.shape(weights) != (num_steps,)):
+        found = "none" if weights is None else f"the shape {np.shape(weights)}"
+        raise ValueError(
+            f"{name}: {num_steps} adaptation steps need as many weights, at least one; got {found}."
+        )
 
 
 def _check_query(name: str, query: Batch) -> None:

@@ -19,6 +19,7 @@ from metajax.base import (
     check_function,
     check_integer,
     leaf_shapes,
+    named_leaves,
 )
 from metajax.gradients import equations
 
@@ -27,7 +28,6 @@ PathPredicate = Callable[[tuple[Any, ...]], bool]
 
 
 def _any_path(path: tuple[Any, ...]) -> bool:
-    del path
     return True
 
 
@@ -177,13 +177,12 @@ def adapt_only(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) ->
         return bool(where(path)) and whole.moves(path)
 
     def init(params: Params) -> PyTree:
-        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        accepted = {bool(where(path)) for path in paths}
+        accepted = {bool(where(path)) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
         if len(accepted) != 2:
             raise ValueError(
                 "the path predicate must divide the parameters in those that adapt and those that "
                 f"do not; with it {'all' if accepted == {True} else 'none'} of "
-                f"{', '.join(map(jax.tree_util.keystr, paths))} adapt."
+                f"{', '.join(named_leaves(params))} adapt."
             )
         return whole.init(only(params, where))
 
@@ -219,10 +218,10 @@ def on_params(optimizer: Optimizer, inner: Optimizer | None = None) -> Optimizer
     >>> learner = metajax.maml(loss, optax.sgd(0.1), outer)
     >>> state = learner.init({"body": jnp.ones((2, 2)), "head": jnp.ones((2, 1))})
     """
-    for each in (optimizer, optax.identity() if inner is None else inner):
+    both = optimizer, optax.identity() if inner is None else inner
+    for each in both:
         check_optimizer("on_params: each optimizer", each)
-    first = optax.with_extra_args_support(optimizer)
-    second = optax.with_extra_args_support(optax.identity() if inner is None else inner)
+    first, second = map(optax.with_extra_args_support, both)
 
     def init(meta_params: MetaParams) -> PyTree:
         if inner is None and jax.tree.leaves(meta_params.inner):
@@ -329,10 +328,9 @@ def update_reads(update: Callable[..., Any], grads: Params, state: PyTree, value
         return partial_eval.dce_jaxpr(jaxpr, wanted)[1]
 
     everything = used(range(len(jaxpr.outvars)))
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(grads)]
     return UpdateReads(
         searches=any(eqn.primitive.name == "while" for eqn in equations(jaxpr)),
         value=everything[-1],
         params=any(everything[num + num_state : -1]),
-        ignored=[path for i, path in enumerate(paths) if not any(used(range(i, i + 1))[:num])],
+        ignored=[path for i, path in enumerate(sizes) if not any(used(range(i, i + 1))[:num])],
     )

@@ -11,7 +11,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
-from metajax.base import Array, PyTree, check_integer, equal_chunk
+from metajax.base import Array, PyTree, check_integer, equal_chunk, inexact_leaves
 from metajax.machine import CPU_CHUNK_BYTES, CPU_CHUNK_TASKS
 
 
@@ -33,9 +33,9 @@ def task_mesh(num_devices: int | None = None) -> Mesh:
     ...     loss, optax.sgd(0.1), optax.adam(1e-3), mesh=metajax.task_mesh(1))
     """
     devices = jax.devices()
-    if num_devices is not None:
-        check_integer("task_mesh: num_devices", num_devices, minimum=0)
-    if num_devices is not None and not 1 <= num_devices <= len(devices):
+    if num_devices is None:
+        num_devices = len(devices)
+    if check_integer("task_mesh: num_devices", num_devices) > len(devices):
         raise ValueError(
             f"task_mesh: {num_devices} devices asked for, {len(devices)} "
             f"({jax.default_backend()}) are here. A CPU shows more of them after "
@@ -182,12 +182,9 @@ def map_tasks(fn: Callable[..., PyTree], *tasks: PyTree) -> PyTree:
 def _mean_over_devices(tree: PyTree, axes: Any) -> PyTree:
     """Averages all floating-point leaves over devices, as one vector: one all-reduce."""
     leaves, treedef = jax.tree.flatten(tree)
-    inexact = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
-    flat, unravel = ravel_pytree([x for x, yes in zip(leaves, inexact, strict=True) if yes])
-    means = iter(unravel(jax.lax.pmean(flat, axes)))
-    return jax.tree.unflatten(
-        treedef, [next(means) if yes else leaf for leaf, yes in zip(leaves, inexact, strict=True)]
-    )
+    flat, unravel = ravel_pytree(inexact_leaves(leaves))
+    means = unravel(jax.lax.pmean(flat, axes))
+    return jax.tree.unflatten(treedef, [means.get(i, leaf) for i, leaf in enumerate(leaves)])
 
 
 def _num_tasks(tasks: PyTree) -> int:
