@@ -1,4 +1,4 @@
-"""Meta-objectives: one task's scalar whose gradient is the meta-gradient."""
+"""Meta-objectives: for each task a scalar, whose gradient is the meta-gradient."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from metajax.base import (
 
 
 def query_loss(loss: LossFn) -> Objective:
-    r"""The adapted parameters' loss on the query set: :math:`Q(\phi_T(\theta))`.
+    r"""The loss of the adapted parameters on the query set: :math:`Q(\phi_T(\theta))`.
 
     Args:
       loss: `(params, batch, rng) -> (scalar, metrics)`.
@@ -39,7 +39,8 @@ def query_loss(loss: LossFn) -> Objective:
       `support_loss` `[num_steps]` and `support`.
 
     Raises:
-      ValueError: when traced, if the query set has no examples.
+      ValueError: if `loss` is not a function of three arguments; when traced, if the query set has
+        no examples.
 
     Example:
 
@@ -74,12 +75,24 @@ def multi_step_query_loss(
 
     Args:
       loss: `(params, batch, rng) -> (scalar, metrics)`.
-      weights: one for each of the parameters after step 1 to `num_steps`, used as given; by
-        default all are `1 / num_steps`.
+      weights: the weights of steps 1 to `num_steps`, used as given; by default all are
+        `1 / num_steps`.
+
+    Returns:
+      An objective with the metrics of `query_loss`, measured after the last step.
 
     Raises:
-      ValueError: when traced, if the query set has no examples, if there are not `num_steps`
-        weights, or if the adaptation differentiates its final parameters only (`implicit()`).
+      ValueError: if `loss` is not a function of three arguments; when traced, if the query set has
+        no examples, if there are not `num_steps` weights, or if only the final parameters have a
+        gradient (`implicit()`).
+
+    Example:
+
+    >>> import jax.numpy as jnp, optax, metajax
+    >>> loss = lambda params, batch, rng: (jnp.sum((params - batch) ** 2), {})
+    >>> adapt = metajax.inner_loop(loss, optax.sgd(0.1), num_steps=2)
+    >>> objective = metajax.multi_step_query_loss(loss, weights=(0.3, 0.7))
+    >>> learner = metajax.meta_learner(adapt, objective, optax.adam(1e-3))
 
     References:
       Antoniou et al., `How to train your MAML <https://arxiv.org/abs/1810.09502>`_, 2019,
@@ -90,8 +103,8 @@ def multi_step_query_loss(
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
         if not adapt.differentiates_steps:
             raise ValueError(
-                "multi_step_query_loss needs the gradient of every step, implicit() has only that "
-                "of the final parameters: use query_loss, or second_order() or first_order()."
+                "multi_step_query_loss needs the gradient of every step, but implicit() has only "
+                "that of the final parameters: use query_loss, second_order() or first_order()."
             )
         _check_query("multi_step_query_loss", episode.query)
         adapt_rng, query_rng = jax.random.split(rng)
@@ -117,13 +130,27 @@ def multi_step_query_loss(
 def displacement(loss: LossFn | None = None) -> Objective:
     r"""Reptile's objective: :math:`\frac{1}{2}\|\theta - \mathrm{sg}(\phi_T)\|^2`.
 
-    Its gradient is :math:`\theta - \phi_T`, so that plain gradient descent with step size
-    :math:`\epsilon` is the paper's :math:`\theta + \epsilon \cdot \mathrm{mean}_i(\phi_i -
-    \theta)`, and any other optax optimizer takes the displacement as a gradient.
+    Its gradient is :math:`\theta - \phi_T`. Gradient descent with step size :math:`\epsilon`
+    is therefore the paper's :math:`\theta + \epsilon \cdot \mathrm{mean}_i(\phi_i - \theta)`,
+    and any other optax optimizer treats the displacement as a gradient.
 
     Args:
-      loss: measures `query_loss` on the way, for tasks that have a query set. It takes no part in
-        the gradient.
+      loss: if given, the metrics include its value on the query set, as `query_loss` and `query`,
+        for tasks that have one. It does not affect the gradient.
+
+    Returns:
+      An objective with the metrics `support_loss` `[num_steps]` and `support`.
+
+    Raises:
+      ValueError: if `loss` is neither `None` nor a function of three arguments.
+
+    Example:
+
+    >>> import jax.numpy as jnp, optax, metajax
+    >>> loss = lambda params, batch, rng: (jnp.mean((params - batch) ** 2), {})
+    >>> adapt = metajax.inner_loop(
+    ...     loss, optax.sgd(0.1), 5, meta_gradient=metajax.first_order())
+    >>> learner = metajax.meta_learner(adapt, metajax.displacement(), optax.sgd(0.5))
 
     References:
       Nichol et al., `On First-Order Meta-Learning Algorithms
@@ -148,20 +175,23 @@ def displacement(loss: LossFn | None = None) -> Objective:
 def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Objective:
     r"""First-order MAML by the last mini-batch: :math:`\phi_{k-1} - \phi_k` is the meta-gradient.
 
-    As the objective, :math:`\frac{1}{2}\|\theta - \mathrm{sg}(\theta + \phi_k - \phi_{k-1})\|^2`.
-    Plain gradient descent with step size :math:`\epsilon` adds :math:`\epsilon` times the mean last
-    update; where the inner optimizer is SGD, that is first-order MAML's step, the inner step size
-    being a factor of the outer one.
+    The objective is :math:`\frac{1}{2}\|\theta - \mathrm{sg}(\theta + \phi_k - \phi_{k-1})\|^2`.
+    Gradient descent with step size :math:`\epsilon` adds :math:`\epsilon` times the mean last
+    update. If the inner optimizer is SGD, that is the step of first-order MAML, with the product of
+    inner and outer step size as its step size.
 
     Args:
-      loss: measures `query_loss` on the way, as in `displacement`.
-      tail: takes the last update on the *query*, whose examples the earlier updates have not seen
-        ("separate tail"): an inner loop of one step, with the optimizer and carry of the other.
-        Without one the last of the support's mini-batches decides ("shared tail").
+      loss: if given, the metrics include its value on the query set, as in `displacement`.
+      tail: an inner loop of one step, with the optimizer and carry of the other steps. It makes the
+        last update on the *query*, whose examples are new to the inner loop ("separate tail").
+        Without it the last update is the one on the last mini-batch of the support ("shared tail").
+
+    Returns:
+      An objective with the metrics of `displacement`.
 
     Raises:
-      ValueError: for arguments of the wrong kind; when traced, if the adaptation has no steps, or
-        `tail` another carry.
+      ValueError: for arguments of the wrong kind; when traced, if the inner loop has no steps or
+        `tail` has another carry.
 
     Example:
 
@@ -186,8 +216,8 @@ def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Obj
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
         if tail is not None and tail.carry != adapt.carry:
             raise ValueError(
-                f"last_update: the tail was built with carry={tail.carry!r}, the steps before it "
-                f"with carry={adapt.carry!r}; the optimizer's state flows through both."
+                f"last_update: the tail was built with carry={tail.carry!r}, but the steps before "
+                f"it with carry={adapt.carry!r}. The optimizer's state passes through both."
             )
         adapt_rng, query_rng = jax.random.split(rng)
         adapted, info = adapt.apply(
@@ -210,12 +240,12 @@ def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Obj
         elif len(info.loss):
             before = jax.tree.map(lambda x: x[-2], info.probe)
         else:
-            raise ValueError("last_update: an adaptation without steps has no last update.")
+            raise ValueError("last_update: an inner loop without steps has no last update.")
         last, before_last = split_state(adapted)[0], split_state(before)[0]
         step = jax.tree.map(jnp.subtract, last, before_last)
         value = _descends(split_state(meta_params.params)[0], step)
         info, ended, before, adapted = jax.lax.stop_gradient((info, ended, before, adapted))
-        # Before a tail trains on the query.
+        # With a tail, the query loss is that before the update on the query.
         measured = _measured(loss, before if tail else adapted, episode.query, query_rng)
         return value, (_metrics(info, *measured), ended)
 
@@ -225,12 +255,16 @@ def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Obj
 def weighted_updates(weights: Sequence[float], loss: LossFn | None = None) -> Objective:
     r"""A linear combination of the inner updates: :math:`\sum_i w_i (\phi_{i-1} - \phi_i)`.
 
-    With an inner SGD these are the inner gradients :math:`g_i`, times its step size. All weights 1
-    is Reptile, and 1 for the last step only is first-order MAML with a shared tail.
+    With SGD as the inner optimizer these are its inner gradients :math:`g_i` times its step size.
+    If all weights are 1, it is Reptile. If only the last is 1 and all others are 0, it is
+    first-order MAML with a shared tail.
 
     Args:
-      weights: one for each inner step.
-      loss: measures `query_loss` on the way, as in `displacement`.
+      weights: one weight for each inner step.
+      loss: if given, the metrics include its value on the query set, as in `displacement`.
+
+    Returns:
+      An objective with the metrics of `displacement`.
 
     Raises:
       ValueError: when traced, if there are not `num_steps` weights.
@@ -291,13 +325,13 @@ def _check_weights(name: str, weights: Sequence[float] | Array | None, num_steps
 def _check_query(name: str, query: Batch) -> None:
     if jax.tree.leaves(query) and not num_numbers(query):
         raise ValueError(
-            f"{name}: the query set has no examples. Sample some (queries=), or meta-learn by "
+            f"{name}: the query set has no examples. Sample some (queries=), or use "
             "displacement(), last_update() or weighted_updates(), which need none."
         )
 
 
 def _descends(params: Params, step: Params) -> Array:
-    """Half the squared length of a step from `params`, whose gradient is minus the step."""
+    """Half the squared length of `step`, with `-step` as its gradient in `params`."""
     squares = jax.tree.map(
         lambda p, s: jnp.sum((p - jax.lax.stop_gradient(p) - jax.lax.stop_gradient(s)) ** 2),
         params,
@@ -312,7 +346,7 @@ def _metrics(info, value=None, aux: PyTree = ()) -> Metrics:
 
 
 def _inexact(metrics: Metrics) -> Metrics:
-    """Counts and hits are averaged over tasks like everything else, so they become floats."""
+    """Converts integer metrics to floats, because metrics are averaged over tasks."""
     return jax.tree.map(
         lambda x: x if jnp.issubdtype(jnp.result_type(x), np.inexact) else jnp.float32(x), metrics
     )

@@ -35,7 +35,7 @@ def inner(**kwargs):
         (lambda: inner(num_steps=-1), "non-negative integer, got -1"),
         (lambda: inner(num_steps=True), "non-negative integer, got True"),
         (lambda: inner(meta_gradient=metajax.second_order), "mind the parentheses"),
-        (lambda: inner(proximal=-1.0), "proximal must be a finite number that is not negative"),
+        (lambda: inner(proximal=-1.0), "proximal must be a finite, non-negative number"),
         (lambda: inner(carry="parallel"), "carry must be one of .* got 'parallel'"),
         (lambda: metajax.implicit(cg_steps=0), "cg_steps must be a positive integer, got 0"),
         (lambda: inner(meta_gradient=metajax.implicit()), "requires proximal > 0"),
@@ -51,10 +51,10 @@ def inner(**kwargs):
             ).init(mlp_params()),
             "without learned hyper-parameters",
         ),
-        (lambda: inner(proximal=float("nan")), "proximal must be a finite number.* got nan"),
-        (lambda: inner(proximal="1"), "proximal must be a finite number.* got '1'"),
-        (lambda: inner(proximal=jnp.ones(2)), "proximal must be a finite number"),
-        (lambda: inner(proximal=True), "proximal must be a finite number.* got True"),
+        (lambda: inner(proximal=float("nan")), "proximal must be .* got nan"),
+        (lambda: inner(proximal="1"), "proximal must be .* got '1'"),
+        (lambda: inner(proximal=jnp.ones(2)), "proximal must be a finite"),
+        (lambda: inner(proximal=True), "proximal must be .* got True"),
         (lambda: inner(unroll=0), "unroll must be a positive integer, got 0"),
         (
             lambda: inner(loss=lambda params, batch: 0.0),
@@ -106,7 +106,7 @@ def test_building_with_wrong_arguments(build, message):
 )
 def test_a_head_that_is_nothing_or_everything(accept, found):
     learner = metajax.anil(mlp_loss, SGD, SGD, head=accept)
-    with pytest.raises(ValueError, match=rf"with it {found} of \[0\]\['b'\], \[0\]\['w'\]"):
+    with pytest.raises(ValueError, match=rf"accepts {found} of \[0\]\['b'\], \[0\]\['w'\]"):
         learner.init(mlp_params())
 
 

@@ -330,7 +330,7 @@ NOTHING = metajax.Episode(jnp.zeros(1), jnp.zeros(1))
     ],
 )
 def test_implicit_refuses_what_ends_elsewhere_than_at_the_minimizer(optimizer):
-    with pytest.raises(ValueError, match="as weight decay does, so that it ends elsewhere"):
+    with pytest.raises(ValueError, match="as weight decay does"):
         meta_gradient(
             implicit_loop(quadratic, optimizer), metajax.query_loss(quadratic), QUADRATIC, NOTHING
         )
@@ -339,7 +339,7 @@ def test_implicit_refuses_what_ends_elsewhere_than_at_the_minimizer(optimizer):
 def test_implicit_refuses_an_optimizer_that_leaves_a_parameter():
     labels = {"a": "move", "b": "keep"}
     partition = optax.partition({"move": optax.sgd(0.1), "keep": optax.set_to_zero()}, labels)
-    with pytest.raises(ValueError, match=r"leaves params\['b'\] where it is.*adapt_only"):
+    with pytest.raises(ValueError, match=r"never moves params\['b'\].*adapt_only"):
         meta_gradient(
             implicit_loop(quadratic, partition), metajax.query_loss(quadratic), QUADRATIC, NOTHING
         )
