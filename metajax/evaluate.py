@@ -195,8 +195,8 @@ def accuracy(apply: Apply, *, transductive: bool = True) -> Metric:
 
     In the transductive setting the model receives the whole query set as one batch, so batch
     statistics carry information from each query to the others. Otherwise it receives one query at
-    a time, together with the support. That takes about as many times longer as there are queries;
-    `AtSteps` limits it to a few steps.
+    a time, together with the support. With n queries that takes about n times longer; `AtSteps`
+    limits it to a few steps.
 
     Args:
       apply: the model, `(params, x [examples, ...]) -> logits [examples, ways]`.

@@ -308,7 +308,7 @@ def weighted_updates(weights: Sequence[float], loss: LossFn | None = None) -> Ob
 def _measured(
     loss: LossFn | None, params: Params, query: Batch, rng: Key
 ) -> tuple[Array, PyTree] | tuple[()]:
-    """The query loss and its metrics, for the log alone; `()` without a loss or examples."""
+    """The query loss and its metrics, for reports only; `()` without a loss or examples."""
     if loss is None or not num_numbers(query):
         return ()
     return check_loss(loss(params, query, rng), split_state(params)[1])[:2]
