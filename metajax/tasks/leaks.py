@@ -60,7 +60,7 @@ def audit_episodes(
         episodes = jax.device_get(_sample(sampled, key))
         if not all(isinstance(batch, tuple | list) and len(batch) == 2 for batch in episodes):
             raise ValueError(
-                "audit_episodes needs tasks with batches (images, labels), such as FewShot, but the "
+                "audit_episodes needs tasks with batches (images, labels), such as FewShot; the "
                 "batches of these tasks are not pairs"
             )
         (support, _), (query, _) = episodes
