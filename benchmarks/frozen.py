@@ -59,7 +59,7 @@ def by_hand(num_steps: int, engine: str) -> Outcome:
 
 
 def by_library(num_steps: int, engine: str) -> Outcome:
-    optimizer = metajax.adapting(optax.sgd(RATE), lambda path: path[0].key == "head")
+    optimizer = metajax.adapt_only(optax.sgd(RATE), lambda path: path[0].key == "head")
     adapt = metajax.inner_loop(loss, optimizer, num_steps, meta_gradient=ENGINES[engine])
     objective = metajax.query_loss(loss)
 

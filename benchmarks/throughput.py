@@ -74,11 +74,11 @@ def ours(settings: Any, env: rl.Env, mesh: Any) -> dict[str, Timed]:
         state, metrics = agent.learner.update(state, meta_batch(tasks, num_tasks, task_rng), rng)
         return (state, key), metrics
 
-    def for_all(of_task, task_chunk):
-        def of_chunk(params, tasks, thread):
-            return jax.vmap(lambda task, rng: of_task(params, task, rng))(*tasks), thread
+    def for_all(run_task, task_chunk):
+        def run_chunk(params, tasks, carry):
+            return jax.vmap(lambda task, rng: run_task(params, task, rng))(*tasks), carry
 
-        mapped = over_tasks(of_chunk, task_chunk=task_chunk, mesh=mesh, stack=True)
+        mapped = over_tasks(run_chunk, task_chunk=task_chunk, mesh=mesh, stack=True)
 
         def run(params, key):
             task_rng, rng = jax.random.split(key)

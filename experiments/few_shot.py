@@ -72,9 +72,9 @@ def make_learner(settings: FewShot, loss: metajax.LossFn, mesh: Any = None) -> m
     """The meta-learner, with what the settings say of normalizations."""
     inner, head = supervised.make_inner_optimizer(settings), nn.is_head
     if not settings.adapt_norm:
-        inner = metajax.adapting(inner, lambda path: not nn.is_norm(path))
+        inner = metajax.adapt_only(inner, lambda path: not nn.is_norm(path))
     if settings.network == "conv_per_step":
-        inner = metajax.counting(inner, nn.is_step)
+        inner = metajax.count_steps(inner, nn.is_step)
         if settings.algorithm == "anil":
             head = lambda path: nn.is_head(path) or nn.is_step(path)  # noqa: E731
     features = baselines.make_features(make_network(settings))

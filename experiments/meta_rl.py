@@ -164,7 +164,7 @@ def make_agent(settings: MetaRL, env: rl.Env, mesh: Mesh | None = None) -> Agent
     rate = optax.piecewise_constant_schedule(settings.inner_learning_rate, {1: settings.step_decay})
     optimizer: Any = optax.sgd(rate)
     if settings.algorithm == "context":
-        optimizer = metajax.adapting(optimizer, rl.is_context)
+        optimizer = metajax.adapt_only(optimizer, rl.is_context)
     first_order = settings.algorithm in ("fomaml", "reptile")
     inner = rl.inner_loop(
         policy,

@@ -1,5 +1,8 @@
 """Gradient-based meta-learning in JAX."""
 
+import warnings as _warnings
+from typing import Any as _Any
+
 from metajax import data as data
 from metajax import tasks as tasks
 from metajax.algorithms import Options as Options
@@ -46,8 +49,8 @@ from metajax.objectives import multi_step_query_loss as multi_step_query_loss
 from metajax.objectives import query_loss as query_loss
 from metajax.objectives import weighted_updates as weighted_updates
 from metajax.optimizers import LearnedOptimizer as LearnedOptimizer
-from metajax.optimizers import adapting as adapting
-from metajax.optimizers import counting as counting
+from metajax.optimizers import adapt_only as adapt_only
+from metajax.optimizers import count_steps as count_steps
 from metajax.optimizers import learned_per_step_sizes as learned_per_step_sizes
 from metajax.optimizers import learned_step_sizes as learned_step_sizes
 from metajax.optimizers import lookahead as lookahead
@@ -56,3 +59,18 @@ from metajax.parallel import over_tasks as over_tasks
 from metajax.parallel import task_mesh as task_mesh
 
 __version__ = "0.1.0"
+
+_RENAMED = {"adapting": "adapt_only", "counting": "count_steps"}
+
+
+def __getattr__(name: str) -> _Any:
+    """The functions under their names of version 0.1, until the next release."""
+    if name not in _RENAMED:
+        raise AttributeError(f"module 'metajax' has no attribute {name!r}")
+    new = _RENAMED[name]
+    _warnings.warn(
+        f"metajax.{name} is now metajax.{new}; the old name will be removed.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return globals()[new]

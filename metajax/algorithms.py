@@ -1,4 +1,4 @@
-"""The three algorithms of the papers: an inner loop, a meta-gradient and an objective each."""
+"""MAML, FOMAML and Reptile: each an inner loop, a meta-gradient and an objective."""
 
 from __future__ import annotations
 
@@ -6,31 +6,23 @@ from typing import Any, TypedDict, Unpack
 
 from jax.sharding import Mesh
 
-from metajax.base import (
-    LossFn,
-    MetaLearner,
-    Objective,
-    check_integer,
-)
+from metajax.base import LossFn, MetaLearner, Objective, check_integer
 from metajax.batches import Batches
 from metajax.gradients import MetaGradient, first_order
 from metajax.inner import inner_loop
 from metajax.learner import meta_learner
 from metajax.objectives import displacement, last_update, query_loss
-from metajax.optimizers import (
-    LearnedOptimizer,
-    Optimizer,
-)
+from metajax.optimizers import LearnedOptimizer, Optimizer
 
 
 class Options(TypedDict, total=False):
-    """The arguments that all algorithms share.
+    """The keyword arguments that all algorithms share.
 
     Attributes:
-      batches: what each inner step sees of the support: `full_batch()` by default, `cycle(size)`,
+      batches: the batch of each inner step: `full_batch()` by default, `cycle(size)`,
         `replacement(size)` or `per_step()`.
       carry: how the inner optimizer's state passes from task to task: `None` (each task starts
-        afresh), `"mean"` or `"serial"`, see `inner_loop`.
+        from a fresh state), `"mean"` or `"serial"`, see `inner_loop`.
       task_chunk: tasks per `vmap`, see `meta_learner`.
       mesh: devices that share the tasks, see `meta_learner`.
     """
@@ -56,19 +48,19 @@ def maml(
       \min_\theta \; \mathbb{E}_i \, Q_i(\phi_i), \quad
       \phi_i = \theta - \alpha \nabla L_i(\theta) \; \text{(one step of SGD)}
 
-    The meta-gradient is that of the whole expression, through the inner gradient.
+    The meta-gradient differentiates through the inner gradient, so it has second derivatives.
 
     Args:
       loss: `(params, batch, rng) -> (scalar, metrics)`.
-      inner_optimizer: any optax transformation, or a `LearnedOptimizer`. `optax.adam` needs
-        `eps_root` to be differentiable.
+      inner_optimizer: any optax transformation, or a `LearnedOptimizer`. `optax.adam` is
+        differentiable only with `eps_root`.
       outer_optimizer: any optax transformation.
       num_steps: adaptation steps; 0 is joint training on the query sets.
       meta_gradient: `second_order()` by default.
       **options: `batches`, `carry`, `task_chunk` and `mesh`, see `metajax.Options`.
 
     Raises:
-      ValueError: for arguments that do not fit together.
+      ValueError: for arguments of the wrong kind or that do not fit together.
 
     Example:
 
@@ -108,13 +100,14 @@ def fomaml(
       inner_optimizer: any optax transformation, or a `LearnedOptimizer`.
       outer_optimizer: any optax transformation.
       num_steps: adaptation steps.
-      tail: `None` for the query gradient. Nichol et al. take the last update of the inner optimizer
-        in its place, on a mini-batch of the support, as the steps before (`"shared"`), or on the
-        query, which these have not seen (`"separate"`); see `last_update`.
+      tail: `None` for the query gradient. Nichol et al. use the last update of the inner optimizer
+        instead: on a mini-batch of the support like the other steps (`"shared"`), or on the query,
+        whose examples are new to the inner loop (`"separate"`). See `last_update`.
       **options: `batches`, `carry`, `task_chunk` and `mesh`, see `metajax.Options`.
 
     Raises:
-      ValueError: for arguments that do not fit together, such as a tail without steps.
+      ValueError: for arguments of the wrong kind or that do not fit together, such as a tail
+        without steps.
 
     Example:
 
@@ -132,7 +125,7 @@ def fomaml(
     if tail not in (None, "shared", "separate"):
         raise ValueError(f'fomaml: tail must be None, "shared" or "separate", got {tail!r}.')
     if tail and num_steps == 0:
-        raise ValueError("fomaml: the tail is the last of the steps, so num_steps must not be 0.")
+        raise ValueError("fomaml: the tail is the last step, so num_steps must not be 0.")
     inner: dict[str, Any] = {"num_steps": num_steps, "meta_gradient": first_order()}
     objective = query_loss(loss)
     if tail == "shared":
@@ -157,19 +150,20 @@ def reptile(
 
     .. math:: \theta \leftarrow \theta + \epsilon \, \frac{1}{n} \sum_i (\phi_i - \theta)
 
-    with `outer_optimizer=optax.sgd(epsilon)`; any other takes :math:`\theta - \phi` as a gradient.
+    with `outer_optimizer=optax.sgd(epsilon)`. Any other optimizer treats :math:`\theta - \phi` as a
+    gradient.
 
     Args:
       loss: `(params, batch, rng) -> (scalar, metrics)`.
       inner_optimizer: any optax transformation; the paper's is `optax.adam(lr, b1=0)`.
       outer_optimizer: any optax transformation.
       num_steps: adaptation steps, at least 1.
-      **options: `batches` (the paper's are `cycle(batch_size)`), `carry` (`"serial"` is the
-        authors' code, `"mean"` its parallel counterpart), `task_chunk` and `mesh`, see
+      **options: `batches` (`cycle(batch_size)` in the paper), `carry` (`"serial"` in the authors'
+        code; `"mean"` is its parallel counterpart), `task_chunk` and `mesh`, see
         `metajax.Options`.
 
     Raises:
-      ValueError: for arguments that do not fit together.
+      ValueError: for arguments of the wrong kind or that do not fit together.
 
     Example:
 
@@ -196,10 +190,9 @@ def build_learner(
     outer_optimizer: Optimizer,
     options: Options,
 ) -> MetaLearner:
-    known = Options.__annotations__.keys()
-    if unknown := sorted(options.keys() - known):
-        raise TypeError(f"unexpected keyword argument {unknown[0]!r}; the options are {[*known]}.")
-    inner |= {name: options.get(name) for name in ("batches", "carry")}
-    outer: dict[str, Any] = {name: options.get(name) for name in ("task_chunk", "mesh")}
-    adapt = inner_loop(loss, inner_optimizer, **inner)
-    return meta_learner(adapt, objective, outer_optimizer, **outer)
+    """Builds an algorithm; `inner` holds the arguments of `inner_loop` that are its own."""
+    outer: dict[str, Any] = {**options}
+    inner |= {name: outer.pop(name, None) for name in ("batches", "carry")}
+    return meta_learner(
+        inner_loop(loss, inner_optimizer, **inner), objective, outer_optimizer, **outer
+    )

@@ -1,12 +1,14 @@
-"""What an inner loop is refused for: arguments, parameters, losses and updates."""
+"""Checks of an inner loop: its arguments, parameters, losses and updates."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters import partial_eval
 
 from metajax.base import (
     Array,
@@ -15,19 +17,18 @@ from metajax.base import (
     as_arrays,
     check_function,
     leaf_shapes,
-    leaf_types,
+    named_leaves,
     split_state,
     strongly_typed,
 )
 from metajax.batches import full_batch
-from metajax.gradients import MetaGradient
-from metajax.optimizers import UpdateReads
+from metajax.gradients import MetaGradient, equations
 
 CARRIES = (None, "mean", "serial")
 
 
 def check_arguments(loss, meta_gradient, proximal, batches, carry) -> None:
-    """Raises `ValueError` for what `inner_loop` cannot be built of."""
+    """Raises `ValueError` for wrong arguments of `inner_loop`."""
     check_function("inner_loop: loss", loss, "params, batch, rng")
     check_function(
         "inner_loop: batches",
@@ -44,128 +45,167 @@ def check_arguments(loss, meta_gradient, proximal, batches, carry) -> None:
     traced = isinstance(proximal, jax.Array) and proximal.ndim == 0
     if not (0 <= proximal < np.inf if known else traced):
         raise ValueError(
-            f"inner_loop: proximal must be a finite number that is not negative, got {proximal!r}."
+            f"inner_loop: proximal must be a finite, non-negative number, got {proximal!r}."
         )
     if carry not in CARRIES:
         raise ValueError(f"inner_loop: carry must be one of {CARRIES}, got {carry!r}.")
-    if meta_gradient.implicit:
-        wrong = {
-            "proximal > 0": is_zero(proximal),
-            "batches=full_batch()": batches is not full_batch(),
-        }
-        if any(wrong.values()):
-            raise ValueError(
-                "inner_loop: implicit() differentiates the minimizer of a fixed, proximally "
-                "regularized problem, so it requires "
-                + " and ".join(need for need, missing in wrong.items() if missing)
-                + "."
-            )
+    if meta_gradient.implicit and (is_zero(proximal) or batches is not full_batch()):
+        raise ValueError(
+            "inner_loop: implicit() differentiates the minimizer of one fixed problem, so it "
+            "requires proximal > 0 and batches=full_batch()."
+        )
 
 
 def is_zero(proximal: Any) -> bool:
-    """Whether a number is known to be zero; what is traced is not looked at."""
+    """Whether a number is known to be zero, which a traced one never is."""
     return isinstance(proximal, int | float | np.number) and proximal == 0
 
 
 def adaptable(params: Params) -> tuple[Params, PyTree]:
-    """Parameters that can be adapted, and the model's state."""
+    """The parameters and the model's state, after a check that they can be adapted."""
     params, model = split_state(params)
-    leaves = jax.tree_util.tree_leaves_with_path(params)
+    leaves = named_leaves(params, "params")
     if not leaves:
         raise ValueError("there is nothing to adapt: params has no arrays.")
-    for path, leaf in leaves:
+    for name, leaf in leaves.items():
         dtype = getattr(leaf, "dtype", None)
         if not isinstance(leaf, float) and (
             dtype is None or not jnp.issubdtype(dtype, jnp.floating)
         ):
             raise ValueError(
-                f"params{jax.tree_util.keystr(path)} is {dtype or type(leaf).__name__}, but only "
+                f"{name} is {dtype or type(leaf).__name__}, but only "
                 "floating-point arrays can be adapted. Pass the trainable part of the model and "
-                "close the loss over the rest (equinox.partition, nnx.split)."
+                "let the loss close over the rest (equinox.partition, nnx.split)."
             )
     as_arrays("params", params)
-    # A module's arrays that are one come apart as leaves of a tree.
+    # An array that a module holds twice would become two leaves.
     classes = {(each.__module__.rpartition(".")[0], each.__name__) for each in type(params).__mro__}
     if classes & {("flax.nnx", "Module"), ("flax.nnx", "Pytree"), ("flax.nnx", "Object")}:
         raise ValueError(
-            f"params is the NNX module {type(params).__name__}, whose shared weights and batch "
-            "statistics get lost as leaves of a tree: use nnx.split, adapt the nnx.Param part and "
-            "nnx.merge it in the loss; what the model writes goes into metajax.Stateful."
+            f"params is the NNX module {type(params).__name__}, which loses its shared weights and "
+            "batch statistics as a tree of leaves: use nnx.split, adapt the nnx.Param part and "
+            "nnx.merge it in the loss. Batch statistics and other state go into metajax.Stateful."
         )
     if not isinstance(params, dict | list | tuple):
         names: dict[int, str] = {}
-        for path, leaf in leaves:
-            name = jax.tree_util.keystr(path)
+        for name, leaf in leaves.items():
             if (other := names.setdefault(id(leaf), name)) != name:
                 raise ValueError(
-                    f"params{other} and params{name} of {type(params).__name__} are one array, "
-                    "but would adapt apart: share them by the library's own means "
+                    f"{other} and {name} of {type(params).__name__} are one array, "
+                    "but would adapt separately: share them with the model library's own tool "
                     "(equinox.nn.Shared), or copy one (jnp.copy)."
                 )
     return params, model
 
 
-def check_update(reads: UpdateReads, meta_gradient: MetaGradient) -> None:
-    """Raises `ValueError` for an update that the meta-gradient cannot cross."""
+class UpdateReads(NamedTuple):
+    """The inputs on which an inner optimizer's update depends.
+
+    Attributes:
+      searches: whether it runs a line search, a loop that reverse mode cannot differentiate.
+      value: whether it depends on the loss's value.
+      params: whether it depends on the parameters themselves, as weight decay does.
+      ignored: paths of the parameters whose update does not depend on their gradient.
+    """
+
+    searches: bool
+    value: bool
+    params: bool
+    ignored: list[str]
+
+
+def update_reads(update: Callable[..., Any], grads: Params, state: PyTree, value: Array):
+    """Analyses the program of `update(grads, state, params, value)` without running it."""
+    try:
+        traced, shapes = jax.make_jaxpr(update, return_shape=True)(grads, state, grads, value)
+    except TypeError as error:
+        raise ValueError(
+            "inner_loop: the inner optimizer's update cannot be called with (gradients, state, "
+            f"parameters, value=, grad=, value_fn=): {error}. Choose one without other arguments."
+        ) from error
+    sizes, updated = leaf_shapes(grads), leaf_shapes(shapes[0])
+    if sizes != updated:
+        raise ValueError(
+            f"inner_loop: the inner optimizer's updates have the shapes {updated}, but the "
+            f"adapting parameters have {sizes}."
+        )
+    jaxpr = traced.jaxpr
+    num, num_state = len(jax.tree.leaves(grads)), len(jax.tree.leaves(state))
+
+    def used(outputs: range) -> list[bool]:
+        wanted = [i in outputs for i in range(len(jaxpr.outvars))]
+        return partial_eval.dce_jaxpr(jaxpr, wanted)[1]
+
+    everything = used(range(len(jaxpr.outvars)))
+    return UpdateReads(
+        searches=any(eqn.primitive.name == "while" for eqn in equations(jaxpr)),
+        value=everything[-1],
+        params=any(everything[num + num_state : -1]),
+        ignored=[path for i, path in enumerate(sizes) if not any(used(range(i, i + 1))[:num])],
+    )
+
+
+def check_inner_update(reads: UpdateReads, meta_gradient: MetaGradient) -> None:
+    """Raises `ValueError` if the meta-gradient cannot cross an inner optimizer's update."""
     if reads.searches and meta_gradient.crosses_optimizer:
         raise ValueError(
-            "inner_loop: reverse mode cannot cross the line search of the inner optimizer (such as "
-            "optax.lbfgs). Adapt with first_order() or implicit(), which do not differentiate it."
+            "inner_loop: reverse mode cannot differentiate the line search of an inner optimizer "
+            "such as optax.lbfgs. Use first_order() or implicit(), which do not differentiate it."
         )
     if reads.value and not meta_gradient.value:
         raise ValueError(
-            "inner_loop: the inner optimizer uses the loss's value, which carries no derivative "
-            "with mixed_mode(). Use second_order(remat=True)."
+            "inner_loop: the inner optimizer uses the loss's value, which has no derivative with "
+            "mixed_mode(). Use second_order(remat=True)."
         )
     if meta_gradient.implicit and reads.ignored:
         raise ValueError(
-            "inner_loop: implicit() differentiates the minimizer over all that adapts, but the "
-            f"inner optimizer leaves params{reads.ignored[0]} where it is. Say what adapts with "
-            "metajax.adapting, or use second_order() or first_order()."
+            "inner_loop: implicit() assumes that all adapting parameters reach the minimizer, but "
+            f"the inner optimizer never moves params{reads.ignored[0]}. Select the parameters that "
+            "adapt with metajax.adapt_only, or use second_order() or first_order()."
         )
     if meta_gradient.implicit and reads.params and not reads.searches:
         raise ValueError(
-            "inner_loop: implicit() differentiates the minimizer of loss and proximal term, but "
-            "the inner optimizer's update depends on the parameters themselves, as weight decay "
-            "does, so that it ends elsewhere. Put the decay into the loss, or use second_order()."
+            "inner_loop: implicit() assumes that the inner optimizer reaches the minimizer of loss "
+            "plus proximal term, but its update depends on the parameters themselves, as weight "
+            "decay does. Put the decay into the loss, or use second_order()."
         )
 
 
 def check_learned(inner: PyTree, meta_gradient: MetaGradient) -> None:
-    """Raises `ValueError` for hyper-parameters that cannot be learned."""
+    """Raises `ValueError` unless the outer loop can learn the hyper-parameters."""
     if meta_gradient.implicit and jax.tree.leaves(inner):
         raise ValueError(
-            "inner_loop: implicit() differentiates the minimizer, to which the inner optimizer's "
-            "hyper-parameters are nothing: it requires one without learned hyper-parameters."
+            "inner_loop: implicit() requires an inner optimizer without learned hyper-parameters, "
+            "because the minimizer does not depend on them."
         )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(inner):
+    for name, leaf in named_leaves(inner, "inner").items():
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                f"the learned hyper-parameter inner{jax.tree_util.keystr(path)} is {dtype}, but "
+                f"the learned hyper-parameter {name} is {dtype}, but "
                 "only floating-point ones can be learned: let LearnedOptimizer.init return a "
                 "float, or close `make` over it."
             )
 
 
 def check_same_learned(inner: PyTree, expected: PyTree) -> None:
-    """Raises `ValueError` unless the state's learned inner parameters are those of this loop."""
+    """Raises `ValueError` unless the state's learned inner parameters fit this inner loop."""
     there, here = leaf_shapes(inner), leaf_shapes(expected)
     for path in sorted({*there, *here}):
         if there.get(path) != here.get(path):
             raise ValueError(
                 f"inner_loop: the learned inner{path} is {there.get(path, 'absent')} in the state, "
-                f"{here.get(path, 'absent')} here. Use the inner optimizer that the state was made "
-                "with; learned_per_step_sizes repeats its last size in further steps."
+                f"{here.get(path, 'absent')} here. Use the inner optimizer of the training; "
+                "learned_per_step_sizes repeats its last size in further steps."
             )
 
 
 def check_loss(result: tuple[Any, ...], model: PyTree = ()) -> tuple[Array, PyTree, PyTree]:
-    """A loss's value, metrics and new state as arrays, or what is wrong with them.
+    """Checks the result of a loss and returns its value, its metrics and the new state as arrays.
 
     Args:
-      result: what the loss returned.
-      model: the state that it was given, which is the new one where it returned none.
+      result: the result, `(value, metrics)` or `(value, metrics, new state)`.
+      model: the state before, which is kept if the result has none.
     """
     if not (isinstance(result, tuple) and len(result) in (2, 3)):
         raise ValueError(
@@ -173,21 +213,20 @@ def check_loss(result: tuple[Any, ...], model: PyTree = ()) -> tuple[Array, PyTr
             f"{type(result).__name__}."
         )
     value = as_arrays("the loss' value", result[0])
-    if jnp.shape(value) != ():
+    if jnp.shape(value) != () or not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(
-            f"the loss must return a scalar, it returned shape {jnp.shape(value)}: average "
-            "over the examples, for example with jnp.mean."
-        )
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise ValueError(
-            f"the loss must return a floating-point scalar, it returned {value.dtype}."
+            "the loss must return a floating-point scalar, such as jnp.mean over the examples; it "
+            f"returned {value.dtype}{list(value.shape)}."
         )
     written = strongly_typed(result[2]) if len(result) == 3 else model
-    given, returned = leaf_types(model), leaf_types(written)
+    given, returned = (
+        {name: f"{jnp.result_type(x)}{list(x.shape)}" for name, x in named_leaves(state).items()}
+        for state in (model, written)
+    )
     if given != returned:
         raise ValueError(
             f"the loss was given the state {given or 'none'} and returned {returned or 'none'}: "
-            "start from metajax.Stateful(params, state), and return a state of the same structure, "
-            "shapes and types."
+            "start from metajax.Stateful(params, state), and return a state with the same "
+            "structure, shapes and types."
         )
     return value, as_arrays("the loss' metrics", result[1]), written

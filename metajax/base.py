@@ -1,4 +1,4 @@
-"""The types that everything else is written in: episodes, meta-parameters, meta-learners."""
+"""The types of the library, such as episodes and meta-learners, and helpers for them."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ Metrics = dict[str, Any]
 class LossFn(Protocol):
     """A loss on one batch of one task.
 
-    Any function `(params, batch, rng) -> (scalar loss, pytree of metrics)` is one, whatever
-    library the model behind it comes from. With a state beside the parameters, `params` is a
-    `Stateful`, and a loss that changes the state returns the new one as a third value.
+    Any function `(params, batch, rng) -> (scalar loss, pytree of metrics)` will do, whatever
+    library the model comes from. If the model has state, `params` is a `Stateful`, and a loss that
+    changes the state returns the new state as a third value.
     """
 
     def __call__(self, params: Params, batch: Batch, rng: Key, /) -> tuple[Any, ...]: ...
 
 
 class Stateful(NamedTuple):
-    """Parameters with a state that the model writes: batch statistics, spectral norms, key counts.
+    """Parameters together with state that the model writes, such as batch statistics.
 
-    Pass it to `MetaLearner.init` in place of the parameters. A loss takes it and returns
-    `(scalar, metrics, new state)`. No gradient crosses the state and no optimizer moves it: it
-    flows through the inner steps and the query loss of a task, each task starts from that of the
-    `MetaState`, and the states that the tasks end with are averaged (integers and keys are taken
-    from the first task). Adapted parameters and what a metric sees are `Stateful`, too.
+    Pass it to `MetaLearner.init` in place of the parameters. The loss receives it and returns
+    `(scalar, metrics, new state)`. No gradient flows through the state, and no optimizer updates
+    it. Every task starts from the state in `MetaState` and passes it through its inner steps and
+    its query loss. The final states of the tasks are averaged; integers and keys are taken from
+    the first task. Adapted parameters are `Stateful` too, and so is what a metric receives.
 
     Attributes:
-      params: what adapts and is meta-learned.
-      state: what the model writes.
+      params: the parameters, which are adapted and meta-learned.
+      state: the model's state, any pytree.
 
     Example, a running mean:
 
@@ -63,10 +63,10 @@ class Stateful(NamedTuple):
 
 
 class InnerState(NamedTuple):
-    """What flows from task to task where the model has a state, see `Stateful`.
+    """The carried state of a learner whose model has state, see `Stateful`.
 
     Attributes:
-      optimizer: the inner optimizer's state; `()` where each task starts from a fresh one.
+      optimizer: the inner optimizer's state; `()` if each task starts from a fresh one.
       model: the model's state.
     """
 
@@ -75,11 +75,19 @@ class InnerState(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """One task's data; with a leading task axis on every leaf, a meta-batch of tasks.
+    """The data of one task or, with a leading task axis on every leaf, of a meta-batch of tasks.
 
     Attributes:
-      support: what the inner loop adapts on, leaves `[shots, ...]` (`[tasks, shots, ...]`).
-      query: what the adapted parameters are judged on, leaves `[queries, ...]`.
+      support: the data for adaptation, leaves `[shots, ...]`, in a meta-batch
+        `[tasks, shots, ...]`.
+      query: the data that score the adapted parameters, leaves `[queries, ...]`, in a meta-batch
+        `[tasks, queries, ...]`.
+
+    Example, one regression task of five support and ten query examples:
+
+    >>> import jax.numpy as jnp, metajax
+    >>> episode = metajax.Episode(
+    ...     support=(jnp.ones((5, 2)), jnp.ones(5)), query=(jnp.ones((10, 2)), jnp.ones(10)))
     """
 
     support: Batch
@@ -87,11 +95,11 @@ class Episode(NamedTuple):
 
 
 class MetaParams(NamedTuple):
-    """What the outer loop learns.
+    """The parameters that the outer loop learns.
 
     Attributes:
       params: the initialization from which every task adapts.
-      inner: learned hyper-parameters of the inner optimizer; `()` when there are none.
+      inner: learned hyper-parameters of the inner optimizer; `()` if there are none.
     """
 
     params: Params
@@ -102,11 +110,11 @@ class MetaState(NamedTuple):
     """The state of a meta-learner.
 
     Attributes:
-      meta_params: what is learned.
+      meta_params: the learned parameters.
       opt_state: the outer optimizer's state.
-      inner_state: the inner optimizer's state that is carried from one meta-update to the next,
-        `()` where each task starts from a fresh one; an `InnerState` where the model has one, too.
-      step: int32 count of meta-updates.
+      inner_state: the inner optimizer's state, carried from one meta-update to the next; `()` if
+        each task starts from a fresh one. An `InnerState` if the model has state as well.
+      step: the number of meta-updates so far, int32.
     """
 
     meta_params: MetaParams
@@ -122,10 +130,10 @@ class MetaLearner(NamedTuple):
       init: `params -> MetaState`.
       adapt: `(state, support, rng) -> adapted params`, for one task.
       update: `(state, episodes, rng) -> (state, metrics)`, one meta-update on a meta-batch whose
-        leaves are `[tasks, ...]`. No metric is required, but `train.fit` names the meta-step at
-        which a scalar `objective` or `meta_gradient_norm` among them is not finite.
-      inner: the inner loop that `update` trains, an `Adapt` or an `rl.InnerLoop`; `None` for a
-        learner without one. `inner.rebuild` makes it again with other steps.
+        leaves are `[tasks, ...]`. The metrics are free; where they include a scalar `objective` or
+        `meta_gradient_norm`, `train.fit` reports the meta-step at which it is not finite.
+      inner: the inner loop that `update` trains, an `Adapt` or an `rl.InnerLoop`; `None` if there
+        is none. `inner.rebuild` makes the same loop with another number of steps.
     """
 
     init: Callable[[Params], MetaState]
@@ -135,13 +143,13 @@ class MetaLearner(NamedTuple):
 
 
 class AdaptInfo(NamedTuple):
-    """What one task's adaptation reports, stacked over inner steps.
+    """A report of one task's adaptation, stacked over its inner steps.
 
     Attributes:
-      loss: `[num_steps]`, support loss before each step.
+      loss: the support loss before each step, `[num_steps]`.
       aux: the loss function's own metrics before each step, leaves `[num_steps, ...]`.
       probe: the probe's outputs, leaves `[num_steps + 1, ...]`; `()` without a probe.
-      inner_state: what is carried on, as in `MetaState`.
+      inner_state: the state for the next task, as in `MetaState`.
     """
 
     loss: Array
@@ -158,14 +166,15 @@ class Adapt(NamedTuple):
       apply: `(meta_params, support, rng, *, inner_state=(), probe=None) -> (adapted, AdaptInfo)`,
         for one task. `probe(params, step)` is evaluated on the parameters before every step and
         after the last one.
-      rebuild: `(*, num_steps, batches) -> Adapt`, the same inner loop with other steps or batches;
-        what is left out stays as it is. An evaluation often takes more steps than training.
+      rebuild: `(*, num_steps, batches) -> Adapt`, the same inner loop with another number of steps
+        or other batches; an argument that is left out keeps its value. Evaluation often takes more
+        steps than training.
       carry: how the inner optimizer's state passes from task to task: `None`, `"mean"` or
         `"serial"`.
-      differentiates_steps: whether the parameters of every step carry a meta-gradient, or only
+      differentiates_steps: whether the parameters after every step carry a meta-gradient, or only
         the final ones (implicit differentiation).
-      forward: whether forward mode crosses adaptation as well.
-      optimizer: the inner optimizer whose update the meta-gradient differentiates, or `None`.
+      forward: whether adaptation supports forward-mode differentiation.
+      optimizer: the inner optimizer if the meta-gradient differentiates its update, else `None`.
 
     Example, three times as many steps as in training:
 
@@ -188,9 +197,9 @@ class Adapt(NamedTuple):
 
 
 class Objective(Protocol):
-    """A scalar meta-objective of one task; its gradient is the meta-gradient.
+    """A scalar meta-objective of one task, whose gradient is the meta-gradient.
 
-    Returns `(value, (metrics, inner_state))`.
+    Returns `(value, (metrics, inner_state))`, where `inner_state` is that of `AdaptInfo`.
     """
 
     def __call__(
@@ -206,17 +215,17 @@ class Objective(Protocol):
 
 
 for _each in (Stateful, Episode, InnerState, MetaParams, MetaState, AdaptInfo):
-    # So `jax.export` can serialize functions of them.
+    # `jax.export` serializes functions of registered types only.
     export.register_namedtuple_serialization(_each, serialized_name=f"metajax.{_each.__name__}")
 
 
 def split_state(params: Params) -> tuple[Params, PyTree]:
-    """The parameters, and the model's state or `()`."""
+    """The parameters and the model's state, which is `()` if there is none."""
     return tuple(params) if isinstance(params, Stateful) else (params, ())
 
 
 def check_integer(what: str, value: Any, minimum: int = 1) -> int:
-    """Returns a Python or NumPy integer of at least `minimum`, 0 or 1, as an `int`."""
+    """Returns `value` as an `int` if it is an integer of at least `minimum`, which is 0 or 1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
         kind = "a positive" if minimum else "a non-negative"
         raise ValueError(f"{what} must be {kind} integer, got {value!r}.")
@@ -224,7 +233,7 @@ def check_integer(what: str, value: Any, minimum: int = 1) -> int:
 
 
 def split_key(rng: Key, num: int = 2, what: str = "rng") -> Array:
-    """`jax.random.split`, or a `ValueError` where `rng` is not one key."""
+    """`jax.random.split`, with a `ValueError` if `rng` is not a single key."""
     try:
         return jax.random.split(rng, num)
     except (TypeError, ValueError):
@@ -235,9 +244,9 @@ def split_key(rng: Key, num: int = 2, what: str = "rng") -> Array:
 
 
 def equal_chunk(count: int, limit: int) -> int:
-    """The largest divisor of `count` within `limit`, or `limit` where that is under half of it.
+    """The largest divisor of `count` up to `limit`, or `limit` if no divisor reaches half of it.
 
-    Unequal chunks leave a rest, which is compiled and run apart.
+    Unequal chunks leave a remainder, which is compiled and run separately.
     """
     limit = max(min(count, limit), 1)
     equal = next(chunk for chunk in range(limit, 0, -1) if count % chunk == 0)
@@ -245,7 +254,7 @@ def equal_chunk(count: int, limit: int) -> int:
 
 
 def check_function(what: str, fn: Any, arguments: str, remedy: str = "") -> None:
-    """Raises `ValueError` unless `fn` can be called with `"a, b, *, c"`, the arguments' names."""
+    """Raises `ValueError` unless `fn` accepts `arguments`, given by name as in `"a, b, *, c"`."""
     positional, _, keywords = arguments.partition(", *, ")
     try:
         inspect.signature(fn).bind(
@@ -258,11 +267,11 @@ def check_function(what: str, fn: Any, arguments: str, remedy: str = "") -> None
 
 
 def as_arrays(what: str, tree: PyTree) -> PyTree:
-    """Makes every leaf an array, or says which of them cannot be one."""
+    """Converts every leaf to an array; the error names a leaf that cannot be converted."""
 
     def convert(path, leaf):
         try:
-            # NumPy reads some texts as types.
+            # NumPy would read some strings as names of types.
             return jnp.asarray(object() if isinstance(leaf, str | bytes) else leaf)
         except TypeError:
             raise ValueError(
@@ -274,39 +283,73 @@ def as_arrays(what: str, tree: PyTree) -> PyTree:
 
 
 def num_numbers(batch: Batch) -> int:
-    """How many numbers a batch holds."""
+    """The number of array elements in a batch."""
     return sum(jnp.size(leaf) for leaf in jax.tree.leaves(batch))
 
 
 def strongly_typed(tree: PyTree) -> PyTree:
-    """Arrays of definite types: a weak one turns strong in an update, which compiles twice."""
+    """Arrays without weak types, which turn strong in an update and make it compile twice."""
     return jax.tree.map(lambda x: x if _is_key(x) else jnp.asarray(x, jnp.result_type(x)), tree)
 
 
 def split_inner(inner_state: PyTree) -> InnerState:
-    """The state of the inner optimizer and that of the model, each `()` where there is none."""
+    """Splits a carried state into the optimizer's and the model's, each `()` if there is none."""
     return inner_state if isinstance(inner_state, InnerState) else InnerState(inner_state, ())
 
 
 def join_inner(optimizer: PyTree, model: PyTree) -> PyTree:
-    """What `split_inner` splits."""
+    """The inverse of `split_inner`."""
     return optimizer if same_structure(model, ()) else InnerState(optimizer, model)
 
 
+def named_leaves(tree: PyTree, root: str = "") -> dict[str, Any]:
+    """The leaves of a tree by name, which is `root` followed by the path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {root + jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
 def leaf_shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    """The shape of every leaf, by its path."""
-    return {
-        jax.tree_util.keystr(path): jnp.shape(x)
-        for path, x in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    """The shapes of the leaves, by path."""
+    return {name: jnp.shape(leaf) for name, leaf in named_leaves(tree).items()}
 
 
-def leaf_types(tree: PyTree) -> dict[str, str]:
-    """The type and shape of every leaf, by its path."""
-    return {
-        jax.tree_util.keystr(path): f"{jnp.result_type(x)}{list(jnp.shape(x))}"
-        for path, x in jax.tree_util.tree_leaves_with_path(tree)
-    }
+def leading_size(root: str, tree: PyTree, each: str, remedy: str = "") -> int:
+    """The size of the leading axis, which all arrays of a tree must share.
+
+    Args:
+      root: the name of the tree.
+      tree: arrays `[size, ...]`.
+      each: the name of one entry of the axis, such as `"task"`.
+      remedy: a hint for a scalar, appended to the message.
+
+    Raises:
+      ValueError: for a scalar, for arrays of different sizes, or if the axis is empty.
+    """
+    sizes = {name: jnp.shape(leaf)[:1] for name, leaf in named_leaves(tree, root).items()}
+    first = next(iter(sizes), root)
+    for name, size in sizes.items():
+        if not size:
+            raise ValueError(
+                f"{name} is a scalar, but every array needs a leading axis of {each}s.{remedy}"
+            )
+        if size != sizes[first]:
+            raise ValueError(
+                f"{name} has {size[0]} {each}s on its leading axis, {first} has "
+                f"{sizes[first][0]}; every array needs the same number of {each}s."
+            )
+    if not any(sizes.values()) or sizes[first] == (0,):
+        raise ValueError(f"there are no {each}s in {root}: it needs at least one.")
+    return sizes[first][0]
+
+
+def inexact_leaves(leaves: list[Any]) -> dict[int, Any]:
+    """The floating-point and complex entries of a list, by index."""
+    return {i: x for i, x in enumerate(leaves) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)}
+
+
+def squared_distance(a: Params, b: Params) -> Array | float:
+    """The squared Euclidean distance of two trees."""
+    return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum((x - y) ** 2), a, b)), start=0.0)
 
 
 def _is_key(x: Any) -> bool:
@@ -314,6 +357,6 @@ def _is_key(x: Any) -> bool:
 
 
 def same_structure(a: PyTree, b: PyTree) -> bool:
-    """Whether two trees differ in their leaves only."""
+    """Whether two trees have the same structure."""
     structures: list[Any] = [jax.tree.structure(a), jax.tree.structure(b)]
     return structures[0] == structures[1]

@@ -1,8 +1,8 @@
-"""What each inner step sees of the support.
+"""The batches that the inner steps take from the support.
 
-A support of padded examples is `(x, y, mask)` or a dict with a `"mask"`, booleans `[examples]` that
-are false for padding. A batch that is drawn from it holds no padding; the whole support does, with
-its mask.
+A support with padded examples is `(x, y, mask)` or a dict with a `"mask"`, which is boolean
+`[examples]` and false for padding. `cycle` and `replacement` draw no padding; `full_batch` keeps
+the padding and its mask.
 """
 
 from __future__ import annotations
@@ -13,16 +13,24 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from metajax.base import Array, Batch, Key, check_integer
+from metajax.base import Array, Batch, Key, check_integer, leading_size, named_leaves
 
 BatchAt = Callable[[Array], Batch]
 Batches = Callable[[Batch, int, Key], BatchAt]
-"""`(support, num_steps, rng) -> (step -> batch)`: prepared once per task, read at every step."""
+"""`(support, num_steps, rng) -> (step -> batch)`: set up once per task, called at every step."""
 
 
 @functools.cache
 def full_batch() -> Batches:
-    """Every inner step sees the whole support."""
+    """Every inner step takes the whole support.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp, metajax
+    >>> batch_at = metajax.full_batch()(jnp.arange(4), 2, jax.random.key(0))
+    >>> batch_at(1).shape
+    (4,)
+    """
 
     def batches(support: Batch, num_steps: int, rng: Key) -> BatchAt:
         return lambda step: support
@@ -31,15 +39,16 @@ def full_batch() -> Batches:
 
 
 def cycle(batch_size: int) -> Batches:
-    """Shuffles the support and cycles through it; a batch may straddle two epochs.
+    """Shuffles the support and goes through it again and again, in a new order each time.
 
-    Every example is seen once before any is seen again.
+    Every example is used once before any is used again. A batch may straddle two epochs.
 
     Args:
       batch_size: examples per inner step, at most the size of the support.
 
     Raises:
-      ValueError: if `batch_size` is not a positive integer or, when traced, exceeds the support.
+      ValueError: if `batch_size` is not a positive integer; when traced, if it exceeds the number
+        of examples or the arrays of the support disagree on that number.
 
     Example:
 
@@ -56,7 +65,7 @@ def cycle(batch_size: int) -> Batches:
 
     def batches(support: Batch, num_steps: int, rng: Key) -> BatchAt:
         size = _support_size("cycle", support, batch_size)
-        if (mask := mask_of(support)) is not None:
+        if (mask := find_mask(support)) is not None:
             num = jnp.maximum(jnp.sum(mask), 1)
 
             def masked_at(step):
@@ -80,14 +89,24 @@ def cycle(batch_size: int) -> Batches:
 
 
 def replacement(batch_size: int) -> Batches:
-    """Draws every inner step's batch anew: no example twice in a batch, any example in the next.
+    """Draws a new batch for every inner step, independently of the batches before.
+
+    The examples within a batch differ.
 
     Args:
-      batch_size: examples per inner step, at most the size of the support. A task with fewer that
-        are no padding repeats some.
+      batch_size: examples per inner step, at most the size of the support. Where padding leaves
+        fewer examples than that, a batch repeats some of them.
 
     Raises:
-      ValueError: if `batch_size` is not a positive integer or, when traced, exceeds the support.
+      ValueError: if `batch_size` is not a positive integer; when traced, if it exceeds the number
+        of examples or the arrays of the support disagree on that number.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp, metajax
+    >>> batch_at = metajax.replacement(3)(jnp.arange(4), 2, jax.random.key(0))
+    >>> len(set(batch_at(0).tolist()))
+    3
 
     References:
       Nichol et al., `On First-Order Meta-Learning Algorithms
@@ -96,7 +115,7 @@ def replacement(batch_size: int) -> Batches:
     batch_size = check_integer("replacement: batch_size", batch_size)
 
     def batches(support: Batch, num_steps: int, rng: Key) -> BatchAt:
-        size, mask = _support_size("replacement", support, batch_size), mask_of(support)
+        size, mask = _support_size("replacement", support, batch_size), find_mask(support)
 
         def at(step):
             key = jax.random.fold_in(rng, step)
@@ -111,26 +130,33 @@ def replacement(batch_size: int) -> Batches:
 
 
 def per_step() -> Batches:
-    """The support's leading axis is the inner step: leaves `[num_steps, shots, ...]`.
+    """Every inner step takes its own part of a support with leaves `[num_steps, shots, ...]`.
 
     Raises:
-      ValueError: when traced with a leading axis that is not `num_steps`.
+      ValueError: when traced, if a leading axis is not `num_steps` long.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp, metajax
+    >>> batch_at = metajax.per_step()(jnp.ones((2, 5)), 2, jax.random.key(0))
+    >>> batch_at(1).shape
+    (5,)
     """
 
     def batches(support: Batch, num_steps: int, rng: Key) -> BatchAt:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(support):
-            if not jnp.ndim(leaf) or leaf.shape[0] != num_steps:
+        for name, leaf in named_leaves(support, "support").items():
+            if jnp.shape(leaf)[:1] != (num_steps,):
                 raise ValueError(
-                    f"per_step: support{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}, "
-                    f"but its leading axis must be the {num_steps} inner steps."
+                    f"per_step: {name} has shape {jnp.shape(leaf)}, but its leading axis must be "
+                    f"the {num_steps} inner steps."
                 )
         return lambda step: jax.tree.map(lambda x: x[step], support)
 
     return batches
 
 
-def mask_of(batch: Batch) -> Array | None:
-    """The mask of a batch of padded examples, or `None`."""
+def find_mask(batch: Batch) -> Array | None:
+    """The mask of a batch with padded examples, or `None`."""
     if isinstance(batch, dict):
         return batch.get("mask")
     if isinstance(batch, tuple | list) and len(batch) == 3:
@@ -141,7 +167,7 @@ def mask_of(batch: Batch) -> Array | None:
 
 
 def _valid_first(rng: Key, mask: Array) -> Array:
-    """The examples in random order, padding last."""
+    """The indices of the examples in random order, padding last."""
     return jnp.argsort(jnp.where(mask, jax.random.uniform(rng, mask.shape), jnp.inf))
 
 
@@ -150,25 +176,7 @@ def _rows(support: Batch, rows: Array) -> Batch:
 
 
 def _support_size(name: str, support: Batch, batch_size: int) -> int:
-    leaves = jax.tree_util.tree_leaves_with_path(support)
-    if not leaves:
-        raise ValueError(f"{name}: the support has no arrays to draw batches from.")
-    for key_path, leaf in leaves:
-        if not jnp.ndim(leaf):
-            raise ValueError(
-                f"{name}: support{jax.tree_util.keystr(key_path)} is a scalar; every array of the "
-                "support needs the examples on its leading axis."
-            )
-    sizes = {jax.tree_util.keystr(path): leaf.shape[0] for path, leaf in leaves}
-    (first, size), *_ = sizes.items()
-    for path, other in sizes.items():
-        if other != size:
-            raise ValueError(
-                f"{name}: support{first} has {size} examples on its leading axis, support{path} "
-                f"has {other}; every array of the support needs the same number."
-            )
-    if not size:
-        raise ValueError(f"{name}: the support has no examples to draw batches from.")
+    size = leading_size("support", support, "example")
     if batch_size > size:
         raise ValueError(
             f"{name}: batch_size={batch_size} exceeds the {size} examples of the support; lower "

@@ -1,4 +1,4 @@
-"""Checks of numbers, called on purpose: nothing else in the core looks at the values of arrays."""
+"""Checks of numerical values for users to call. The rest of the core never reads array values."""
 
 from __future__ import annotations
 
@@ -27,19 +27,21 @@ from metajax.optimizers import LearnedOptimizer, Optimizer, as_learned, only
 def check_differentiable(
     optimizer: Optimizer | LearnedOptimizer, params: Params, *, num_steps: int = 10
 ) -> None:
-    """Raises an error if an inner optimizer would turn a second-order meta-gradient into NaN.
+    r"""Raises an error if an inner optimizer would turn a second-order meta-gradient into NaN.
 
-    The derivative of its updates, by gradients and by parameters, is computed where single units
-    or whole arrays are zero or have a gradient of zero, as the first dead unit has. Gradients that
-    are all zero are not tried.
+    The optimizer's update :math:`u(g, \phi)` is differentiated with respect to the gradients
+    :math:`g` and the parameters :math:`\phi`, at points where single units or whole arrays are
+    zero or have a zero gradient. A dead unit has one, for example, and the square root in Adam has
+    no derivative there. Gradients that are zero everywhere are not tried.
 
     Args:
       optimizer: any optax transformation, or a `LearnedOptimizer`.
-      params: parameters of the shapes that adapt; their values are not used.
-      num_steps: successive updates that are tried, because some rules change after a few.
+      params: parameters with the shapes of those that adapt; their values do not matter.
+      num_steps: the number of successive updates to try, because some rules change after a few.
 
     Raises:
-      ValueError: if a derivative is not finite. It names the remedy that fits the optimizer.
+      ValueError: if a derivative is not finite. The message names a remedy that works for the
+        optimizer.
 
     Example:
 
@@ -61,9 +63,9 @@ def check_differentiable(
     if _derivative_is_finite(_with_eps_root(transform, 1e-8), moving, num_steps):
         remedy = f"pass eps_root, as in optax.adam(lr, eps_root=1e-8), or {remedy}"
     raise ValueError(
-        "the derivative of the inner optimizer's update is not finite where an array, or the part "
-        "of it that belongs to a unit, is zero or has a gradient of zero, so the first dead unit "
-        f"would turn the second-order meta-gradient into NaN: {remedy}."
+        "the derivative of the inner optimizer's update is not finite where a unit or an array is "
+        "zero or has a zero gradient, so a dead unit would turn the second-order meta-gradient "
+        f"into NaN: {remedy}."
     )
 
 
@@ -72,17 +74,17 @@ def check_symmetric(
 ) -> float:
     r"""Raises an error if `mixed_mode()` would be wrong for a loss.
 
-    The engine assumes that the derivative :math:`H` of the loss's gradient is symmetric. A
-    derivative rule that is not the true one, such as a reversed gradient, breaks that. Two products
-    with random vectors tell: :math:`v^\top H u` and :math:`u^\top H v`.
+    The engine assumes that the derivative :math:`H` of the loss's gradient is symmetric. A custom
+    derivative rule that is not the true derivative, such as a reversed gradient, violates that.
+    The check compares :math:`v^\top H u` and :math:`u^\top H v` for two random vectors.
 
     Args:
       loss: `(params, batch, rng) -> (scalar, metrics)`.
-      params: where to look.
-      batch: what the loss takes, of one task.
-      rng: for the loss and the two vectors.
-      tolerance: the relative difference that is allowed, by default the fourth root of the
-        rounding unit, .02 in float32.
+      params: the parameters at which the loss is differentiated.
+      batch: a batch of one task.
+      rng: a key for the loss and the two vectors.
+      tolerance: the largest relative difference to accept, by default the fourth root of the
+        rounding unit, 0.02 in float32.
 
     Returns:
       The relative difference, :math:`|v^\top H u - u^\top H v| / (\|H u\| \|v\| + \|H v\| \|u\|)`.
@@ -124,8 +126,7 @@ def check_symmetric(
     if not relative <= tolerance:
         raise ValueError(
             f"the derivative of the loss's gradient is not symmetric: v'Hu and u'Hv differ by "
-            f"{relative:.2g} of their size. mixed_mode() would be wrong, second_order(remat=True) "
-            "is right."
+            f"{relative:.2g} of their size. Use second_order(remat=True) instead of mixed_mode()."
         )
     return relative
 
@@ -163,7 +164,7 @@ def _derivative_is_finite(transform: Optimizer, params: Params, num_steps: int) 
 
 
 def _with_dead_units(shape: tuple[int, ...]) -> np.ndarray:
-    """Gradients without those of the first unit on every axis."""
+    """Gradients that are zero for the first unit on every axis and nonzero elsewhere."""
     grad = np.linspace(1.0, 2.0, int(np.prod(shape))).reshape(shape)
     for axis, size in enumerate(shape):
         if size > 1:
@@ -172,7 +173,7 @@ def _with_dead_units(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _with_eps_root(part: Any, eps_root: float) -> Any:
-    """An optimizer with another `eps_root`, which optax keeps in its functions' closures."""
+    """A copy with another `eps_root`, which optax keeps in the closures of its functions."""
     if isinstance(part, optax.GradientTransformation):
         return optax.GradientTransformation(part.init, _with_eps_root(part.update, eps_root))
     if isinstance(part, tuple | list) and not hasattr(part, "_fields"):

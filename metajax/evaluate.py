@@ -1,4 +1,4 @@
-"""Adapt to many tasks and score every adaptation step."""
+"""Evaluation: adapt to many tasks and score the parameters after every step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from metajax.base import (
     split_key,
 )
 from metajax.learner import check_episodes, check_state
-from metajax.losses import Apply, check_labels, check_shapes, hits, masked_mean, unpack
+from metajax.losses import Apply, check_labels, hits, masked_mean, squared_error, unpack
 from metajax.machine import CPU_CHUNK_BYTES
 from metajax.parallel import map_tasks, over_tasks
 
@@ -32,11 +32,17 @@ Metric = Callable[[Params, Episode, Key], PyTree]
 
 
 class AtSteps(NamedTuple):
-    """A metric that `evaluate` takes after some adaptation steps only, because it is expensive.
+    """An expensive metric that `evaluate` computes after some adaptation steps only.
 
     Attributes:
       metric: `(params, episode, rng) -> pytree of scalars`.
-      steps: after how many adaptation steps; 0 is before the first.
+      steps: the numbers of adaptation steps after which it is computed; 0 is before the first.
+
+    Example, the accuracy before adaptation and after the tenth step:
+
+    >>> import metajax
+    >>> alone = metajax.accuracy(lambda params, x: x @ params, transductive=False)
+    >>> metric = {"alone": metajax.AtSteps(alone, (0, 10))}
     """
 
     metric: Metric
@@ -53,31 +59,35 @@ def evaluate(
     task_chunk: int | None = None,
     mesh: Mesh | None = None,
 ) -> dict[str, Any]:
-    """Adapts to every task and scores it before, between and after the adaptation steps.
+    r"""Adapts to every task and scores the parameters before the first and after every step.
 
-    The state is only read: every task starts from it, carried inner state included. Compile it:
-    within `jax.jit` a repeated call takes milliseconds, without one a good part of a second.
+    With :math:`m_{i,t}` the metric of task :math:`i` after :math:`t` steps, the results are
+    :math:`\bar m_t = \frac{1}{n} \sum_i m_{i,t}` and the half-width of its 95% interval,
+    :math:`1.96\, \mathrm{std}_i(m_{i,t}) / \sqrt{n}`.
+
+    Every task starts from the given state, including its carried inner state. Call `evaluate`
+    within `jax.jit`: a repeated call then takes milliseconds instead of most of a second.
 
     Args:
-      adapt: an inner loop from `metajax.inner_loop`. Evaluation often takes more steps or other
-        batches than training, so it has its own.
+      adapt: an inner loop from `metajax.inner_loop` or `learner.inner.rebuild`. It may take more
+        steps or other batches than training.
       metric: `(params, episode, rng) -> pytree of scalars`, such as `accuracy(apply)`, or a dict
-        of several; those within `AtSteps` are taken after some steps only.
-      meta_state: what to evaluate, or its meta-parameters alone, such as `train.load_meta_params`
-        returns.
+        of several. A metric within `AtSteps` is computed after some steps only.
+      meta_state: the state to evaluate, or only its meta-parameters, such as the result of
+        `train.load_meta_params`.
       episodes: tasks, leaves `[tasks, ...]`.
-      rng: for the inner loop's batches and the loss.
+      rng: a key for the inner loop's batches, the loss and the metric.
       task_chunk: tasks per `vmap`, see `meta_learner`.
       mesh: devices that share the tasks, see `meta_learner`.
 
     Returns:
-      `{"mean": ..., "ci95": ..., "num_tasks": n}`: for every metric arrays `[num_steps + 1]`, or
-      one entry for each of `AtSteps.steps`, the mean over tasks and the half-width of its 95%
-      interval, 1.96 standard deviations over the root of the number of tasks (infinite for one).
+      `{"mean": ..., "ci95": ..., "num_tasks": n}`. `mean` and `ci95`, the half-width, have for
+      every metric an array `[num_steps + 1]`, or `[len(steps)]` within `AtSteps`. The half-width is
+      infinite for a single task.
 
     Raises:
-      ValueError: as `MetaLearner.update` for a wrong state or mismatched episodes; for a state with
-        learned inner parameters that `adapt` has no use for, or without those that it needs; if
+      ValueError: for arguments of the wrong kind; for a meta-batch whose arrays disagree on the
+        number of tasks; for a state whose learned inner parameters are not those of `adapt`; if
         `AtSteps` names a step that the adaptation does not have.
 
     Example:
@@ -100,17 +110,11 @@ def evaluate(
     """
     if not isinstance(adapt, Adapt):
         raise ValueError(
-            "evaluate: adapt must be an inner loop from metajax.inner_loop (not learner.adapt, "
-            f"which returns only the final parameters), got {adapt!r}."
+            "evaluate: adapt must be an inner loop, from metajax.inner_loop or learner.inner (not "
+            f"learner.adapt, which returns only the final parameters), got {adapt!r}."
         )
     for each in jax.tree.leaves(metric, is_leaf=_is_at_steps) or [None]:
         fn = each.metric if _is_at_steps(each) else each
-        if _is_at_steps(each) and not (
-            np.ndim(each.steps) == 1 and np.issubdtype(np.asarray(each.steps).dtype, np.integer)
-        ):
-            raise ValueError(
-                f"evaluate: AtSteps.steps must be adaptation steps [n], got {each.steps!r}."
-            )
         check_function("evaluate: metric", fn, "params, episode, rng", " such as accuracy(apply)")
     if isinstance(meta_state, MetaParams):
         carried: tuple[Any, Any] = (meta_state, ())
@@ -119,7 +123,7 @@ def evaluate(
         carried = (meta_state.meta_params, meta_state.inner_state)
     num_tasks = check_episodes(episodes)
 
-    def score(shared, tasks, thread):
+    def score(shared, tasks, carry):
         meta_params, inner_state = shared
 
         def one(episode, rng):
@@ -137,7 +141,7 @@ def evaluate(
             )
             return jax.tree.map(_selected, metric, info.probe, is_leaf=_is_at_steps)
 
-        return map_tasks(one, *tasks), thread
+        return map_tasks(one, *tasks), carry
 
     scores, _ = over_tasks(score, task_chunk=task_chunk, mesh=mesh, stack=True)(
         carried,
@@ -174,36 +178,45 @@ def _measured(metric: Metric | AtSteps, step: Array | int, *args: Any) -> PyTree
 
 
 def _selected(metric: Metric | AtSteps, probed: PyTree) -> PyTree:
-    """The rows of the steps that were asked for."""
+    """The rows of the steps in `AtSteps`."""
     if not isinstance(metric, AtSteps):
         return probed
-    num_steps = len(jax.tree.leaves(probed)[0]) - 1
-    if not all(0 <= step <= num_steps for step in metric.steps):
+    steps, last = np.asarray(metric.steps), len(jax.tree.leaves(probed)[0]) - 1
+    if steps.ndim != 1 or steps.dtype.kind not in "iu" or not np.isin(steps, range(last + 1)).all():
         raise ValueError(
-            f"evaluate: AtSteps({list(metric.steps)}) must be within 0 to {num_steps}, the steps "
-            "of the adaptation."
+            f"evaluate: AtSteps.steps must be integers [n] within 0 to {last}, the number of "
+            f"adaptation steps; got {metric.steps!r}."
         )
-    return jax.tree.map(lambda x: x[np.asarray(metric.steps)], probed)
+    return jax.tree.map(lambda x: x[steps], probed)
 
 
 def accuracy(apply: Apply, *, transductive: bool = True) -> Metric:
-    """The fraction of query examples whose highest logit is the label.
+    """The fraction of query examples whose highest logit is that of the label, from 0 to 1.
 
-    A model with batch statistics sees the whole query set at once in the transductive setting, and
-    so learns from the other queries' distribution. The alternative asks for one query at a time,
-    together with the support, which is as many times as much work: `AtSteps` asks for it where it
-    matters.
+    In the transductive setting the model receives the whole query set as one batch, so batch
+    statistics carry information from each query to the others. Otherwise it receives one query at
+    a time, together with the support. With n queries that takes about n times longer; `AtSteps`
+    limits it to a few steps.
 
     Args:
-      apply: `(params, x [examples, ...]) -> logits [examples, ways]`.
-      transductive: all queries in one batch, or each alone with the support set.
+      apply: the model, `(params, x [examples, ...]) -> logits [examples, ways]`.
+      transductive: whether all queries form one batch, instead of each query and the support.
 
     Returns:
-      A metric of episodes whose batches are `(x, labels)`, `(x, labels, mask)` or dicts of `"x"`,
-      `"y"` and `"mask"`, see `cross_entropy`.
+      A metric of episodes with batches `(x, labels)`, `(x, labels, mask)` or dicts of `"x"`, `"y"`
+      and `"mask"`, see `cross_entropy`. It returns a scalar.
 
     Raises:
-      ValueError: when traced, unless the labels are class numbers `[examples]`.
+      ValueError: if `apply` is not a function of two arguments; when traced, for labels that are
+        not class numbers `[examples]`.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp, metajax
+    >>> metric = metajax.accuracy(lambda params, x: x @ params)
+    >>> batch = jnp.eye(4), jnp.asarray([0, 1, 2, 0])
+    >>> float(metric(jnp.eye(4), metajax.Episode(batch, batch), jax.random.key(0)))
+    0.75
 
     References:
       Nichol et al., `On First-Order Meta-Learning Algorithms
@@ -221,7 +234,7 @@ def accuracy(apply: Apply, *, transductive: bool = True) -> Metric:
             logits = apply(params, query)
         else:
             support = unpack(episode.support)[0]
-            # As many at a time as a cache holds; elsewhere the tasks are enough to do at once.
+            # As many at a time as a CPU's cache holds. An accelerator is busy with the tasks.
             alone_bytes = (len(support) + 1) * query[0].size * query.dtype.itemsize
             together = int(np.clip(CPU_CHUNK_BYTES // alone_bytes, 1, len(query)))
             logits = jax.lax.map(logits_alone, query, batch_size=together)
@@ -232,23 +245,27 @@ def accuracy(apply: Apply, *, transductive: bool = True) -> Metric:
 
 
 def mse(apply: Apply) -> Metric:
-    """The mean squared error on the query examples.
+    """The mean squared error on the query examples, see `squared_error`.
 
     Args:
-      apply: `(params, x [examples, ...]) -> predictions`, of the shape of `y`.
+      apply: the model, `(params, x [examples, ...]) -> predictions`, of the shape of `y`.
 
     Returns:
-      A metric of episodes whose batches are as those of `accuracy`.
+      A metric of episodes with batches in the forms that `squared_error` takes. It returns a
+      scalar.
 
     Raises:
-      ValueError: when traced, if the predictions are of another shape.
+      ValueError: if `apply` is not a function of two arguments; when traced, if predictions and
+        `y` differ in shape.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp, metajax
+    >>> metric = metajax.mse(lambda params, x: x @ params)
+    >>> batch = jnp.ones((5, 2)), 3 * jnp.ones(5)
+    >>> float(metric(jnp.zeros(2), metajax.Episode(batch, batch), jax.random.key(0)))
+    9.0
     """
     check_function("mse: apply", apply, "params, x")
-
-    def metric(params: Params, episode: Episode, rng: Key) -> Array:
-        x, y, mask = unpack(episode.query)
-        predictions = apply(params, x)
-        check_shapes("mse", predictions, y)
-        return masked_mean((predictions - y) ** 2, mask)
-
-    return metric
+    loss = squared_error(apply)
+    return lambda params, episode, rng: loss(params, episode.query, rng)[0]

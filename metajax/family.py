@@ -1,4 +1,4 @@
-"""The family around MAML: other objectives, other gradients, other parameters that adapt."""
+"""Relatives of MAML, with other objectives, other meta-gradients or other adapting parameters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Unpack
 import jax
 import jax.numpy as jnp
 
-from metajax.algorithms import Options, build_learner, maml
+from metajax.algorithms import Options, build_learner
 from metajax.base import (
     Array,
     Episode,
@@ -25,7 +25,7 @@ from metajax.optimizers import (
     LearnedOptimizer,
     Optimizer,
     PathPredicate,
-    adapting,
+    adapt_only,
     learned_step_sizes,
     other_than,
 )
@@ -42,27 +42,29 @@ def maml_plus_plus(
     meta_gradient: MetaGradient | None = None,
     **options: Unpack[Options],
 ) -> MetaLearner:
-    r"""MAML++: MAML whose objective weighs the query losses of all steps, at first equally.
+    r"""MAML++: MAML with a weighted sum of the query losses after all steps as its objective.
 
     .. math:: \sum_t w_t Q(\phi_t), \quad w_t = \frac{1 - p}{T} \; (t < T), \quad
       w_T = \frac{1 - p}{T} + p
 
-    with :math:`p` growing from 0 to 1 over the first updates. The other parts of the method are
-    arguments: step sizes per array and step are `learned_per_step_sizes`, normalizations per step
-    `nn.conv_per_step` and `counting`, the schedule `optax.cosine_decay_schedule`.
+    with :math:`p` growing from 0 to 1 over the first `annealed_updates` meta-updates. The other
+    parts of the method are arguments: `learned_per_step_sizes` for step sizes per array and step,
+    `nn.conv_per_step` with `count_steps` for normalizations per step, and
+    `optax.cosine_decay_schedule` for the outer learning rate.
 
     Args:
       loss: `(params, batch, rng) -> (scalar, metrics)`.
       inner_optimizer: the paper's is `learned_per_step_sizes(learning_rate, num_steps)`.
       outer_optimizer: any optax transformation.
       num_steps: adaptation steps, at least 1.
-      annealed_updates: meta-updates until only the last step counts; 0: from the first on.
-      first_order_updates: meta-updates at the start that are first order.
-      meta_gradient: of the updates after these, `second_order()` by default.
+      annealed_updates: the number of meta-updates until only the last step counts; with 0 only it
+        counts from the start.
+      first_order_updates: the number of first-order meta-updates at the start.
+      meta_gradient: the meta-gradient of all later updates, `second_order()` by default.
       **options: `batches`, `carry`, `task_chunk` and `mesh`, see `metajax.Options`.
 
     Raises:
-      ValueError: for arguments that do not fit together.
+      ValueError: for arguments of the wrong kind or that do not fit together.
 
     Example:
 
@@ -122,15 +124,22 @@ def imaml(
 
     Args:
       loss: `(params, batch, rng) -> (scalar, metrics)`.
-      inner_optimizer: any optax transformation; it should come close to the minimizer.
+      inner_optimizer: any optax transformation that comes close to the minimizer.
       outer_optimizer: any optax transformation.
-      num_steps: adaptation steps; memory does not depend on them.
-      proximal: :math:`\lambda`, positive.
-      cg_steps: conjugate-gradient iterations for the inverse.
-      **options: `carry`, `task_chunk` and `mesh`, see `metajax.Options`; the batches are full.
+      num_steps: adaptation steps, at least 1; memory does not depend on their number.
+      proximal: the coefficient :math:`\lambda`, positive.
+      cg_steps: the maximal number of conjugate-gradient iterations for the inverse.
+      **options: `carry`, `task_chunk` and `mesh`, see `metajax.Options`. The batches must be full.
 
     Raises:
-      ValueError: if `proximal` is not positive, or for other arguments that do not fit together.
+      ValueError: if `proximal` is not positive, for an inner optimizer that does not minimize (see
+        `implicit`), or for other arguments that do not fit together.
+
+    Example:
+
+    >>> import jax.numpy as jnp, optax, metajax
+    >>> loss = lambda params, batch, rng: (jnp.mean((params - batch) ** 2), {})
+    >>> learner = metajax.imaml(loss, optax.sgd(0.1), optax.adam(1e-3), num_steps=16, proximal=2.0)
 
     References:
       Rajeswaran et al., `Meta-Learning with Implicit Gradients
@@ -153,7 +162,7 @@ def meta_sgd(
     meta_gradient: MetaGradient | None = None,
     **options: Unpack[Options],
 ) -> MetaLearner:
-    r"""Meta-SGD: MAML that also learns a step size for every parameter.
+    r"""Meta-SGD: MAML with a learned step size for every parameter.
 
     .. math:: \phi = \theta - \alpha \odot \nabla L(\theta), \quad
       \text{both } \theta \text{ and } \alpha \text{ meta-learned}
@@ -167,20 +176,23 @@ def meta_sgd(
       **options: `batches`, `carry`, `task_chunk` and `mesh`, see `metajax.Options`.
 
     Raises:
-      ValueError: for arguments that do not fit together.
+      ValueError: for arguments of the wrong kind or that do not fit together.
+
+    Example:
+
+    >>> import jax.numpy as jnp, optax, metajax
+    >>> loss = lambda params, batch, rng: (jnp.mean((params - batch) ** 2), {})
+    >>> learner = metajax.meta_sgd(loss, optax.adam(1e-3), learning_rate=0.05)
+    >>> float(learner.init(jnp.zeros(())).meta_params.inner)
+    0.05...
 
     References:
       Li et al., `Meta-SGD: Learning to Learn Quickly for Few-Shot Learning
       <https://arxiv.org/abs/1707.09835>`_, 2017, equation 2 and algorithm 1.
     """
-    return maml(
-        loss,
-        learned_step_sizes(learning_rate),
-        outer_optimizer,
-        num_steps=num_steps,
-        meta_gradient=meta_gradient,
-        **options,
-    )
+    optimizer = learned_step_sizes(learning_rate)
+    inner = {"num_steps": num_steps, "meta_gradient": meta_gradient}
+    return build_learner(loss, optimizer, inner, query_loss(loss), outer_optimizer, options)
 
 
 def anil(
@@ -193,7 +205,10 @@ def anil(
     meta_gradient: MetaGradient | None = None,
     **options: Unpack[Options],
 ) -> MetaLearner:
-    """Almost no inner loop: only the head adapts; the body is learned by the outer loop alone.
+    r"""Almost no inner loop: only the head adapts, and only the outer loop learns the body.
+
+    .. math:: \phi^{head} = \theta^{head} - \alpha \nabla_{head} L(\theta), \quad
+      \phi^{body} = \theta^{body}
 
     Args:
       loss: `(params, batch, rng) -> (scalar, metrics)`.
@@ -222,14 +237,9 @@ def anil(
       Raghu et al., `Rapid Learning or Feature Reuse? <https://arxiv.org/abs/1909.09157>`_, 2020,
       section 4.
     """
-    return maml(
-        loss,
-        adapting(inner_optimizer, head),
-        outer_optimizer,
-        num_steps=num_steps,
-        meta_gradient=meta_gradient,
-        **options,
-    )
+    optimizer = adapt_only(inner_optimizer, head)
+    inner = {"num_steps": num_steps, "meta_gradient": meta_gradient}
+    return build_learner(loss, optimizer, inner, query_loss(loss), outer_optimizer, options)
 
 
 def boil(
@@ -242,17 +252,26 @@ def boil(
     meta_gradient: MetaGradient | None = None,
     **options: Unpack[Options],
 ) -> MetaLearner:
-    """Body-only inner loop: everything but the head adapts. Arguments and errors as in `anil`.
+    r"""Body-only inner loop: everything but the head adapts.
+
+    .. math:: \phi^{body} = \theta^{body} - \alpha \nabla_{body} L(\theta), \quad
+      \phi^{head} = \theta^{head}
+
+    Arguments and errors are those of `anil`; the inner optimizer is applied to the body.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp, optax, metajax
+    >>> learner = metajax.boil(
+    ...     lambda params, x, rng: (jnp.mean((x @ params["body"] @ params["head"]) ** 2), {}),
+    ...     optax.sgd(0.1), optax.adam(1e-3),
+    ...     head=lambda path: "head" in jax.tree_util.keystr(path))
+    >>> state = learner.init({"body": jnp.ones((2, 2)), "head": jnp.ones((2, 1))})
 
     References:
       Oh et al., `BOIL: Towards Representation Change for Few-shot Learning
       <https://arxiv.org/abs/2008.08882>`_, 2021, section 3.
     """
-    return maml(
-        loss,
-        adapting(inner_optimizer, other_than(head)),
-        outer_optimizer,
-        num_steps=num_steps,
-        meta_gradient=meta_gradient,
-        **options,
-    )
+    optimizer = adapt_only(inner_optimizer, other_than(head))
+    inner = {"num_steps": num_steps, "meta_gradient": meta_gradient}
+    return build_learner(loss, optimizer, inner, query_loss(loss), outer_optimizer, options)

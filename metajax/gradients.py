@@ -1,4 +1,4 @@
-"""How the meta-gradient crosses the inner loop: the one switch between exact and cheap."""
+"""How the meta-gradient crosses the inner loop: exactly or approximately, and at what cost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.scipy.sparse.linalg import cg
 
-from metajax.base import Array, Params, PyTree, check_integer
+from metajax.base import Array, Params, PyTree, check_integer, inexact_leaves
 
 
 def _identity(fn):
@@ -25,25 +25,31 @@ def _reverse(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _as_computed(adapted: Params, optimality: Callable[[Params], Params]) -> Params:
-    del optimality
     return adapted
 
 
 class MetaGradient(NamedTuple):
-    """An engine: three hooks into `metajax.inner_loop`, each doing the plain thing by default.
+    """An engine: three hooks into `metajax.inner_loop`, whose defaults are plain reverse mode.
 
     Attributes:
       gradient: makes the inner gradient. It takes `fn(params, *operands) -> (scalar, aux)` and
-        returns a function of the same arguments that returns `((scalar, aux), gradient)`; the
-        scalar is what the inner optimizer is told of the loss.
+        returns a function of the same arguments with the result `((scalar, aux), gradient)`. The
+        inner optimizer receives the scalar as the value of the loss.
       step: transforms the function that takes one inner step.
-      solution: `(adapted, optimality) -> adapted` attaches a derivative to the final parameters;
-        `optimality(params)` is the inner gradient there, a function of all that is meta-learned.
-      crosses_optimizer: whether derivatives cross the inner optimizer's treatment of gradients.
-      implicit: whether the derivative is that of the inner problem's minimizer.
-      forward: whether forward mode works as well: `jax.jvp`, `jax.linearize` and what is made of
-        them, such as a trust-region step.
-      value: whether derivatives cross the scalar that `gradient` returns.
+      solution: `(adapted, optimality) -> adapted` attaches a derivative to the final parameters.
+        `optimality(params)` is the inner gradient at `params`; it also depends on all
+        meta-learned parameters.
+      crosses_optimizer: whether the meta-gradient differentiates the inner optimizer's update with
+        respect to the inner gradient.
+      implicit: whether the meta-gradient is that of the inner problem's minimizer.
+      forward: whether forward mode works: `jax.jvp`, `jax.linearize` and their users, such as the
+        trust-region step of `rl.maml_trpo`.
+      value: whether the scalar that `gradient` returns has a derivative.
+
+    Example, `first_order()` with inner steps that the backward pass recomputes:
+
+    >>> import jax, metajax
+    >>> engine = metajax.first_order()._replace(step=jax.checkpoint)
     """
 
     gradient: Callable[[Callable[..., Any]], Callable[..., Any]] = _reverse
@@ -60,13 +66,22 @@ def second_order(*, remat: bool = False) -> MetaGradient:
 
     With :math:`\phi_{t+1} = \phi_t - \alpha \nabla L(\phi_t)`, the meta-gradient is
     :math:`\prod_t (I - \alpha \nabla^2 L(\phi_t)) \, \nabla Q(\phi_T)`. It works under every JAX
-    transformation, forward mode and `jax.linearize` included.
+    transformation, including forward mode and `jax.linearize`.
 
     Args:
-      remat: recompute each inner step in the backward pass instead of storing its activations:
-        memory per further step becomes the size of the parameters. Where activations are larger, as
-        in a convolutional network, that can take less time as well; where they are smaller, as in a
-        multi-layer perceptron on few examples, it is more memory (`python -m benchmarks.engines`).
+      remat: recompute each inner step in the backward pass instead of storing its activations.
+        Each further step then costs memory of the size of the parameters. A convolutional network
+        has larger activations than that, so it saves memory and often time. A multi-layer
+        perceptron on few examples has smaller ones, so it costs memory
+        (`python -m benchmarks.engines`).
+
+    Example:
+
+    >>> import jax.numpy as jnp, optax, metajax
+    >>> loss = lambda params, batch, rng: (jnp.mean((params - batch) ** 2), {})
+    >>> learner = metajax.maml(
+    ...     loss, optax.sgd(0.1), optax.adam(1e-3), num_steps=5,
+    ...     meta_gradient=metajax.second_order(remat=True))
 
     References:
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
@@ -76,20 +91,23 @@ def second_order(*, remat: bool = False) -> MetaGradient:
 
 
 def mixed_mode() -> MetaGradient:
-    r"""The same exact meta-gradient, by forward-over-reverse products in the backward pass.
+    r"""The exact meta-gradient, by forward-over-reverse products in the backward pass.
 
     The backward pass of an inner step needs :math:`v^\top \partial_\phi \nabla L` and
-    :math:`v^\top \partial_\theta \nabla L` for a cotangent :math:`v`. Reverse mode over the inner
-    gradient's own backward pass stores what both passes compute. By symmetry both products are the
-    directional derivative of one gradient,
+    :math:`v^\top \partial_\theta \nabla L` for a cotangent :math:`v`. Reverse mode over reverse
+    mode would store the intermediate results of both passes. Because second derivatives are
+    symmetric, both products are directional derivatives of one gradient,
 
     .. math:: \frac{d}{d\epsilon} \nabla_{(\phi, \theta)} L(\phi + \epsilon v, \theta),
 
-    which forward mode takes on the fly. An inner step stores its parameters alone, as with
-    `second_order(remat=True)`. The loss may depend on anything that is meta-learned. A loss with a
-    derivative rule of its own (`jax.custom_vjp`, or a `jax.custom_jvp` from outside JAX), whose
-    products need not be symmetric, is differentiated as by `second_order(remat=True)`. Reverse mode
-    only; the support losses and metrics reported by adaptation carry no derivative.
+    and forward mode computes them without storing anything. An inner step stores only its
+    parameters, as with `second_order(remat=True)`. The loss may depend on any meta-learned
+    parameter. If the loss has a custom derivative rule (`jax.custom_vjp`, or a `jax.custom_jvp`
+    from outside JAX), the products need not be symmetric, and it is differentiated as by
+    `second_order(remat=True)`. `check_symmetric` tests a loss.
+
+    Only reverse mode works, and the support losses and metrics that adaptation reports have no
+    derivative.
 
     Example:
 
@@ -109,8 +127,15 @@ def mixed_mode() -> MetaGradient:
 def first_order() -> MetaGradient:
     r"""Stops the inner *gradients*: the meta-gradient is :math:`\nabla Q(\phi_T)`.
 
-    The inner *updates* are not stopped, so learned step sizes still receive gradients; those of a
-    line search are. Memory does not grow with the number of inner steps.
+    The inner *updates* are not stopped, so learned step sizes still receive gradients. The updates
+    of a line search (`optax.lbfgs`) are stopped. Memory does not grow with the number of inner
+    steps.
+
+    Example:
+
+    >>> import jax.numpy as jnp, optax, metajax
+    >>> loss = lambda params, batch, rng: (jnp.mean((params - batch) ** 2), {})
+    >>> learner = metajax.meta_sgd(loss, optax.adam(1e-3), meta_gradient=metajax.first_order())
 
     References:
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
@@ -121,23 +146,32 @@ def first_order() -> MetaGradient:
 
 
 def implicit(*, cg_steps: int = 5) -> MetaGradient:
-    r"""Differentiates the minimizer instead of the path that led to it (iMAML).
+    r"""Differentiates the minimizer of the inner problem instead of the path to it (iMAML).
 
     For :math:`\phi^* = \arg\min_\phi L(\phi) + \frac{\lambda}{2}\|\phi - \theta\|^2` the implicit
     function theorem gives :math:`d\phi^*/d\theta = (I + \nabla^2 L(\phi^*)/\lambda)^{-1}`, applied
     with conjugate gradients on Hessian-vector products. Time and memory of the backward pass do
-    not depend on the number of inner steps, and what led to :math:`\phi^*` need not be
-    differentiable. The inner loop must have come close to the minimizer for it to be exact, so an
-    inner optimizer whose update depends on the parameters themselves, as weight decay does, is
-    refused: it ends elsewhere. A line search (`optax.lbfgs`) is trusted to minimize what it is
-    given. Parameters that do not adapt (`adapting`) are differentiated as what the minimizer
-    depends on.
+    not depend on the number of inner steps, and the inner optimizer need not be differentiable.
+
+    The result is exact only at the minimizer, so the inner loop must come close to it. An inner
+    optimizer whose update depends on the parameters themselves, as weight decay does, has another
+    limit and is refused. A line search (`optax.lbfgs`) is assumed to minimize its objective.
+    Parameters that do not adapt (`adapt_only`) receive the derivative of the minimizer with respect
+    to them.
 
     Args:
-      cg_steps: conjugate-gradient iterations at most; they end early at rounding error.
+      cg_steps: the maximal number of conjugate-gradient iterations; they stop early at rounding
+        error.
 
     Raises:
       ValueError: if `cg_steps` is not a positive integer.
+
+    Example:
+
+    >>> import jax.numpy as jnp, optax, metajax
+    >>> loss = lambda params, batch, rng: (jnp.mean((params - batch) ** 2), {})
+    >>> adapt = metajax.inner_loop(
+    ...     loss, optax.sgd(0.1), num_steps=16, proximal=2.0, meta_gradient=metajax.implicit())
 
     References:
       Rajeswaran et al., `Meta-Learning with Implicit Gradients
@@ -148,12 +182,13 @@ def implicit(*, cg_steps: int = 5) -> MetaGradient:
     def solution(adapted: Params, optimality: Callable[[Params], Params]) -> Params:
         adapted = jax.lax.stop_gradient(adapted)
         gradient = optimality(adapted)
-        # Zero in value; its derivative is that of the optimality condition at fixed `adapted`.
+        # Its value is zero. Its derivative is that of the optimality condition at fixed `adapted`.
         residual = jax.tree.map(lambda g: g - jax.lax.stop_gradient(g), gradient)
         dtypes = [p.dtype for p in jax.tree.leaves(adapted)]
         rounding = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
 
-        # Vectors are of the widest type of the parameters, products of each parameter's own.
+        # Conjugate gradients run in the widest type of the parameters, and Hessian-vector products
+        # in each parameter's own type.
         def widened(v: Params) -> Params:
             return jax.tree.map(lambda x: x.astype(jnp.result_type(*dtypes)), v)
 
@@ -163,8 +198,8 @@ def implicit(*, cg_steps: int = 5) -> MetaGradient:
         def hessian_vector_product(v: Params) -> Params:
             return widened(jax.jvp(optimality, (adapted,), (narrowed(v),))[1])
 
-        # The solver refuses leaves that `vmap` maps along different axes, as it does the gradients
-        # of `lax` convolutions; after an axis that comes and goes, all are mapped along the first.
+        # `vmap` maps the gradients of `lax` convolutions along different axes, which the solver
+        # refuses. Adding and removing a leading axis moves all mapped axes to the front.
         residual = jax.tree.map(lambda x: jnp.squeeze(x[None], 0), widened(residual))
         correction, _ = cg(hessian_vector_product, residual, tol=rounding, maxiter=cg_steps)
         return jax.tree.map(jnp.subtract, adapted, narrowed(correction))
@@ -185,7 +220,7 @@ def _stopped(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _forward_over_reverse(fn: Callable[..., Any]) -> Callable[..., Any]:
     def gradient(params: Params, *operands: PyTree) -> tuple[tuple[Array, PyTree], Params]:
-        # What the loss closes over may be meta-learned, or be mapped over: it becomes an operand.
+        # Arrays in the closure of the loss may be meta-learned or mapped, so they become operands.
         closed, closed_over, traced = _closed(fn, params, *operands)
         if _has_own_rule(traced):
             return jax.checkpoint(jax.value_and_grad(fn, has_aux=True))(params, *operands)
@@ -196,7 +231,7 @@ def _forward_over_reverse(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def without_derivative(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """`fn`, constant for every derivative: of its arguments and of what it closes over."""
+    """`fn` without derivatives with respect to its arguments and to the arrays in its closure."""
 
     def constant(*args: PyTree) -> PyTree:
         closed, closed_over, _ = _closed(fn, *args)
@@ -206,9 +241,9 @@ def without_derivative(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
 
 def _has_own_rule(jaxpr: Any) -> bool:
-    """Whether a derivative rule is met that may not be the true derivative.
+    """Whether a program has a custom derivative rule that need not be the true derivative.
 
-    The `custom_jvp` rules of JAX and of this library are.
+    The `custom_jvp` rules of JAX and of this library are trusted.
     """
     trusted = tuple(str(Path(file).parent) + os.sep for file in (jax.__file__, __file__))
     for eqn in equations(jaxpr):
@@ -222,7 +257,7 @@ def _has_own_rule(jaxpr: Any) -> bool:
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations of a program, those of the programs within it included."""
+    """All equations of a program, including those of nested programs."""
     for eqn in jaxpr.eqns:
         yield eqn
         for leaf in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns")):
@@ -234,10 +269,10 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 def _closed(
     fn: Callable[..., PyTree], *args: PyTree
 ) -> tuple[Callable[..., PyTree], list[Array], Any]:
-    """`fn` as a function of `(*args, closed_over)`, all arrays that it closes over, its jaxpr.
+    """Turns closures into arguments: a function of `(*args, arrays)`, the arrays, its jaxpr.
 
-    `jax.closure_convert` would leave those that have no derivative, such as integers and keys, and
-    a custom rule must not meet them where they are traced.
+    `jax.closure_convert` would leave arrays without a derivative, such as integers and keys, in the
+    closure, and a custom rule must not close over traced arrays.
     """
     traced, result = jax.make_jaxpr(fn, return_shape=True)(*args)
     treedef = jax.tree.structure(result)
@@ -256,30 +291,24 @@ def _symmetric(fn: Callable[..., Any], params: Params, operands: PyTree) -> tupl
 
 
 def _symmetric_forward(fn, params, operands):
-    # Not by `_symmetric` again: wrong derivatives where this rule is differentiated within a scan.
+    # Calling `_symmetric` here would give wrong derivatives of this rule within a scan.
     return jax.value_and_grad(fn, has_aux=True)(params, *operands), (params, operands)
 
 
 def _symmetric_backward(fn, residuals, cotangents):
     params, operands = residuals
     leaves, treedef = jax.tree.flatten(operands)
-    differentiable = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves]
+    inexact = inexact_leaves(leaves)
 
-    def scalar(params: Params, inexact: list[Array]) -> Array:
-        inexact_leaves = iter(inexact)
-        merged = [
-            next(inexact_leaves) if yes else leaf
-            for leaf, yes in zip(leaves, differentiable, strict=True)
-        ]
+    def scalar(params: Params, inexact: dict[int, Array]) -> Array:
+        merged = [inexact.get(i, leaf) for i, leaf in enumerate(leaves)]
         return fn(params, *jax.tree.unflatten(treedef, merged))[0]
 
-    inexact = [leaf for leaf, yes in zip(leaves, differentiable, strict=True) if yes]
-    _, (of_params, of_inexact) = jax.jvp(
+    _, (params_cotangent, products) = jax.jvp(
         lambda params: jax.grad(scalar, (0, 1))(params, inexact), (params,), (cotangents[1],)
     )
-    of_leaves = iter(of_inexact)
-    of_operands = [next(of_leaves) if yes else None for yes in differentiable]
-    return of_params, jax.tree.unflatten(treedef, of_operands)
+    operand_cotangents = [products.get(i) for i in range(len(leaves))]
+    return params_cotangent, jax.tree.unflatten(treedef, operand_cotangents)
 
 
 _symmetric.defvjp(_symmetric_forward, _symmetric_backward)

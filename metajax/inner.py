@@ -11,11 +11,12 @@ import optax
 from metajax.arguments import (
     adaptable,
     check_arguments,
+    check_inner_update,
     check_learned,
     check_loss,
     check_same_learned,
-    check_update,
     is_zero,
+    update_reads,
 )
 from metajax.base import (
     Adapt,
@@ -37,6 +38,7 @@ from metajax.base import (
     split_inner,
     split_key,
     split_state,
+    squared_distance,
     strongly_typed,
 )
 from metajax.batches import Batches, full_batch
@@ -48,7 +50,6 @@ from metajax.optimizers import (
     merged,
     only,
     other_than,
-    update_reads,
 )
 
 
@@ -71,28 +72,30 @@ def inner_loop(
 
     Args:
       loss: `(params, batch, rng) -> (scalar, metrics)`.
-      optimizer: any optax transformation, or a `LearnedOptimizer`. Its update is told the loss's
-        value as `value`, `grad` and `value_fn`: `optax.polyak_sgd` works, and `optax.lbfgs` where
-        the meta-gradient does not cross it. One that divides by a norm or root that can be zero has
-        no derivative there: for second order `metajax.check_differentiable` tells.
+      optimizer: any optax transformation, or a `LearnedOptimizer`. Its update also receives the
+        loss as `value`, `grad` and `value_fn`, so `optax.polyak_sgd` works, and `optax.lbfgs` with
+        `first_order()` and `implicit()`. An optimizer that divides by a norm or a root has no
+        derivative where that is zero; `metajax.check_differentiable` finds out.
       num_steps: the number of adaptation steps, static; 0 leaves the parameters as they are.
       meta_gradient: how gradients cross the loop: `second_order()` (default), `mixed_mode()`,
         `first_order()` or `implicit()`.
       proximal: the coefficient of the pull towards the initialization.
-      batches: what each step sees of the support: `full_batch()` (default), `cycle(size)`,
+      batches: the batch of each step: `full_batch()` (default), `cycle(size)`,
         `replacement(size)` or `per_step()`.
       carry: `None` starts every task from a fresh optimizer state. `"mean"` starts all tasks of a
-        meta-batch from one state and averages what they end with; `"serial"` runs the tasks one
-        after another, handing the state on.
+        meta-batch from one state and averages their final states. `"serial"` runs the tasks one
+        after another and passes the state from each to the next.
       unroll: inner steps per iteration of the compiled loop.
 
     Returns:
-      An `Adapt`: `init(params)` and `apply(meta_params, support, rng, ...)`.
+      An `Adapt`: `init(params)` and `apply(meta_params, support, rng, ...)`, where the support has
+      leaves `[shots, ...]` and the losses it reports are `[num_steps]`.
 
     Raises:
-      ValueError: for arguments that do not fit together; by `init`, for parameters that cannot be
-        adapted; when `apply` is traced, for an optimizer that the meta-gradient cannot cross, for
-        a loss that does not return `(scalar, metrics)` and for the state of another inner loop.
+      ValueError: for arguments of the wrong kind or that do not fit together; by `init`, for
+        parameters that cannot be adapted; when `apply` is traced, for an optimizer that the
+        meta-gradient cannot cross, for a loss that does not return `(scalar, metrics)` and for the
+        state of another inner loop.
 
     Example:
 
@@ -157,14 +160,14 @@ def inner_loop(
         carried, carried_model = split_inner(inner_state)
         check_same_learned(inner, jax.eval_shape(inner_optimizer.init, params))
         if isinstance(support, Episode):
-            raise ValueError("adaptation takes the support of one task, episode.support.")
+            raise ValueError("adaptation takes episode.support, got the whole Episode.")
         support = as_arrays("support", support)
         if num_steps and jax.tree.leaves(support) and not num_numbers(support):
-            raise ValueError("the support has no examples to adapt on: give each task some shots.")
+            raise ValueError("the support has no examples: give each task at least one shot.")
         batch_rng, loss_rng = split_key(rng)
         batch_at = batches(support, num_steps, batch_rng)
 
-        # The state that flows from task to task is newer than the one that training started from.
+        # The carried state is newer than the state in the initial parameters.
         model = model if same_structure(carried_model, ()) else carried_model
         stateful = not same_structure(model, ())
         model = jax.lax.stop_gradient(strongly_typed(model))
@@ -172,16 +175,16 @@ def inner_loop(
 
         def whole(moving, model):
             params = merged(moving, frozen)
-            # Made anew: the variables of NNX can be written only in the trace that made them.
+            # A copy, because variables of NNX can be written only in the trace that made them.
             return Stateful(params, jax.tree.map(lambda x: x, model)) if stateful else params
 
         def penalized(moving, model, batch, rng):
             value, aux, model = check_loss(loss(whole(moving, model), batch, rng), model)
-            pull = 0 if is_zero(proximal) else 0.5 * proximal * _distance(moving, initial)
+            pull = 0 if is_zero(proximal) else 0.5 * proximal * squared_distance(moving, initial)
             return value + pull, (value, aux, jax.lax.stop_gradient(model))
 
         transform = inner_optimizer.make(inner)
-        check_optimizer("what LearnedOptimizer.make returns", transform)
+        check_optimizer("the result of LearnedOptimizer.make", transform)
         transform = optax.with_extra_args_support(transform)
 
         def update(grads, opt_state, moving, value, *operands):
@@ -201,9 +204,9 @@ def inner_loop(
         if jax.tree.leaves(carried):
             if not (carry and same_structure(carried, opt_state)):
                 raise ValueError(
-                    f"inner_loop: built with carry={carry!r}, it cannot go on from an inner_state "
-                    f"of {jax.tree.structure(carried)}: adapt with the carry and the inner "
-                    "optimizer of training."
+                    f"inner_loop: built with carry={carry!r}, it cannot continue from an "
+                    f"inner_state of {jax.tree.structure(carried)}. Use the carry and the inner "
+                    "optimizer of the training."
                 )
             opt_state = carried
 
@@ -214,7 +217,7 @@ def inner_loop(
             reads = update_reads(
                 lambda *args: update(*args, *first), initial, opt_state, jnp.zeros((), value.dtype)
             )
-            check_update(reads, meta_gradient)
+            check_inner_update(reads, meta_gradient)
             if reads.searches:
                 update = without_derivative(update)
 
@@ -261,19 +264,14 @@ def inner_loop(
 
 
 def _loop(body, state, num_steps: int, unroll: int):
-    """A scan over the inner steps, but for the numbers that need none."""
+    """A scan over the inner steps, with shortcuts for none and one."""
     if num_steps == 0:
-        # Not a scan of no iterations, which does not run without `jit`.
+        # A scan without iterations does not run without `jit`.
         told = jax.eval_shape(body, state, jnp.zeros((), jnp.int32))[1]
         return state, jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), told)
     steps = jnp.arange(num_steps)
     if num_steps == 1:
-        # In a scan each task of a `vmap` would start from a copy of its own.
+        # In a scan each task of a `vmap` would copy the initial parameters first.
         state, told = body(state, steps[0])
         return state, jax.tree.map(lambda x: jnp.asarray(x)[None], told)
     return jax.lax.scan(body, state, steps, unroll=unroll)
-
-
-def _distance(a: Params, b: Params) -> Array | float:
-    """The squared distance."""
-    return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum((x - y) ** 2), a, b)), start=0.0)

@@ -1,4 +1,4 @@
-"""The meta-learner: the mean meta-gradient of a meta-batch, one outer optax step."""
+"""The meta-learner: the mean meta-gradient of a meta-batch, and one step of outer optimization."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from metajax.base import (
     Params,
     PyTree,
     check_function,
+    leading_size,
     same_structure,
     split_key,
     split_state,
     strongly_typed,
 )
-from metajax.optimizers import check_optimizer, check_update
+from metajax.optimizers import check_optimizer, check_outer_update
 from metajax.parallel import map_tasks, over_tasks
 
 
@@ -37,38 +38,39 @@ def meta_learner(
     task_chunk: int | None = None,
     mesh: Mesh | None = None,
 ) -> MetaLearner:
-    r"""Learns what adapts well: one outer step on the mean meta-objective of a meta-batch.
+    r"""Makes a learner whose update is one outer step on the mean objective of a meta-batch.
 
     .. math::
       \theta \leftarrow \mathrm{opt}\Big(\theta,\; \nabla_\theta \frac{1}{n} \sum_{i=1}^{n}
       J(\mathrm{adapt}(\theta, \mathrm{support}_i), \mathrm{query}_i)\Big)
 
-    Every algorithm of the library is this function with another adaptation, way for the gradient
-    to cross it, or objective.
+    Every algorithm of the library is this function with its own inner loop, meta-gradient and
+    objective.
 
     Args:
       adapt: an inner loop from `metajax.inner_loop`.
       objective: `query_loss(loss)`, `multi_step_query_loss(loss)`, `displacement()` or your own.
-      outer_optimizer: any optax transformation; it sees `MetaParams` and, if it asks, the mean
+      outer_optimizer: any optax transformation of `MetaParams`. Its update also receives the mean
         objective as `value`.
-      task_chunk: tasks per `vmap`. Smaller chunks need less memory; by default an accelerator takes
-        all tasks and a CPU up to eight, as many as its cache holds. No number depends on it beyond
-        rounding.
-      mesh: devices that share the tasks of a meta-batch, such as `metajax.task_mesh()`; the state
-        is replicated. No number depends on it beyond rounding.
+      task_chunk: tasks per `vmap`. Smaller chunks need less memory. By default an accelerator takes
+        all tasks and a CPU as many as its cache holds, at most eight. Results do not depend on it
+        beyond rounding.
+      mesh: devices that share the tasks of a meta-batch, such as `metajax.task_mesh()`; each has a
+        copy of the state. Results do not depend on it beyond rounding.
 
     Returns:
-      A `MetaLearner`. `update` reports, averaged over tasks, what the objective measures
-      (`query_loss`, `support_loss` before each inner step, the loss function's own metrics under
-      `query` and `support`), the `objective` and the global norms of the meta-gradient,
-      `meta_gradient_norm` and, with learned inner parameters, `meta_gradient_norm_inner`.
+      A `MetaLearner`. Its `update` takes episodes with leaves `[tasks, ...]`, and returns metrics
+      averaged over tasks: those of the objective (`query_loss`, `support_loss` before each inner
+      step `[num_steps]`, the loss function's own metrics under `query` and `support`), the
+      `objective`, and the global norm of the meta-gradient, `meta_gradient_norm`. With learned
+      inner parameters, `meta_gradient_norm_inner` is the norm of their part.
 
     Raises:
-      ValueError: for arguments of the wrong kind, a mesh with `carry="serial"` among them; when
-        `update` is traced, for a meta-batch whose arrays disagree on the number of tasks, or which
-        the devices of the mesh cannot share equally.
+      ValueError: for arguments of the wrong kind and for a mesh with `carry="serial"`; when
+        `update` is traced, for the state of another learner, and for a meta-batch whose arrays
+        disagree on the number of tasks or which the devices cannot share equally.
 
-    Example, joint pretraining as the learner with zero inner steps:
+    Example, joint pretraining, which is a learner without inner steps:
 
     >>> import jax, jax.numpy as jnp, optax, metajax
     >>> loss = lambda params, batch, rng: (jnp.mean((params - batch) ** 2), {})
@@ -97,36 +99,36 @@ def meta_learner(
     serial = adapt.carry == "serial"
     if serial and mesh is not None:
         raise ValueError(
-            'meta_learner: carry="serial" hands state from task to task, so a mesh has nothing to '
-            'run in parallel: use carry="mean" or leave out the mesh.'
+            'meta_learner: carry="serial" runs the tasks one after another, so a mesh cannot run '
+            'them in parallel. Use carry="mean" or leave out the mesh.'
         )
 
-    def chunk_gradient(shared, tasks, thread):
+    def chunk_gradient(shared, tasks, carry):
         meta_params, inner_state = shared
-        start = thread if serial else inner_state
+        start = carry if serial else inner_state
 
         def mean_objective(meta_params):
-            def of_task(episode, rng):
+            def run_task(episode, rng):
                 value, (metrics, ended) = objective(
                     adapt, meta_params, episode, rng, inner_state=start
                 )
                 check_carried(adapt, start, ended)
                 return value, (metrics, ended)
 
-            values, (metrics, ended) = map_tasks(of_task, *tasks)
+            values, (metrics, ended) = map_tasks(run_task, *tasks)
             value = jnp.mean(values)
             return value, ({"objective": value, **_mean(metrics)}, _mean(ended))
 
         gradient, (metrics, ended) = jax.grad(mean_objective, has_aux=True)(meta_params)
-        return (gradient, metrics, () if serial else ended), (ended if serial else thread)
+        return (gradient, metrics, () if serial else ended), (ended if serial else carry)
 
-    # State that flows from task to task leaves nothing to run in parallel.
+    # A serial carry passes from task to task, so every chunk is a single task.
     mean_gradient = over_tasks(chunk_gradient, task_chunk=1 if serial else task_chunk, mesh=mesh)
 
     def init(params: Params) -> MetaState:
         inner, inner_state = adapt.init(params)
         meta_params = strongly_typed(MetaParams(split_state(params)[0], inner))
-        check_update(outer_optimizer, meta_params)
+        check_outer_update(outer_optimizer, meta_params)
         opt_state = strongly_typed(outer_optimizer.init(meta_params))
         return MetaState(meta_params, opt_state, inner_state, jnp.zeros((), jnp.int32))
 
@@ -141,12 +143,12 @@ def meta_learner(
         expected = jax.eval_shape(outer_optimizer.init, state.meta_params)
         if not same_structure(state.opt_state, expected):
             raise ValueError(
-                "the opt_state of the state is that of another outer optimizer: "
+                "the state's opt_state belongs to another outer optimizer: "
                 f"{jax.tree.structure(state.opt_state)} instead of {jax.tree.structure(expected)}. "
-                "Start from the learner's own init(params)."
+                "Start from this learner's init(params)."
             )
         rngs = split_key(rng, check_episodes(episodes))
-        (gradient, metrics, ended), thread = mean_gradient(
+        (gradient, metrics, ended), carry = mean_gradient(
             (state.meta_params, state.inner_state),
             (episodes, rngs),
             state.inner_state if serial else (),
@@ -158,14 +160,14 @@ def meta_learner(
         metrics["meta_gradient_norm"] = optax.tree.norm(gradient)
         if jax.tree.leaves(gradient.inner):
             metrics["meta_gradient_norm_inner"] = optax.tree.norm(gradient.inner)
-        inner_state = thread if serial else ended
+        inner_state = carry if serial else ended
         return MetaState(meta_params, opt_state, inner_state, state.step + 1), metrics
 
     return MetaLearner(init, adapt_to, update, adapt)
 
 
 def check_state(state: MetaState) -> None:
-    """Raises `ValueError` for anything but a `MetaState`."""
+    """Raises `ValueError` unless `state` is a `MetaState`."""
     if not isinstance(state, MetaState):
         raise ValueError(
             f"expected the MetaState that learner.init(params) returns, got {type(state).__name__}."
@@ -173,43 +175,27 @@ def check_state(state: MetaState) -> None:
 
 
 def check_carried(adapt: Adapt, before: PyTree, after: PyTree) -> None:
-    """Raises `ValueError` for a state that is not of this learner: what is carried has a shape."""
+    """Raises `ValueError` if an update would change the structure of the carried state."""
     if not same_structure(before, after):
         raise ValueError(
-            f"this learner was built with carry={adapt.carry!r}, but the inner_state of the state "
-            f"has the structure {jax.tree.structure(before)} and not "
-            f"{jax.tree.structure(after)}: start from the learner's own init(params)."
+            f"this learner was built with carry={adapt.carry!r}, but the state's inner_state is "
+            f"{jax.tree.structure(before)} instead of {jax.tree.structure(after)}. Start from this "
+            "learner's init(params)."
         )
 
 
 def check_episodes(episodes: Episode) -> int:
-    """Returns the number of tasks, or says which arrays disagree on it."""
+    """Returns the number of tasks, on which all arrays of a meta-batch must agree."""
     if not isinstance(episodes, Episode):
         raise ValueError(
             f"expected a metajax.Episode(support=..., query=...), got {type(episodes).__name__}."
         )
-    first: tuple[str, int] | None = None
-    for path, leaf in jax.tree_util.tree_leaves_with_path(episodes):
-        name = f"episodes{jax.tree_util.keystr(path)}"
-        if not jnp.ndim(leaf):
-            raise ValueError(
-                f"{name} is a scalar; every array of a meta-batch is [tasks, ...]. For a single "
-                "task add the axis with jax.tree.map(lambda x: x[None], episode)."
-            )
-        first = first or (name, leaf.shape[0])
-        if leaf.shape[0] != first[1]:
-            raise ValueError(
-                f"{name} has {leaf.shape[0]} tasks on its leading axis, {first[0]} has "
-                f"{first[1]}; every array of a meta-batch is [tasks, ...] with the same number "
-                "of tasks."
-            )
-    if first is None or first[1] == 0:
-        raise ValueError("the meta-batch is empty: it needs at least one task.")
-    return first[1]
+    remedy = " For a single task add the axis: jax.tree.map(lambda x: x[None], episode)."
+    return leading_size("episodes", episodes, "task", remedy)
 
 
 def _mean(stacked: PyTree) -> PyTree:
-    """Averages over tasks; integers (an optimizer's step count) are equal and kept."""
+    """Averages over tasks; integers, such as an optimizer's step count, are equal for all."""
     return jax.tree.map(
         lambda x: jnp.mean(x, axis=0) if jnp.issubdtype(x.dtype, jnp.inexact) else x[0], stacked
     )

@@ -1,4 +1,4 @@
-"""Losses of models, and what their batches hold: inputs, targets and a mask of the examples."""
+"""Losses of models, on batches of inputs, targets and, for padded examples, a mask."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def unpack(batch: Batch) -> tuple[Array, Array, Array | None]:
     """The inputs, the targets and the mask of a batch.
 
     Args:
-      batch: `(x, y)`, `(x, y, mask)` or a dict of `"x"`, `"y"` and, with padded examples, `"mask"`:
-        booleans `[examples]`, false for padding.
+      batch: `(x, y)`, `(x, y, mask)` or a dict of `"x"`, `"y"` and, for padded examples, `"mask"`.
+        The mask is boolean `[examples]` and false for padding.
 
     Raises:
-      ValueError: for a batch of another form.
+      ValueError: for any other batch.
     """
     if isinstance(batch, dict) and {"x", "y"} <= batch.keys() <= {"x", "y", "mask"}:
         batch = tuple(batch[name] for name in ("x", "y", "mask") if name in batch)
@@ -40,7 +40,7 @@ def unpack(batch: Batch) -> tuple[Array, Array, Array | None]:
 
 
 def masked_mean(values: Array, mask: Array | None) -> Array:
-    """The mean over examples `[examples, ...]`; with a mask, over those that it accepts."""
+    """The mean over all `[examples, ...]` or, with a mask, over the examples where it is true."""
     if mask is None:
         return jnp.mean(values)
     per_example = jnp.mean(values.reshape(len(values), -1), axis=1)
@@ -48,17 +48,22 @@ def masked_mean(values: Array, mask: Array | None) -> Array:
 
 
 def cross_entropy(apply: Apply) -> LossFn:
-    """The mean cross-entropy of class numbers, with the `accuracy` as a metric.
+    r"""The mean cross-entropy (in nats) of class numbers, with `accuracy` as a metric.
+
+    .. math:: -\frac{1}{n} \sum_i \log \mathrm{softmax}(f_\theta(x_i))_{y_i}
 
     Args:
-      apply: `(params, x [examples, ...]) -> logits [examples, ways]`.
+      apply: the model, `(params, x [examples, ...]) -> logits [examples, ways]`.
 
     Returns:
-      A loss of batches as `unpack` takes them, with labels `[examples]`. Padded examples have no
-      part in it; a batch normalization has to be given the mask itself.
+      A loss on batches `(x, y)`, `(x, y, mask)` or dicts of `"x"`, `"y"` and `"mask"`, with integer
+      labels `y` `[examples]` and a boolean mask `[examples]`. Examples where the mask is false are
+      padding and do not count. A batch normalization does not know the mask unless the model
+      passes it on.
 
     Raises:
-      ValueError: when traced, unless the labels are class numbers `[examples]`.
+      ValueError: if `apply` is not a function of two arguments; when traced, for another form of
+        batch or for labels that are not class numbers `[examples]`.
 
     Example:
 
@@ -82,23 +87,38 @@ def cross_entropy(apply: Apply) -> LossFn:
 
 
 def squared_error(apply: Apply) -> LossFn:
-    """The mean squared error, over examples and their entries.
+    r"""The mean squared error over examples and output entries.
+
+    .. math:: \frac{1}{n d} \sum_{i,j} (f_\theta(x_i)_j - y_{ij})^2
 
     Args:
-      apply: `(params, x [examples, ...]) -> predictions`, of the shape of `y`.
+      apply: the model, `(params, x [examples, ...]) -> predictions`, of the shape of `y`.
 
     Returns:
-      A loss of batches as `unpack` takes them.
+      A loss on batches in the forms that `cross_entropy` takes.
 
     Raises:
-      ValueError: when traced, if the predictions are of another shape.
+      ValueError: if `apply` is not a function of two arguments; when traced, for another form of
+        batch or if predictions and `y` differ in shape.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp, metajax
+    >>> loss = metajax.squared_error(lambda params, x: x @ params)
+    >>> value, _ = loss(jnp.zeros(2), (jnp.ones((5, 2)), 3 * jnp.ones(5)), jax.random.key(0))
+    >>> float(value)
+    9.0
     """
     check_function("squared_error: apply", apply, "params, x")
 
     def loss(params: Params, batch: Batch, rng: Key) -> tuple[Array, Aux]:
         x, y, mask = unpack(batch)
         predictions = apply(params, x)
-        check_shapes("squared_error", predictions, y)
+        if jnp.shape(predictions) != jnp.shape(y):
+            raise ValueError(
+                f"the predictions have shape {jnp.shape(predictions)}, y has shape {jnp.shape(y)}: "
+                "reshape one of them, because their difference would be broadcast."
+            )
         return masked_mean((predictions - y) ** 2, mask), {}
 
     return loss
@@ -110,19 +130,10 @@ def hits(logits: Array, labels: Array) -> Array:
 
 
 def check_labels(name: str, logits: Array, labels: Array) -> None:
-    """Raises `ValueError` unless the labels are class numbers."""
+    """Raises `ValueError` unless the labels are class numbers `[examples]`."""
     if jnp.ndim(logits) != 2 or jnp.shape(labels) != logits.shape[:1]:
         raise ValueError(
             f"{name}: logits of shape {jnp.shape(logits)} and labels of shape "
             f"{jnp.shape(labels)} must be [examples, ways] and [examples]. One-hot labels "
             "become class numbers with jnp.argmax(labels, axis=-1)."
-        )
-
-
-def check_shapes(name: str, predictions: Array, y: Array) -> None:
-    """Raises `ValueError` unless the predictions have the shape of the targets."""
-    if jnp.shape(predictions) != jnp.shape(y):
-        raise ValueError(
-            f"{name}: the predictions have shape {jnp.shape(predictions)}, y has shape "
-            f"{jnp.shape(y)}: reshape one to the other, or they would be broadcast."
         )

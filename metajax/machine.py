@@ -1,30 +1,31 @@
-"""The machine that computations run on: limits tuned to it, and the sizes read from it."""
+"""The machine that runs the computations: limits tuned for CPUs, and the size of the cache."""
 
 from __future__ import annotations
 
 import functools
 from pathlib import Path
 
-# Parameters and data of a chunk of tasks, and the number of these, up to which one `vmap` on a CPU
-# is within some fifth of the fastest: read off the rows of `chunk` in `benchmarks/growth.py`.
+# Limits on a chunk of tasks, by its parameters and data and by its number of tasks. Up to them one
+# `vmap` on a CPU takes at most about a fifth more time than the fastest chunk. Source: the `chunk`
+# rows of `benchmarks/growth.py`.
 CPU_CHUNK_BYTES = 256 * 1024
 CPU_CHUNK_TASKS = 8
 
-# Limits of convolutions on a CPU. Races of whole meta-updates chose them; for a single layer, as in
-# `python -m benchmarks.convolution`, others may be faster.
+# Limits for convolutions on a CPU, chosen by timing whole meta-updates. For a single layer, as in
+# `python -m benchmarks.convolution`, other values may be faster.
 
-# Patches of so many bytes are multiplied at a time: the caches of one core hold them.
+# The size of the patches that are multiplied at a time. The caches of one core hold them.
 CPU_PATCH_BYTES = 2 * 1024 * 1024
 # The patches of a batch stay in memory for the backward pass if they fill at most this share of the
 # last-level cache. The rest of a meta-update needs that cache too.
 CPU_CACHE_SHARE = 1 / 32
-# An output of fewer rows than this gains nothing from summing over the kernel's rows last.
+# With fewer output rows than this, summing over the kernel's rows last gains nothing.
 CPU_MIN_ROWS = 8
 
 
 @functools.cache
 def last_cache_bytes(path: str = "/sys/devices/system/cpu/cpu0/cache/index3/size") -> int:
-    """The size of the CPU's third-level cache, or 0 where the operating system does not tell."""
+    """The size of the CPU's third-level cache in bytes, or 0 if it is unknown."""
     try:
         kibibytes = Path(path).read_text().strip().removesuffix("K")
     except OSError:

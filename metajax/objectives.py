@@ -1,4 +1,4 @@
-"""Meta-objectives: one task's scalar whose gradient is the meta-gradient."""
+"""Meta-objectives: for each task a scalar, whose gradient is the meta-gradient."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from metajax.base import (
     Adapt,
     Array,
     Batch,
-    Episode,
     Key,
     LossFn,
-    MetaParams,
     Metrics,
     Objective,
     Params,
@@ -26,11 +24,12 @@ from metajax.base import (
     num_numbers,
     split_inner,
     split_state,
+    squared_distance,
 )
 
 
 def query_loss(loss: LossFn) -> Objective:
-    r"""The adapted parameters' loss on the query set: :math:`Q(\phi_T(\theta))`.
+    r"""The loss of the adapted parameters on the query set: :math:`Q(\phi_T(\theta))`.
 
     Args:
       loss: `(params, batch, rng) -> (scalar, metrics)`.
@@ -40,7 +39,8 @@ def query_loss(loss: LossFn) -> Objective:
       `support_loss` `[num_steps]` and `support`.
 
     Raises:
-      ValueError: when traced, if the query set has no examples.
+      ValueError: if `loss` is not a function of three arguments; when traced, if the query set has
+        no examples.
 
     Example:
 
@@ -55,9 +55,7 @@ def query_loss(loss: LossFn) -> Objective:
     """
     check_function("query_loss: loss", loss, "params, batch, rng")
 
-    def objective(
-        adapt: Adapt, meta_params: MetaParams, episode: Episode, rng: Key, /, *, inner_state=()
-    ):
+    def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
         _check_query("query_loss", episode.query)
         adapt_rng, query_rng = jax.random.split(rng)
         adapted, info = adapt.apply(
@@ -77,28 +75,36 @@ def multi_step_query_loss(
 
     Args:
       loss: `(params, batch, rng) -> (scalar, metrics)`.
-      weights: one for each of the parameters after step 1 to `num_steps`, used as given; by
-        default all are `1 / num_steps`.
+      weights: the weights of steps 1 to `num_steps`, used as given; by default all are
+        `1 / num_steps`.
+
+    Returns:
+      An objective with the metrics of `query_loss`, measured after the last step.
 
     Raises:
-      ValueError: when traced, if the query set has no examples, if there are not `num_steps`
-        weights, or if the adaptation differentiates its final parameters only (`implicit()`).
+      ValueError: if `loss` is not a function of three arguments; when traced, if the query set has
+        no examples, if there are not `num_steps` weights, or if only the final parameters have a
+        gradient (`implicit()`).
+
+    Example:
+
+    >>> import jax.numpy as jnp, optax, metajax
+    >>> loss = lambda params, batch, rng: (jnp.sum((params - batch) ** 2), {})
+    >>> adapt = metajax.inner_loop(loss, optax.sgd(0.1), num_steps=2)
+    >>> objective = metajax.multi_step_query_loss(loss, weights=(0.3, 0.7))
+    >>> learner = metajax.meta_learner(adapt, objective, optax.adam(1e-3))
 
     References:
       Antoniou et al., `How to train your MAML <https://arxiv.org/abs/1810.09502>`_, 2019,
       section 4, equation 2.
     """
     check_function("multi_step_query_loss: loss", loss, "params, batch, rng")
-    if weights is not None:
-        _check_weights("multi_step_query_loss", weights)
 
-    def objective(
-        adapt: Adapt, meta_params: MetaParams, episode: Episode, rng: Key, /, *, inner_state=()
-    ):
+    def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
         if not adapt.differentiates_steps:
             raise ValueError(
-                "multi_step_query_loss needs the gradient of every step, implicit() has only that "
-                "of the final parameters: use query_loss, or second_order() or first_order()."
+                "multi_step_query_loss needs the gradient of every step, but implicit() has only "
+                "that of the final parameters: use query_loss, second_order() or first_order()."
             )
         _check_query("multi_step_query_loss", episode.query)
         adapt_rng, query_rng = jax.random.split(rng)
@@ -111,11 +117,7 @@ def multi_step_query_loss(
         )
         values, aux, models = info.probe
         num_steps = len(values) - 1
-        if not num_steps or (weights is not None and len(weights) != num_steps):
-            raise ValueError(
-                f"multi_step_query_loss: {num_steps} adaptation steps need as many weights "
-                f"(at least one), got {weights if weights is None else len(weights)}."
-            )
+        _check_weights("multi_step_query_loss", weights, num_steps)
         w = jnp.full(num_steps, 1 / num_steps) if weights is None else jnp.asarray(weights)
         value = jnp.sum(w.astype(values.dtype) * values[1:])
         *final, model = jax.tree.map(lambda x: x[-1], (values, aux, models))
@@ -128,13 +130,27 @@ def multi_step_query_loss(
 def displacement(loss: LossFn | None = None) -> Objective:
     r"""Reptile's objective: :math:`\frac{1}{2}\|\theta - \mathrm{sg}(\phi_T)\|^2`.
 
-    Its gradient is :math:`\theta - \phi_T`, so that plain gradient descent with step size
-    :math:`\epsilon` is the paper's :math:`\theta + \epsilon \cdot \mathrm{mean}_i(\phi_i -
-    \theta)`, and any other optax optimizer takes the displacement as a gradient.
+    Its gradient is :math:`\theta - \phi_T`. Gradient descent with step size :math:`\epsilon`
+    is therefore the paper's :math:`\theta + \epsilon \cdot \mathrm{mean}_i(\phi_i - \theta)`,
+    and any other optax optimizer treats the displacement as a gradient.
 
     Args:
-      loss: measures `query_loss` on the way, for tasks that have a query set. It takes no part in
-        the gradient.
+      loss: if given, the metrics include its value on the query set, as `query_loss` and `query`,
+        for tasks that have one. It does not affect the gradient.
+
+    Returns:
+      An objective with the metrics `support_loss` `[num_steps]` and `support`.
+
+    Raises:
+      ValueError: if `loss` is neither `None` nor a function of three arguments.
+
+    Example:
+
+    >>> import jax.numpy as jnp, optax, metajax
+    >>> loss = lambda params, batch, rng: (jnp.mean((params - batch) ** 2), {})
+    >>> adapt = metajax.inner_loop(
+    ...     loss, optax.sgd(0.1), 5, meta_gradient=metajax.first_order())
+    >>> learner = metajax.meta_learner(adapt, metajax.displacement(), optax.sgd(0.5))
 
     References:
       Nichol et al., `On First-Order Meta-Learning Algorithms
@@ -143,19 +159,14 @@ def displacement(loss: LossFn | None = None) -> Objective:
     if loss is not None:
         check_function("displacement: loss", loss, "params, batch, rng")
 
-    def objective(
-        adapt: Adapt, meta_params: MetaParams, episode: Episode, rng: Key, /, *, inner_state=()
-    ):
+    def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
         adapt_rng, query_rng = jax.random.split(rng)
         adapted, info = jax.lax.stop_gradient(
             adapt.apply(meta_params, episode.support, adapt_rng, inner_state=inner_state)
         )
         start, end = split_state(meta_params.params)[0], split_state(adapted)[0]
-        squares = jax.tree.map(lambda t, p: jnp.sum((t - p) ** 2), start, end)
-        value = 0.5 * sum(jax.tree.leaves(squares), start=0.0)
-        measured: tuple[PyTree, ...] = ()
-        if loss is not None and num_numbers(episode.query):
-            measured = _measured(loss, adapted, episode.query, query_rng)
+        value = 0.5 * squared_distance(start, end)
+        measured = _measured(loss, adapted, episode.query, query_rng)
         return value, (_metrics(info, *measured), info.inner_state)
 
     return objective
@@ -164,20 +175,23 @@ def displacement(loss: LossFn | None = None) -> Objective:
 def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Objective:
     r"""First-order MAML by the last mini-batch: :math:`\phi_{k-1} - \phi_k` is the meta-gradient.
 
-    As the objective, :math:`\frac{1}{2}\|\theta - \mathrm{sg}(\theta + \phi_k - \phi_{k-1})\|^2`.
-    Plain gradient descent with step size :math:`\epsilon` adds :math:`\epsilon` times the mean last
-    update; where the inner optimizer is SGD, that is first-order MAML's step, the inner step size
-    being a factor of the outer one.
+    The objective is :math:`\frac{1}{2}\|\theta - \mathrm{sg}(\theta + \phi_k - \phi_{k-1})\|^2`.
+    Gradient descent with step size :math:`\epsilon` adds :math:`\epsilon` times the mean last
+    update. If the inner optimizer is SGD, that is the step of first-order MAML, with the product of
+    inner and outer step size as its step size.
 
     Args:
-      loss: measures `query_loss` on the way, as in `displacement`.
-      tail: takes the last update on the *query*, whose examples the earlier updates have not seen
-        ("separate tail"): an inner loop of one step, with the optimizer and carry of the other.
-        Without one the last of the support's mini-batches decides ("shared tail").
+      loss: if given, the metrics include its value on the query set, as in `displacement`.
+      tail: an inner loop of one step, with the optimizer and carry of the other steps. It makes the
+        last update on the *query*, whose examples are new to the inner loop ("separate tail").
+        Without it the last update is the one on the last mini-batch of the support ("shared tail").
+
+    Returns:
+      An objective with the metrics of `displacement`.
 
     Raises:
-      ValueError: for arguments of the wrong kind; when traced, if the adaptation has no steps, or
-        `tail` another carry.
+      ValueError: for arguments of the wrong kind; when traced, if the inner loop has no steps or
+        `tail` has another carry.
 
     Example:
 
@@ -199,13 +213,11 @@ def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Obj
     if tail is not None and not isinstance(tail, Adapt):
         raise ValueError(f"last_update: tail must come from inner_loop, got {tail!r}.")
 
-    def objective(
-        adapt: Adapt, meta_params: MetaParams, episode: Episode, rng: Key, /, *, inner_state=()
-    ):
+    def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
         if tail is not None and tail.carry != adapt.carry:
             raise ValueError(
-                f"last_update: the tail was built with carry={tail.carry!r}, the steps before it "
-                f"with carry={adapt.carry!r}; the optimizer's state flows through both."
+                f"last_update: the tail was built with carry={tail.carry!r}, but the steps before "
+                f"it with carry={adapt.carry!r}. The optimizer's state passes through both."
             )
         adapt_rng, query_rng = jax.random.split(rng)
         adapted, info = adapt.apply(
@@ -228,15 +240,13 @@ def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Obj
         elif len(info.loss):
             before = jax.tree.map(lambda x: x[-2], info.probe)
         else:
-            raise ValueError("last_update: an adaptation without steps has no last update.")
+            raise ValueError("last_update: an inner loop without steps has no last update.")
         last, before_last = split_state(adapted)[0], split_state(before)[0]
         step = jax.tree.map(jnp.subtract, last, before_last)
         value = _descends(split_state(meta_params.params)[0], step)
         info, ended, before, adapted = jax.lax.stop_gradient((info, ended, before, adapted))
-        measured: tuple[PyTree, ...] = ()
-        if loss is not None and num_numbers(episode.query):
-            # Before the tail has trained on the query.
-            measured = _measured(loss, before if tail else adapted, episode.query, query_rng)
+        # With a tail, the query loss is that before the update on the query.
+        measured = _measured(loss, before if tail else adapted, episode.query, query_rng)
         return value, (_metrics(info, *measured), ended)
 
     return objective
@@ -245,12 +255,16 @@ def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Obj
 def weighted_updates(weights: Sequence[float], loss: LossFn | None = None) -> Objective:
     r"""A linear combination of the inner updates: :math:`\sum_i w_i (\phi_{i-1} - \phi_i)`.
 
-    With an inner SGD these are the inner gradients :math:`g_i`, times its step size. All weights 1
-    is Reptile, and 1 for the last step only is first-order MAML with a shared tail.
+    With SGD as the inner optimizer these are its inner gradients :math:`g_i` times its step size.
+    If all weights are 1, it is Reptile. If only the last is 1 and all others are 0, it is
+    first-order MAML with a shared tail.
 
     Args:
-      weights: one for each inner step.
-      loss: measures `query_loss` on the way, as in `displacement`.
+      weights: one weight for each inner step.
+      loss: if given, the metrics include its value on the query set, as in `displacement`.
+
+    Returns:
+      An objective with the metrics of `displacement`.
 
     Raises:
       ValueError: when traced, if there are not `num_steps` weights.
@@ -268,11 +282,8 @@ def weighted_updates(weights: Sequence[float], loss: LossFn | None = None) -> Ob
       Nichol et al., `On First-Order Meta-Learning Algorithms
       <https://arxiv.org/abs/1803.02999>`_, 2018, section 6.2, figure 3.
     """
-    _check_weights("weighted_updates", weights)
 
-    def objective(
-        adapt: Adapt, meta_params: MetaParams, episode: Episode, rng: Key, /, *, inner_state=()
-    ):
+    def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
         adapt_rng, query_rng = jax.random.split(rng)
         adapted, info = adapt.apply(
             meta_params,
@@ -281,45 +292,46 @@ def weighted_updates(weights: Sequence[float], loss: LossFn | None = None) -> Ob
             inner_state=inner_state,
             probe=lambda params, step: split_state(params)[0],
         )
-        if len(weights) != len(info.loss):
-            raise ValueError(
-                f"weighted_updates: {len(info.loss)} adaptation steps need as many weights, got "
-                f"{len(weights)}."
-            )
+        _check_weights("weighted_updates", weights, len(info.loss))
 
         def combined(path):
             return jnp.tensordot(jnp.asarray(weights, path.dtype), jnp.diff(path, axis=0), axes=1)
 
         value = _descends(split_state(meta_params.params)[0], jax.tree.map(combined, info.probe))
         adapted, info = jax.lax.stop_gradient((adapted, info))
-        measured: tuple[PyTree, ...] = ()
-        if loss is not None and num_numbers(episode.query):
-            measured = _measured(loss, adapted, episode.query, query_rng)
+        measured = _measured(loss, adapted, episode.query, query_rng)
         return value, (_metrics(info, *measured), info.inner_state)
 
     return objective
 
 
-def _measured(loss: LossFn, params: Params, query: Batch, rng: Key) -> tuple[Array, PyTree]:
-    """A loss that takes no part in the gradient, nor writes the model's state."""
+def _measured(
+    loss: LossFn | None, params: Params, query: Batch, rng: Key
+) -> tuple[Array, PyTree] | tuple[()]:
+    """The query loss and its metrics, for reports only; `()` without a loss or examples."""
+    if loss is None or not num_numbers(query):
+        return ()
     return check_loss(loss(params, query, rng), split_state(params)[1])[:2]
 
 
-def _check_weights(name: str, weights: Sequence[float] | Array) -> None:
-    if np.ndim(weights) != 1:
-        raise ValueError(f"{name}: weights must be a number for each step, got {weights!r}.")
+def _check_weights(name: str, weights: Sequence[float] | Array | None, num_steps: int) -> None:
+    if not num_steps or (weights is not None and np.shape(weights) != (num_steps,)):
+        found = "none" if weights is None else f"the shape {np.shape(weights)}"
+        raise ValueError(
+            f"{name}: {num_steps} adaptation steps need as many weights, at least one; got {found}."
+        )
 
 
 def _check_query(name: str, query: Batch) -> None:
     if jax.tree.leaves(query) and not num_numbers(query):
         raise ValueError(
-            f"{name}: the query set has no examples. Sample some (queries=), or meta-learn by "
+            f"{name}: the query set has no examples. Sample some (queries=), or use "
             "displacement(), last_update() or weighted_updates(), which need none."
         )
 
 
 def _descends(params: Params, step: Params) -> Array:
-    """Half the squared length of a step from `params`, whose gradient is minus the step."""
+    """Half the squared length of `step`, with `-step` as its gradient in `params`."""
     squares = jax.tree.map(
         lambda p, s: jnp.sum((p - jax.lax.stop_gradient(p) - jax.lax.stop_gradient(s)) ** 2),
         params,
@@ -334,7 +346,7 @@ def _metrics(info, value=None, aux: PyTree = ()) -> Metrics:
 
 
 def _inexact(metrics: Metrics) -> Metrics:
-    """Counts and hits are averaged over tasks like everything else, so they become floats."""
+    """Converts integer metrics to floats, because metrics are averaged over tasks."""
     return jax.tree.map(
         lambda x: x if jnp.issubdtype(jnp.result_type(x), np.inexact) else jnp.float32(x), metrics
     )

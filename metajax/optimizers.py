@@ -1,4 +1,4 @@
-"""Inner optimizers: plain, learned, or for a part of the parameters; what they read."""
+"""Inner optimizers, plain or learned, for all or some of the parameters; outer optimizers."""
 
 from __future__ import annotations
 
@@ -9,36 +9,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.interpreters import partial_eval
 
 from metajax.base import (
-    Array,
     MetaParams,
     Params,
     PyTree,
     check_function,
     check_integer,
-    leaf_shapes,
+    named_leaves,
 )
-from metajax.gradients import equations
 
 Optimizer: TypeAlias = optax.GradientTransformation
 PathPredicate = Callable[[tuple[Any, ...]], bool]
 
 
 def _any_path(path: tuple[Any, ...]) -> bool:
-    del path
     return True
 
 
 class LearnedOptimizer(NamedTuple):
-    """An inner optimizer, what of it is meta-learned and which parameters it moves.
+    """An inner optimizer whose hyper-parameters the outer loop learns.
 
     Attributes:
-      init: `params -> hyper-parameters`, a pytree of floats, learned by the outer loop; traceable.
-      make: `hyper-parameters -> optax transformation` of the parameters that move.
-      moves: whether the parameter at a pytree path adapts. The inner loop closes over the others,
-        which cost nothing per step; in trees of what moves, `optax.MaskedNode` is in their place.
+      init: `params -> hyper-parameters`, a pytree of floats; traceable.
+      make: `hyper-parameters -> optax transformation` of the parameters that adapt.
+      moves: `pytree path -> whether the parameter there adapts`. The inner loop closes over the
+        other parameters, which then cost nothing per step. The optax transformation finds
+        `optax.MaskedNode` in their places.
 
     Example, one learned step size for all parameters:
 
@@ -55,7 +52,7 @@ class LearnedOptimizer(NamedTuple):
 
 
 def as_learned(optimizer: Optimizer | LearnedOptimizer) -> LearnedOptimizer:
-    """An optax transformation as a `LearnedOptimizer` that learns nothing."""
+    """Lifts an optax transformation to a `LearnedOptimizer` without hyper-parameters."""
     if isinstance(optimizer, LearnedOptimizer):
         return optimizer
     check_optimizer("the inner optimizer", optimizer, ", or a LearnedOptimizer")
@@ -63,7 +60,7 @@ def as_learned(optimizer: Optimizer | LearnedOptimizer) -> LearnedOptimizer:
 
 
 def check_optimizer(what: str, optimizer: Any, otherwise: str = "") -> None:
-    """Raises `ValueError` for anything but an optax transformation."""
+    """Raises `ValueError` unless `optimizer` is an optax transformation."""
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise ValueError(
             f"{what} must be an optax transformation such as optax.sgd(0.01){otherwise}; got "
@@ -72,14 +69,14 @@ def check_optimizer(what: str, optimizer: Any, otherwise: str = "") -> None:
 
 
 def only(params: Params, where: PathPredicate) -> Params:
-    """The parameters whose path `where` accepts, `optax.MaskedNode` in place of the others."""
+    """The parameters at the paths that `where` accepts, `optax.MaskedNode` instead of the rest."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: x if where(path) else optax.MaskedNode(), params
     )
 
 
 def merged(moving: Params, frozen: Params) -> Params:
-    """The tree of which `moving` and `frozen` are the two parts."""
+    """Puts the two parts of a tree together again."""
     return jax.tree.map(
         lambda m, f: f if isinstance(m, optax.MaskedNode) else m,
         moving,
@@ -89,7 +86,26 @@ def merged(moving: Params, frozen: Params) -> Params:
 
 
 def learned_step_sizes(learning_rate: float) -> LearnedOptimizer:
-    """SGD with one learned step size per parameter, starting from `learning_rate`."""
+    r"""SGD with one learned step size per parameter: :math:`-\alpha \odot \nabla L`.
+
+    Args:
+      learning_rate: the initial value of all step sizes.
+
+    Raises:
+      ValueError: if `learning_rate` is not a finite number.
+
+    Example:
+
+    >>> import jax.numpy as jnp, optax, metajax
+    >>> loss = lambda params, batch, rng: (jnp.mean((params["w"] - batch) ** 2), {})
+    >>> learner = metajax.maml(loss, metajax.learned_step_sizes(0.1), optax.adam(1e-3))
+    >>> learner.init({"w": jnp.zeros(3)}).meta_params.inner["w"].shape
+    (3,)
+
+    References:
+      Li et al., `Meta-SGD: Learning to Learn Quickly for Few-Shot Learning
+      <https://arxiv.org/abs/1707.09835>`_, 2017, equation 2.
+    """
     check_rate("learned_step_sizes", learning_rate)
 
     def init(params: Params) -> Params:
@@ -104,9 +120,16 @@ def learned_step_sizes(learning_rate: float) -> LearnedOptimizer:
 
 
 def learned_per_step_sizes(learning_rate: float, num_steps: int) -> LearnedOptimizer:
-    """SGD with one learned step size per array and inner step, starting from `learning_rate`.
+    """SGD with one learned step size per array and inner step.
 
-    Steps beyond `num_steps` have the last size, so that an evaluation may take more.
+    Steps beyond `num_steps` use the last step size, so that evaluation may take more steps.
+
+    Args:
+      learning_rate: the initial value of all step sizes.
+      num_steps: the number of inner steps with a step size of their own.
+
+    Raises:
+      ValueError: if `learning_rate` is not a finite number or `num_steps` not a positive integer.
 
     Example:
 
@@ -137,18 +160,39 @@ def learned_per_step_sizes(learning_rate: float, num_steps: int) -> LearnedOptim
     return LearnedOptimizer(init, make)
 
 
-def counting(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) -> LearnedOptimizer:
-    """An inner optimizer that adds 1 at every step to the parameters that `where` accepts.
+def count_steps(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) -> LearnedOptimizer:
+    """Adds 1 to the parameters that `where` accepts at every inner step, and adapts the others.
 
-    So the number of the inner step is a parameter: a model with a normalization of its own for
-    every step reads it in the inner loop, in any objective and in any metric. The others are the
-    optimizer's. A parameter that is rounded to an index has a gradient of zero, and the outer loop
-    leaves it where it is.
+    Such a parameter counts the inner steps. A model with separate normalizations for every step
+    rounds it to an index, in the inner loop as in any objective and metric. The gradient of the
+    index is zero, so the outer loop does not change the parameter.
+
+    Args:
+      optimizer: the inner optimizer of the other parameters.
+      where: `pytree path -> whether the parameter there counts`.
+
+    Returns:
+      An inner optimizer, for `inner_loop` and the algorithms.
 
     Raises:
-      ValueError: as `adapting`.
+      ValueError: if `where` is not a function of a path; when initialized, if it accepts none or
+        all of the parameters.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp, optax, metajax
+    >>> optimizer = metajax.count_steps(optax.sgd(0.1), lambda path: path[0].key == "step")
+    >>> loss = lambda params, x, rng: (jnp.mean((params["w"] - x) ** 2), {})
+    >>> learner = metajax.maml(loss, optimizer, optax.adam(1e-3), num_steps=3)
+    >>> state = learner.init({"w": jnp.zeros(()), "step": jnp.zeros(())})
+    >>> float(learner.adapt(state, jnp.ones(5), jax.random.key(0))["step"])
+    3.0
+
+    References:
+      Antoniou et al., `How to train your MAML <https://arxiv.org/abs/1810.09502>`_, 2019,
+      section 4, "per-step batch normalization".
     """
-    others = adapting(optimizer, other_than(where))
+    others = adapt_only(optimizer, other_than(where))
 
     def make(inner: PyTree) -> Optimizer:
         def counts(params: Params) -> PyTree:
@@ -160,15 +204,30 @@ def counting(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) -> L
     return LearnedOptimizer(others.init, make, lambda path: where(path) or others.moves(path))
 
 
-def adapting(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) -> LearnedOptimizer:
-    """An inner optimizer that moves only the parameters whose pytree path `where` accepts.
+def adapt_only(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) -> LearnedOptimizer:
+    """Adapts only the parameters that `where` accepts; the outer loop still learns all of them.
 
-    A `LearnedOptimizer` learns hyper-parameters for those alone. The others are meta-learned like
-    the rest, and cost the inner loop neither memory nor operations.
+    The other parameters cost the inner loop neither memory nor operations. A `LearnedOptimizer`
+    learns hyper-parameters for the adapting parameters only.
+
+    Args:
+      optimizer: the inner optimizer of the adapting parameters.
+      where: `pytree path -> whether the parameter there adapts`.
+
+    Returns:
+      An inner optimizer, for `inner_loop` and the algorithms.
 
     Raises:
-      ValueError: if `where` is no function of a path; when initialized, if none of the parameters
-        would move, or all of them.
+      ValueError: if `where` is not a function of a path; when initialized, if it accepts none or
+        all of the parameters.
+
+    Example:
+
+    >>> import jax.numpy as jnp, optax, metajax
+    >>> optimizer = metajax.adapt_only(optax.sgd(0.1), lambda path: path[0].key == "head")
+    >>> loss = lambda params, x, rng: (jnp.mean((x @ params["body"] @ params["head"]) ** 2), {})
+    >>> learner = metajax.maml(loss, optimizer, optax.adam(1e-3))
+    >>> state = learner.init({"body": jnp.ones((2, 2)), "head": jnp.ones((2, 1))})
     """
     check_function("the path predicate", where, "path")
     whole = as_learned(optimizer)
@@ -177,13 +236,12 @@ def adapting(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) -> L
         return bool(where(path)) and whole.moves(path)
 
     def init(params: Params) -> PyTree:
-        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        accepted = {bool(where(path)) for path in paths}
+        accepted = {bool(where(path)) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
         if len(accepted) != 2:
             raise ValueError(
-                "the path predicate must divide the parameters in those that adapt and those that "
-                f"do not; with it {'all' if accepted == {True} else 'none'} of "
-                f"{', '.join(map(jax.tree_util.keystr, paths))} adapt."
+                "the path predicate must accept some of the parameters and reject others, but it "
+                f"accepts {'all' if accepted == {True} else 'none'} of "
+                f"{', '.join(named_leaves(params))}."
             )
         return whole.init(only(params, where))
 
@@ -191,23 +249,24 @@ def adapting(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) -> L
 
 
 def other_than(where: PathPredicate) -> PathPredicate:
-    """The predicate that accepts what `where` does not."""
+    """The negation of a path predicate."""
     check_function("the path predicate", where, "path")
     return lambda path: not where(path)
 
 
 def on_params(optimizer: Optimizer, inner: Optimizer | None = None) -> Optimizer:
-    """An outer optimizer of the parameters alone, lifted to `MetaParams(params, inner)`.
+    """Lifts an outer optimizer of the parameters to one of `MetaParams(params, inner)`.
 
-    For one that knows their structure, such as `optax.masked` or `optax.partition` with a tree of
-    labels.
+    An optimizer needs that if it depends on the structure of the parameters, such as
+    `optax.masked` or `optax.partition` with a tree of labels.
 
     Args:
-      optimizer: of the parameters.
-      inner: of the learned inner hyper-parameters; needed where there are some.
+      optimizer: the optimizer of the parameters.
+      inner: the optimizer of the learned inner hyper-parameters, required if there are any.
 
     Raises:
-      ValueError: when initialized, if there are learned inner hyper-parameters and no `inner`.
+      ValueError: for anything but optax transformations; when initialized, if there are learned
+        inner hyper-parameters and no `inner`.
 
     Example, a body that learns more slowly than the head:
 
@@ -219,16 +278,16 @@ def on_params(optimizer: Optimizer, inner: Optimizer | None = None) -> Optimizer
     >>> learner = metajax.maml(loss, optax.sgd(0.1), outer)
     >>> state = learner.init({"body": jnp.ones((2, 2)), "head": jnp.ones((2, 1))})
     """
-    for each in (optimizer, optax.identity() if inner is None else inner):
+    both = optimizer, optax.identity() if inner is None else inner
+    for each in both:
         check_optimizer("on_params: each optimizer", each)
-    first = optax.with_extra_args_support(optimizer)
-    second = optax.with_extra_args_support(optax.identity() if inner is None else inner)
+    first, second = map(optax.with_extra_args_support, both)
 
     def init(meta_params: MetaParams) -> PyTree:
         if inner is None and jax.tree.leaves(meta_params.inner):
             raise ValueError(
-                "on_params: there are learned inner hyper-parameters, so it needs an optimizer of "
-                "theirs as well: on_params(optimizer, inner=optax.adam(1e-3))."
+                "on_params: the learned inner hyper-parameters need an optimizer as well: "
+                "on_params(optimizer, inner=optax.adam(1e-3))."
             )
         return first.init(meta_params.params), second.init(meta_params.inner)
 
@@ -242,10 +301,25 @@ def on_params(optimizer: Optimizer, inner: Optimizer | None = None) -> Optimizer
 
 
 def lookahead(fast: Optimizer, sync_period: int, slow_step_size: float) -> Optimizer:
-    """`optax.lookahead` with the slow parameters in its state, as an outer optimizer needs it.
+    """`optax.lookahead` as an outer optimizer, with the slow parameters in its state.
 
-    The meta-parameters are the fast ones; they are set to the slow ones at every `sync_period`-th
-    update.
+    The meta-parameters are the fast parameters. At every `sync_period`-th update the slow ones move
+    towards them, and they are reset to the slow ones.
+
+    Args:
+      fast: the optimizer of the fast parameters.
+      sync_period: the number of updates between two synchronizations.
+      slow_step_size: how far the slow parameters move, as a fraction of the way.
+
+    Raises:
+      ValueError: if `sync_period` is less than 1.
+
+    Example:
+
+    >>> import jax.numpy as jnp, optax, metajax
+    >>> outer = metajax.lookahead(optax.adam(1e-3), sync_period=5, slow_step_size=0.5)
+    >>> loss = lambda params, batch, rng: (jnp.mean((params - batch) ** 2), {})
+    >>> learner = metajax.maml(loss, optax.sgd(0.1), outer)
 
     References:
       Zhang et al., `Lookahead Optimizer: k steps forward, 1 step back
@@ -264,8 +338,8 @@ def lookahead(fast: Optimizer, sync_period: int, slow_step_size: float) -> Optim
     return optax.GradientTransformation(init, update)
 
 
-def check_update(optimizer: Optimizer, meta_params: MetaParams) -> None:
-    """Raises `ValueError` for an outer optimizer that asks for more than it is given."""
+def check_outer_update(optimizer: Optimizer, meta_params: MetaParams) -> None:
+    """Raises `ValueError` if an outer optimizer needs arguments that it does not get."""
     try:
         jax.eval_shape(
             lambda grads: optimizer.update(grads, optimizer.init(grads), grads, value=jnp.ones(()))[
@@ -276,63 +350,15 @@ def check_update(optimizer: Optimizer, meta_params: MetaParams) -> None:
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise ValueError(
             "meta_learner: the outer optimizer's update cannot be called with (gradients, state, "
-            f"parameters, value): {error}. It sees MetaParams(params, inner): lift one with labels "
-            "or masks of the parameters with metajax.on_params, and take metajax.lookahead for "
-            "optax.lookahead. One that needs the loss itself, such as the line search of "
-            "optax.lbfgs, cannot be used."
+            f"parameters, value): {error}. The parameters are MetaParams(params, inner): wrap "
+            "an optimizer with labels or masks in metajax.on_params, and use metajax.lookahead "
+            "instead of optax.lookahead. Optimizers that evaluate the loss, such as optax.lbfgs, "
+            "cannot be used."
         ) from error
 
 
 def check_rate(name: str, learning_rate: Any) -> None:
-    """Raises `ValueError` for a number that is not finite; what is traced is not looked at."""
+    """Raises `ValueError` unless `learning_rate` is a finite number or an array."""
     known = isinstance(learning_rate, int | float | np.number)
     if not (np.isfinite(learning_rate) if known else isinstance(learning_rate, jax.Array)):
         raise ValueError(f"{name}: learning_rate must be a finite number, got {learning_rate!r}.")
-
-
-class UpdateReads(NamedTuple):
-    """What an inner optimizer's update is a function of.
-
-    Attributes:
-      searches: whether it searches along a line, in a loop that reverse mode cannot cross.
-      value: whether it uses the loss's value.
-      params: whether the parameters themselves have a part in it, as in weight decay.
-      ignored: paths of the parameters whose gradient has no part in their update.
-    """
-
-    searches: bool
-    value: bool
-    params: bool
-    ignored: list[str]
-
-
-def update_reads(update: Callable[..., Any], grads: Params, state: PyTree, value: Array):
-    """Reads the program of `update(grads, state, params, value)`, without running it."""
-    try:
-        traced, shapes = jax.make_jaxpr(update, return_shape=True)(grads, state, grads, value)
-    except TypeError as error:
-        raise ValueError(
-            "inner_loop: the inner optimizer's update cannot be called with (gradients, state, "
-            f"parameters, value=, grad=, value_fn=): {error}. Choose one that needs no more."
-        ) from error
-    sizes, updated = leaf_shapes(grads), leaf_shapes(shapes[0])
-    if sizes != updated:
-        raise ValueError(
-            f"inner_loop: the inner optimizer's updates have the shapes {updated}, the parameters "
-            f"that adapt {sizes}."
-        )
-    jaxpr = traced.jaxpr
-    num, num_state = len(jax.tree.leaves(grads)), len(jax.tree.leaves(state))
-
-    def used(outputs: range) -> list[bool]:
-        wanted = [i in outputs for i in range(len(jaxpr.outvars))]
-        return partial_eval.dce_jaxpr(jaxpr, wanted)[1]
-
-    everything = used(range(len(jaxpr.outvars)))
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(grads)]
-    return UpdateReads(
-        searches=any(eqn.primitive.name == "while" for eqn in equations(jaxpr)),
-        value=everything[-1],
-        params=any(everything[num + num_state : -1]),
-        ignored=[path for i, path in enumerate(paths) if not any(used(range(i, i + 1))[:num])],
-    )

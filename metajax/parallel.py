@@ -1,4 +1,4 @@
-"""Tasks in parallel: under `vmap`, in chunks that fit a cache, over the devices of a mesh."""
+"""Maps over tasks: by `vmap`, in chunks that fit a cache, and over the devices of a mesh."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
-from metajax.base import Array, PyTree, check_integer, equal_chunk
+from metajax.base import Array, PyTree, check_integer, equal_chunk, inexact_leaves
 from metajax.machine import CPU_CHUNK_BYTES, CPU_CHUNK_TASKS
 
 
@@ -19,11 +19,11 @@ def task_mesh(num_devices: int | None = None) -> Mesh:
     """A mesh with the single axis `"tasks"`, for the `mesh` argument of every learner.
 
     Args:
-      num_devices: how many devices; by default all, those of other processes included once
-        `jax.distributed.initialize()` has joined them.
+      num_devices: the number of devices. By default all, which include the devices of other
+        processes after `jax.distributed.initialize()`.
 
     Raises:
-      ValueError: if there are fewer devices.
+      ValueError: if `num_devices` is not a positive integer or there are fewer devices.
 
     Example:
 
@@ -33,13 +33,13 @@ def task_mesh(num_devices: int | None = None) -> Mesh:
     ...     loss, optax.sgd(0.1), optax.adam(1e-3), mesh=metajax.task_mesh(1))
     """
     devices = jax.devices()
-    if num_devices is not None:
-        check_integer("task_mesh: num_devices", num_devices, minimum=0)
-    if num_devices is not None and not 1 <= num_devices <= len(devices):
+    if num_devices is None:
+        num_devices = len(devices)
+    if check_integer("task_mesh: num_devices", num_devices) > len(devices):
         raise ValueError(
-            f"task_mesh: {num_devices} devices asked for, {len(devices)} "
-            f"({jax.default_backend()}) are here. A CPU shows more of them after "
-            f'jax.config.update("jax_num_cpu_devices", n), before its first use.'
+            f"task_mesh: {num_devices} devices requested, but there are {len(devices)} "
+            f"({jax.default_backend()}). A CPU has n devices after "
+            'jax.config.update("jax_num_cpu_devices", n), called before its first use.'
         )
     return Mesh(np.asarray(devices[:num_devices]), ("tasks",))
 
@@ -51,44 +51,53 @@ def over_tasks(
     mesh: Mesh | None = None,
     stack: bool = False,
 ) -> Callable[..., tuple[PyTree, PyTree]]:
-    """Runs a function of a chunk of tasks over all tasks: the only task map of the library.
+    """Maps a function of a chunk of tasks over all tasks: the only task map of the library.
 
-    The devices of a mesh share the tasks equally. On each, chunks follow each other in a scan, so
-    that memory grows with `task_chunk` and not with the number of tasks. The result does not
-    depend on either beyond rounding.
+    The devices of a mesh share the tasks equally. Each device scans over its chunks, so memory
+    grows with `task_chunk` and not with the number of tasks. The result depends on neither beyond
+    rounding.
 
     Args:
-      fn: `(shared, tasks, thread) -> (result, thread)` on a chunk of tasks, leaves
-        `[chunk, ...]`. The result is the mean over the chunk or, with `stack`, one per task
-        `[chunk, ...]`; the thread is handed from chunk to chunk.
-      task_chunk: tasks per chunk; a last, smaller chunk takes the rest. `None` leaves the choice
-        to `default_chunk`.
-      mesh: devices, such as `task_mesh()`; the results of all are averaged by one all-reduce.
-      stack: concatenate the chunks' results `[tasks, ...]` instead of averaging over tasks.
+      fn: `(shared, tasks, carry) -> (result, carry)` for one chunk, where the leaves of `tasks` are
+        `[chunk, ...]`. The result is the mean over the chunk or, with `stack`, has one entry per
+        task, `[chunk, ...]`. The carry passes from each chunk to the next.
+      task_chunk: tasks per chunk; a smaller last chunk takes the remainder. By default
+        `default_chunk` chooses.
+      mesh: devices, such as `task_mesh()`; one all-reduce averages their results.
+      stack: concatenate the results of the chunks to `[tasks, ...]` instead of averaging them.
 
     Returns:
-      `(shared, tasks, thread=()) -> (result, thread)` on leaves `[tasks, ...]`.
+      `(shared, tasks, carry=()) -> (result, carry)`, where the leaves of `tasks` are
+      `[tasks, ...]`.
 
     Raises:
-      ValueError: if `task_chunk` is not a positive integer or `mesh` no mesh; when traced, if the
-        devices cannot share the tasks equally, or a thread would have to pass from device to
-        device.
+      ValueError: if `task_chunk` is not a positive integer or `mesh` not a mesh; when traced, if
+        the devices cannot share the tasks equally, or for a carry on a mesh.
+
+    Example, the mean of squares in chunks of two tasks:
+
+    >>> import jax.numpy as jnp, metajax
+    >>> def mean_square(shared, tasks, carry):
+    ...     return jnp.mean((shared * tasks) ** 2), carry
+    >>> mean, _ = metajax.over_tasks(mean_square, task_chunk=2)(2.0, jnp.arange(4.0))
+    >>> float(mean)
+    14.0
     """
     if task_chunk is not None:
         task_chunk = check_integer("task_chunk", task_chunk)
     if mesh is not None and not isinstance(mesh, Mesh):
         raise ValueError(f"mesh must be a jax.sharding.Mesh such as task_mesh(), got {mesh!r}.")
 
-    def on_one_device(shared: PyTree, tasks: PyTree, thread: PyTree) -> tuple[PyTree, PyTree]:
+    def on_one_device(shared: PyTree, tasks: PyTree, carry: PyTree) -> tuple[PyTree, PyTree]:
         num_tasks = _num_tasks(tasks)
         chunk = task_chunk or default_chunk(shared, tasks, mesh)
         if chunk >= num_tasks:
-            return fn(shared, tasks, thread)
+            return fn(shared, tasks, carry)
         num_chunks, rest = divmod(num_tasks, chunk)
         split = num_chunks * chunk
 
         def weighted(total: PyTree, result: PyTree, weight: float) -> PyTree:
-            # Integers (step counts of an optimizer) are equal over tasks: kept, not averaged.
+            # Integers, such as an optimizer's step count, are equal over tasks and need no mean.
             return jax.tree.map(
                 lambda t, r: t + weight * r if jnp.issubdtype(r.dtype, jnp.inexact) else r,
                 total,
@@ -99,34 +108,34 @@ def over_tasks(
             return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, chunk), tasks)
 
         def body(carried, start):
-            # Not over reshaped tasks, of which XLA would make a copy first.
-            total, thread = carried
-            result, thread = fn(shared, chunk_at(start), thread)
+            # Slices, because a scan over reshaped tasks would make XLA copy them first.
+            total, carry = carried
+            result, carry = fn(shared, chunk_at(start), carry)
             if stack:
-                return (total, thread), result
-            return (weighted(total, result, chunk / num_tasks), thread), ()
+                return (total, carry), result
+            return (weighted(total, result, chunk / num_tasks), carry), ()
 
         starts = chunk * jnp.arange(num_chunks)
         first = jax.eval_shape(chunk_at, starts[0])
-        shapes = () if stack else jax.eval_shape(fn, shared, first, thread)[0]
+        shapes = () if stack else jax.eval_shape(fn, shared, first, carry)[0]
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        (result, thread), stacked = jax.lax.scan(body, (zeros, thread), starts)
+        (result, carry), stacked = jax.lax.scan(body, (zeros, carry), starts)
         if stack:
             result = jax.tree.map(lambda x: x.reshape(split, *x.shape[2:]), stacked)
         if rest:
-            tail, thread = fn(shared, jax.tree.map(lambda x: x[split:], tasks), thread)
+            tail, carry = fn(shared, jax.tree.map(lambda x: x[split:], tasks), carry)
             if stack:
                 result = jax.tree.map(lambda *xs: jnp.concatenate(xs), result, tail)
             else:
                 result = weighted(result, tail, rest / num_tasks)
-        return result, thread
+        return result, carry
 
-    def mapped(shared: PyTree, tasks: PyTree, thread: PyTree = ()) -> tuple[PyTree, PyTree]:
+    def mapped(shared: PyTree, tasks: PyTree, carry: PyTree = ()) -> tuple[PyTree, PyTree]:
         if mesh is None:
-            return on_one_device(shared, tasks, thread)
-        if jax.tree.leaves(thread):
+            return on_one_device(shared, tasks, carry)
+        if jax.tree.leaves(carry):
             raise ValueError(
-                "over_tasks: what is handed from task to task cannot cross the devices of a mesh."
+                "over_tasks: a carry passes from task to task, so it cannot be used with a mesh."
             )
         num_tasks, axes = _num_tasks(tasks), mesh.axis_names
         if num_tasks % mesh.size:
@@ -139,8 +148,8 @@ def over_tasks(
             result, _ = on_one_device(shared, tasks, ())
             return result if stack else _mean_over_devices(result, axes)
 
-        # Unchecked: derivatives are taken inside, with no collective in them, and whether a value
-        # varies over devices is then nothing that a loss function has to declare in its scans.
+        # With the check, loss functions would have to declare which values in their scans vary over
+        # devices. It is not needed: derivatives are taken inside, and no collective is in them.
         across = jax.shard_map(
             on_each,
             mesh=mesh,
@@ -154,12 +163,12 @@ def over_tasks(
 
 
 def default_chunk(shared: PyTree, tasks: PyTree, mesh: Mesh | None = None) -> int:
-    """The tasks per `vmap` where none are asked for.
+    """The default number of tasks per `vmap`.
 
-    An accelerator takes all tasks of a device at once. A CPU takes at most `CPU_CHUNK_TASKS`, no
-    more than keep the parameters and data of a chunk within `CPU_CHUNK_BYTES`: small tasks are
-    bound by the number of operations and gain from each other's company, large ones by its cache,
-    and lose.
+    An accelerator takes all tasks of a device at once. A CPU takes at most `CPU_CHUNK_TASKS`, and
+    fewer if the parameters and data of the chunk would exceed `CPU_CHUNK_BYTES`. Batching reduces
+    the number of operations, which limits the speed of small tasks. Large tasks are limited by the
+    cache, which a smaller chunk fits.
     """
     num_tasks = _num_tasks(tasks)
     platform = mesh.devices.flat[0].platform if mesh is not None else jax.default_backend()
@@ -171,23 +180,20 @@ def default_chunk(shared: PyTree, tasks: PyTree, mesh: Mesh | None = None) -> in
 
 
 def map_tasks(fn: Callable[..., PyTree], *tasks: PyTree) -> PyTree:
-    """`jax.vmap(fn)(*tasks)`, by a plain call where there is one task only."""
+    """`jax.vmap(fn)(*tasks)`, or a plain call for a single task."""
     if _num_tasks(tasks) > 1:
         return jax.vmap(fn)(*tasks)
-    # Without a batch axis XLA is free to transpose the products of weight gradients.
+    # Without a batch axis XLA may transpose the matrix products of weight gradients.
     result = fn(*jax.tree.map(lambda x: x[0], tasks))
     return jax.tree.map(lambda x: jnp.expand_dims(x, 0), result)
 
 
 def _mean_over_devices(tree: PyTree, axes: Any) -> PyTree:
-    """Averages all floating-point leaves over devices, as one vector: one all-reduce."""
+    """Averages all floating-point leaves over devices, as one vector in one all-reduce."""
     leaves, treedef = jax.tree.flatten(tree)
-    inexact = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
-    flat, unravel = ravel_pytree([x for x, yes in zip(leaves, inexact, strict=True) if yes])
-    means = iter(unravel(jax.lax.pmean(flat, axes)))
-    return jax.tree.unflatten(
-        treedef, [next(means) if yes else leaf for leaf, yes in zip(leaves, inexact, strict=True)]
-    )
+    flat, unravel = ravel_pytree(inexact_leaves(leaves))
+    means = unravel(jax.lax.pmean(flat, axes))
+    return jax.tree.unflatten(treedef, [means.get(i, leaf) for i, leaf in enumerate(leaves)])
 
 
 def _num_tasks(tasks: PyTree) -> int:

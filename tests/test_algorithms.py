@@ -74,7 +74,7 @@ def test_the_batches_reach_every_algorithm(name):
         return ALGORITHMS[name](batches=metajax.cycle(9))
 
     if name == "imaml":
-        with pytest.raises(ValueError, match="requires batches=full_batch"):
+        with pytest.raises(ValueError, match=r"requires .*batches=full_batch"):
             built()
         return
     state = built().init(PARAMS)
@@ -84,7 +84,7 @@ def test_the_batches_reach_every_algorithm(name):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_misspelt_option_is_named(name):
-    with pytest.raises(TypeError, match=r"unexpected keyword argument 'batch'.*'task_chunk'"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'batch'"):
         ALGORITHMS[name](batch=metajax.full_batch())
 
 

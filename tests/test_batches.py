@@ -62,7 +62,7 @@ def test_errors_name_both_sizes(batches):
         batches(0)
     with pytest.raises(ValueError, match="batch_size=6 exceeds the 5 examples"):
         batches(6)(SUPPORT, 1, KEY)
-    with pytest.raises(ValueError, match=r"\['x'\] has 5 examples.*\['z'\] has 4"):
+    with pytest.raises(ValueError, match=r"\['z'\] has 4 examples.*\['x'\] has 5"):
         batches(2)({"x": jnp.arange(5), "z": jnp.arange(4)}, 1, KEY)
 
 

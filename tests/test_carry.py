@@ -99,7 +99,7 @@ def test_a_carried_state_is_not_dropped_in_silence():
 @pytest.mark.parametrize("carry", ["mean", "serial"])
 def test_a_state_without_what_is_carried_is_refused(carry):
     state = reptile(None).init(mlp_params(dtype=jnp.float32))
-    message = f"built with carry='{carry}', but the inner_state"
+    message = f"built with carry='{carry}', but the state's inner_state"
     with pytest.raises(ValueError, match=message):
         reptile(carry).update(state, EPISODES[0], KEY)
     support = jax.tree.map(lambda x: x[0], EPISODES[0].support)
@@ -123,5 +123,5 @@ def test_what_is_carried_may_be_a_bare_array():
     assert (adapted, info.inner_state) == (-2.5, 1.5)
     adapted, info = adapt.apply(meta_params, support, KEY, inner_state=info.inner_state)
     assert (adapted, info.inner_state) == (-3.625, 1.875)
-    with pytest.raises(ValueError, match="cannot go on from an inner_state"):
+    with pytest.raises(ValueError, match="cannot continue from an inner_state"):
         adapt.apply(meta_params, support, KEY, inner_state=(jnp.zeros(()),))

@@ -35,13 +35,13 @@ def inner(**kwargs):
         (lambda: inner(num_steps=-1), "non-negative integer, got -1"),
         (lambda: inner(num_steps=True), "non-negative integer, got True"),
         (lambda: inner(meta_gradient=metajax.second_order), "mind the parentheses"),
-        (lambda: inner(proximal=-1.0), "proximal must be a finite number that is not negative"),
+        (lambda: inner(proximal=-1.0), "proximal must be a finite, non-negative number"),
         (lambda: inner(carry="parallel"), "carry must be one of .* got 'parallel'"),
         (lambda: metajax.implicit(cg_steps=0), "cg_steps must be a positive integer, got 0"),
         (lambda: inner(meta_gradient=metajax.implicit()), "requires proximal > 0"),
         (
             lambda: inner(meta_gradient=metajax.implicit(), proximal=1.0, batches=metajax.cycle(2)),
-            r"requires batches=full_batch\(\)",
+            r"requires .*batches=full_batch\(\)",
         ),
         (
             lambda: inner(
@@ -51,10 +51,10 @@ def inner(**kwargs):
             ).init(mlp_params()),
             "without learned hyper-parameters",
         ),
-        (lambda: inner(proximal=float("nan")), "proximal must be a finite number.* got nan"),
-        (lambda: inner(proximal="1"), "proximal must be a finite number.* got '1'"),
-        (lambda: inner(proximal=jnp.ones(2)), "proximal must be a finite number"),
-        (lambda: inner(proximal=True), "proximal must be a finite number.* got True"),
+        (lambda: inner(proximal=float("nan")), "proximal must be .* got nan"),
+        (lambda: inner(proximal="1"), "proximal must be .* got '1'"),
+        (lambda: inner(proximal=jnp.ones(2)), "proximal must be a finite"),
+        (lambda: inner(proximal=True), "proximal must be .* got True"),
         (lambda: inner(unroll=0), "unroll must be a positive integer, got 0"),
         (
             lambda: inner(loss=lambda params, batch: 0.0),
@@ -106,7 +106,7 @@ def test_building_with_wrong_arguments(build, message):
 )
 def test_a_head_that_is_nothing_or_everything(accept, found):
     learner = metajax.anil(mlp_loss, SGD, SGD, head=accept)
-    with pytest.raises(ValueError, match=rf"with it {found} of \[0\]\['b'\], \[0\]\['w'\]"):
+    with pytest.raises(ValueError, match=rf"accepts {found} of \[0\]\['b'\], \[0\]\['w'\]"):
         learner.init(mlp_params())
 
 
@@ -133,8 +133,11 @@ def update(loss=mlp_loss, episodes=None, state=None, adapt=None):
     ("result", "message"),
     [
         (lambda value: value, r"must return \(scalar, metrics\)"),
-        (lambda value: (jnp.stack([value, value]), {}), r"a scalar, it returned shape \(2,\)"),
-        (lambda value: (1, {}), "a floating-point scalar, it returned int32"),
+        (
+            lambda value: (jnp.stack([value, value]), {}),
+            r"scalar.* returned float32\[2\]",
+        ),
+        (lambda value: (1, {}), r"floating-point scalar.* returned int32\[\]"),
         (lambda value: (value, {"name": "mse"}), r"metrics\['name'\] is str"),
     ],
 )
@@ -154,8 +157,8 @@ def test_support_and_query_of_different_numbers_of_tasks():
     ("episodes", "message"),
     [
         (metajax.Episode(jnp.ones(()), jnp.ones(())), "episodes.support is a scalar.*add the axis"),
-        (metajax.Episode((), ()), "the meta-batch is empty"),
-        (metajax.Episode(jnp.ones((0, 2)), jnp.ones((0, 2))), "the meta-batch is empty"),
+        (metajax.Episode((), ()), "no tasks in episodes"),
+        (metajax.Episode(jnp.ones((0, 2)), jnp.ones((0, 2))), "no tasks in episodes"),
         ({"support": 1, "query": 2}, "expected a metajax.Episode.*got dict"),
     ],
 )
@@ -175,7 +178,7 @@ def test_parameters_in_place_of_the_state():
 def test_as_many_weights_as_steps(weights):
     adapt = metajax.inner_loop(mlp_loss, SGD, 2)
     learner = metajax.meta_learner(adapt, metajax.multi_step_query_loss(mlp_loss, weights), SGD)
-    with pytest.raises(ValueError, match=f"2 adaptation steps .* got {len(weights)}"):
+    with pytest.raises(ValueError, match=rf"2 adaptation steps .*the shape \({len(weights)},\)"):
         learner.update(learner.init(mlp_params()), regression(tasks=2), KEY)
 
 

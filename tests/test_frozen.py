@@ -63,15 +63,15 @@ ENGINES = {
     "mixed_mode": metajax.mixed_mode(),
 }
 OPTIMIZERS = {
-    "adapting": metajax.adapting(optax.sgd(RATE), is_head),
-    "learned": metajax.adapting(metajax.learned_step_sizes(RATE), is_head),
-    "counting": metajax.counting(
-        metajax.adapting(optax.sgd(RATE), is_head), lambda path: path[0].key == "step"
+    "adapt_only": metajax.adapt_only(optax.sgd(RATE), is_head),
+    "learned": metajax.adapt_only(metajax.learned_step_sizes(RATE), is_head),
+    "count_steps": metajax.count_steps(
+        metajax.adapt_only(optax.sgd(RATE), is_head), lambda path: path[0].key == "step"
     ),
 }
 
 
-def by_library(num_steps, engine, optimizer="adapting", carry=None):
+def by_library(num_steps, engine, optimizer="adapt_only", carry=None):
     adapt = metajax.inner_loop(
         loss, OPTIMIZERS[optimizer], num_steps, meta_gradient=ENGINES[engine], carry=carry
     )
@@ -122,7 +122,7 @@ def test_the_frozen_are_meta_learned():
 
 
 def test_a_count_in_a_part_that_adapts():
-    adapt = metajax.inner_loop(loss, OPTIMIZERS["counting"], 3)
+    adapt = metajax.inner_loop(loss, OPTIMIZERS["count_steps"], 3)
     adapted, _ = adapt.apply(metajax.MetaParams(PARAMS), BATCH, KEY)
     assert float(adapted["step"]) == 3
     jax.tree.map(np.testing.assert_array_equal, adapted["body"], PARAMS["body"])

@@ -23,6 +23,19 @@ def test_importing_the_library_loads_nothing_heavy():
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.parametrize(("old", "new"), [("adapting", "adapt_only"), ("counting", "count_steps")])
+def test_an_old_name_warns_and_is_the_new_function(old, new):
+    with pytest.warns(DeprecationWarning, match=rf"metajax\.{old} is now metajax\.{new};"):
+        found = getattr(metajax, old)
+    assert found is vars(metajax)[new]
+    assert old not in vars(metajax)
+
+
+def test_any_other_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'metajax' has no attribute 'mamml'"):
+        _ = metajax.mamml
+
+
 def test_meta_reinforcement_learning_loads_no_engine():
     code = "import sys, metajax.rl; print([m for m in ('gymnax', 'brax') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

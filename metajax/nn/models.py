@@ -85,7 +85,7 @@ class ConvNet(linen.Module):
       use_scale: whether the normalizations have a gamma beside their beta.
       head_init: initializer of the head's kernel.
       norm_steps: if positive, the number of gammas and betas of each normalization. The parameter
-        `step`, a float that `metajax.counting` increases at every inner step, selects among them.
+        `step`, a float that `metajax.count_steps` increases at every inner step, selects one.
       dtype: compute type of the convolutions, see `Conv`; statistics and logits are float32.
       convolution: the function that computes the convolutions, see `Conv`.
 
@@ -250,7 +250,7 @@ def is_norm(path: tuple[Any, ...]) -> bool:
 
     >>> import metajax, optax
     >>> from metajax import nn
-    >>> optimizer = metajax.adapting(optax.sgd(0.1), lambda path: not nn.is_norm(path))
+    >>> optimizer = metajax.adapt_only(optax.sgd(0.1), lambda path: not nn.is_norm(path))
     """
     return any(name.startswith("BatchNorm") for name in _names("is_norm", path))
 
@@ -264,7 +264,7 @@ def is_step(path: tuple[Any, ...]) -> bool:
 
     >>> import metajax, optax
     >>> from metajax import nn
-    >>> optimizer = metajax.counting(optax.sgd(0.1), nn.is_step)
+    >>> optimizer = metajax.count_steps(optax.sgd(0.1), nn.is_step)
     """
     return _names("is_step", path)[-1:] == ["step"]
 

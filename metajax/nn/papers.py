@@ -43,13 +43,13 @@ def conv_per_step(
       num_steps: number of inner steps.
       dtype: compute type of the convolutions, see `Conv`.
 
-    Example, where `metajax.counting` moves the parameter `step` on:
+    Example, where `metajax.count_steps` moves the parameter `step` on:
 
     >>> import metajax, optax
     >>> from metajax import nn
     >>> model = nn.conv_per_step(ways=5, num_steps=3)
     >>> learner = metajax.maml(
-    ...     metajax.cross_entropy(model.apply), metajax.counting(optax.sgd(0.1), nn.is_step),
+    ...     metajax.cross_entropy(model.apply), metajax.count_steps(optax.sgd(0.1), nn.is_step),
     ...     optax.adam(1e-3), num_steps=3)
 
     References:

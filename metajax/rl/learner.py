@@ -20,7 +20,7 @@ from metajax.base import (
     strongly_typed,
 )
 from metajax.learner import check_state
-from metajax.optimizers import check_update
+from metajax.optimizers import check_outer_update
 from metajax.rl.inner import InnerLoop
 
 Update = Callable[[MetaState, Episode, Key], tuple[MetaState, Metrics]]
@@ -54,7 +54,7 @@ def checked_init(optimizer: optax.GradientTransformation) -> Callable[[MetaParam
     """The optimizer's `init`, which first checks that its `update` can be called."""
 
     def init(meta_params: MetaParams) -> PyTree:
-        check_update(optimizer, meta_params)
+        check_outer_update(optimizer, meta_params)
         return optimizer.init(meta_params)
 
     return init

@@ -152,7 +152,7 @@ def with_context(
     """Appends a context vector, a part of the parameters, to every observation of a policy.
 
     The context starts at 0. To adapt the context alone, use the inner optimizer
-    `metajax.adapting(optimizer, rl.is_context)`.
+    `metajax.adapt_only(optimizer, rl.is_context)`.
 
     Args:
       init: `(rng, observation) -> params`, of the policy without a context.

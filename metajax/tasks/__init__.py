@@ -1,4 +1,4 @@
-"""Distributions of tasks: what meta-learners learn from."""
+"""Distributions of tasks, from which meta-learners draw their training and test tasks."""
 
 from metajax.tasks import audit as audit  # deprecated
 from metajax.tasks import cifar as cifar  # deprecated

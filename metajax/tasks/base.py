@@ -1,4 +1,4 @@
-"""What a distribution of tasks is, and how a meta-batch is drawn from one."""
+"""The interface of a distribution of tasks, and `meta_batch`, which draws from one."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from metajax.base import Episode, Key, PyTree, check_function, check_integer, sp
 class TaskDistribution(Protocol):
     """A distribution of tasks, `tau ~ p(tau)`: an object that samples episodes.
 
-    An implementation is a pytree whose leaves are its data and whose settings are static, so that
-    it is passed into `jit` as an argument: data closed over would be compiled in as constants.
-    Where there are no data, a plain function `rng -> Episode` will do.
+    An implementation is a pytree with its data as leaves and its settings as static fields, so that
+    it can be an argument of a compiled function. Data in a closure would become constants of the
+    program. Without data, a plain function `rng -> Episode` is enough.
 
     Example:
       Linear regression, as a function:
@@ -29,7 +29,7 @@ class TaskDistribution(Protocol):
       >>> x.shape, y.shape
       ((4, 5, 1), (4, 5, 1))
 
-      The same over slopes that were measured, which are data:
+      The same with measured slopes, which are data:
 
       >>> @jax.tree_util.register_dataclass
       ... @dataclasses.dataclass(frozen=True)
@@ -50,32 +50,32 @@ class TaskDistribution(Protocol):
     """
 
     def sample(self, rng: Key, /) -> Episode:
-        """Draws one task and its support and query; pure, so it runs inside `jit` and `vmap`."""
+        """Draws one task, with its support and query. Pure, so it runs inside `jit` and `vmap`."""
         ...
 
 
 @runtime_checkable
 class StreamedTasks(TaskDistribution, Protocol):
-    """Tasks whose data stay on the host, where `train.fit` reads them ahead.
+    """Tasks with data on the host, which `train.fit` reads ahead of the device.
 
     `sample(rng)` equals `episode(fetch(draw(rng)))`.
     """
 
     @property
     def task_bytes(self) -> int:
-        """The size of one fetched task."""
+        """The size of one fetched task in bytes."""
         ...
 
     def draw(self, rng: Key, /) -> PyTree:
-        """Draws what makes up a task; pure."""
+        """Draws the indices that define a task; pure."""
         ...
 
     def fetch(self, draw: Any, /) -> PyTree:
-        """Reads it on the host, in a thread of its own; draws may have any leading axes."""
+        """Reads the data of a draw on the host, in a separate thread. Leading axes are kept."""
         ...
 
     def episode(self, fetched: Any, /) -> Episode:
-        """Makes an episode of it; pure."""
+        """Makes an episode from fetched data; pure."""
         ...
 
 
@@ -93,8 +93,8 @@ def meta_batch(
       An episode whose leaves have a leading `[num_tasks]` axis.
 
     Raises:
-      ValueError: `tasks` cannot be sampled or samples no `Episode`, `num_tasks` is no positive
-        integer, or `rng` is no key.
+      ValueError: if `tasks` cannot be sampled or a sample is not an `Episode`, if `num_tasks` is
+        not a positive integer, or if `rng` is not a key.
 
     Example:
       >>> import jax
@@ -109,7 +109,7 @@ def meta_batch(
         task = sample(rng)
         if not isinstance(task, Episode):
             raise ValueError(
-                f"a task must be a metajax.Episode(support, query), the tasks returned "
+                f"a task must be a metajax.Episode(support, query), but the tasks returned "
                 f"{type(task).__name__}"
             )
         return task
@@ -119,16 +119,16 @@ def meta_batch(
 
 
 def as_tasks(tasks: TaskDistribution | Callable[[Key], Episode]) -> Any:
-    """Makes tasks an argument that `jit` accepts; `meta_batch` takes them before and after.
+    """Makes tasks a valid argument of compiled functions. `meta_batch` takes them in either form.
 
     Args:
       tasks: a distribution, or a function `rng -> Episode`.
 
     Returns:
-      A distribution as it is, a function as a static pytree.
+      A distribution unchanged, or a function as a static pytree.
 
     Raises:
-      ValueError: `tasks` cannot be sampled, or are of a class that is not registered as a pytree.
+      ValueError: if `tasks` cannot be sampled, or their class is not registered as a pytree.
 
     Example:
       >>> import jax, jax.numpy as jnp, metajax
@@ -145,7 +145,7 @@ def as_tasks(tasks: TaskDistribution | Callable[[Key], Episode]) -> Any:
     if hasattr(tasks, "sample"):
         raise ValueError(
             f"{type(tasks).__name__} must be a pytree to be passed into compiled functions: "
-            f"register it with jax.tree_util.register_dataclass, or with register_static where "
+            f"register it with jax.tree_util.register_dataclass, or with register_static if "
             f"its data stay on the host"
         )
     return jax.tree_util.Partial(tasks)

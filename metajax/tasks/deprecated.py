@@ -1,6 +1,6 @@
-"""What stood in `metajax.tasks` before `metajax.data` did, for one release.
+"""Old names in `metajax.tasks` of functions that are now in `metajax.data`, kept for one release.
 
-The modules `audit`, `cifar`, `mini_imagenet`, `omniglot` and `sources` beside this one go with it.
+The modules `audit`, `cifar`, `mini_imagenet`, `omniglot` and `sources` will go with this one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class NamedSplits(NamedTuple):
 
 
 def named_splits(name: str, load: Callable[..., Splits]) -> Callable[..., Any]:
-    """The function `load` of the module `name`, which returns arrays and names."""
+    """The old function `load` of the module `name`, which returned arrays and names."""
 
     def old(*args: Any, **kwargs: Any) -> NamedSplits:
         splits = load(*args, **kwargs)
@@ -67,7 +67,7 @@ class ImageClasses(NamedTuple):
 
 
 def image_classes(name: str, read: Callable[..., Images]) -> Callable[..., Any]:
-    """The reader `name`, which returns an array and names, and refuses classes of unequal size."""
+    """The old reader `name`, which returned an array and names and took classes of one size."""
 
     def old(*args: Any, **kwargs: Any) -> ImageClasses:
         found = read(*args, **kwargs)

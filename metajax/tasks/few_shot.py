@@ -1,4 +1,4 @@
-"""N-way K-shot classification, sampled on the device from images by class."""
+"""N-way K-shot classification tasks, sampled on the device from images by class."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from metajax.tasks.sources import from_tfds as from_tfds
 
 
 class Draw(NamedTuple):
-    """Which images make up a task.
+    """The indices of the images of a task.
 
     Attributes:
-      classes: int32 `[ways]`.
-      examples: int32 `[ways, shots + queries]`, the support first.
-      quarter_turns: int32 `[ways]`, how often each class would be turned by 90 degrees.
+      classes: the classes, int32 `[ways]`.
+      examples: the examples of each class, int32 `[ways, shots + queries]`, the support first.
+      quarter_turns: a rotation for each class in units of 90 degrees, int32 `[ways]`.
     """
 
     classes: Array
@@ -37,28 +37,29 @@ class Draw(NamedTuple):
 class FewShot:
     """N-way K-shot classification tasks over a set of classes.
 
-    A task is `ways` different classes and `shots + queries` different images of each. The classes
-    come in random order and class `i` of that order has label `i`, so a label means nothing
-    outside its task. Only the images of the task are gathered, turned and scaled.
+    A task has `ways` different classes and `shots + queries` different images of each class. The
+    classes are in random order, and class `i` in that order has label `i`, so labels have a meaning
+    within their task only. Only the images of the task are gathered, rotated and scaled.
+
+    The class is a pytree, with `images` and `counts` as leaves and static settings.
 
     Attributes:
       images: `metajax.data.Images`, or only their array, uint8 `[classes, examples, height, width,
-        channels]`. The attribute is the array. An array of NumPy is put on the default device,
-        once.
+        channels]`. The attribute is the array. A NumPy array is moved to the default device.
       ways: classes per task, `N`.
       shots: support images per class, `K`.
-      queries: query images per class; 0 for algorithms that look at the support only.
-      rotate: turn each class of each task by a random multiple of 90 degrees, the same for all of
-        its images (Santoro et al. 2016, section 4.1).
-      counts: int32 `[classes]`, the number of examples of each class where classes differ in size,
-        taken from `Images`; None where all have `examples`. Examples beyond them are never drawn.
-        The leaves of the pytree are `images` and, unless None, `counts`.
+      queries: query images per class; 0 for algorithms that use the support only.
+      rotate: whether each class of a task is rotated by a random multiple of 90 degrees, the same
+        for all of its images (Santoro et al. 2016, section 4.1).
+      counts: the number of examples of each class, int32 `[classes]`, if classes differ in size;
+        taken from `Images`. `None` if all classes have all examples. Examples beyond the count are
+        never drawn.
 
     Raises:
-      ValueError: `images` has another type or rank, holds too few classes or too few examples for
-        a task, or is not square and `rotate` is set; a class has fewer examples than a task needs,
-        and the message names it; `ways` or `shots` is no positive integer, or `queries` no
-        non-negative one; `counts` are given twice or do not fit.
+      ValueError: if `images` have another type or shape, or too few classes or examples for a task
+        (the message names a class that is too small); if `rotate` is set for images that are not
+        square; if `ways` or `shots` is not a positive integer or `queries` not a non-negative one;
+        if `counts` are given twice or do not fit the images.
 
     Example:
       >>> import jax, numpy as np
@@ -89,14 +90,14 @@ class FewShot:
                 object.__setattr__(self, name, jnp.asarray(getattr(self, name)))
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
-        """The images and counts, and the settings, which are static."""
+        """The images and counts as leaves, and the static settings."""
         settings = (self.ways, self.shots, self.queries, self.rotate)
         keys = map(jax.tree_util.GetAttrKey, ("images", "counts"))
         return tuple(zip(keys, (self.images, self.counts), strict=True)), settings
 
     @classmethod
     def tree_unflatten(cls, settings: Any, leaves: Any) -> FewShot:
-        """Checks nothing: JAX puts tracers, stacks and placeholders in the images' place."""
+        """Rebuilds without checks, because JAX replaces the images by tracers and placeholders."""
         tasks = object.__new__(cls)
         names = ("images", "counts", "ways", "shots", "queries", "rotate")
         tasks.__dict__.update(zip(names, (*leaves, *settings), strict=True))
@@ -109,20 +110,20 @@ class FewShot:
           rng: a key.
 
         Returns:
-          An episode of pairs `(x, y)`: x float32 `[ways * shots, height, width, channels]` in
-          [0, 1] and y int32 `[ways * shots]` in the support, `ways * queries` of both in the
-          query. The images are grouped by class, labels ascending.
+          An episode of pairs `(x, y)`. In the support, x is float32 `[ways * shots, height, width,
+          channels]` in [0, 1] and y is int32 `[ways * shots]`; the query has `ways * queries`
+          examples. The images are grouped by class, with ascending labels.
         """
         draw = self.draw(rng)
         return self.episode(self.images[draw.classes[:, None], draw.examples], draw.quarter_turns)
 
     def draw(self, rng: Key) -> Draw:
-        """Draws which images make up a task; reads none of them.
+        """Draws the indices of the images of a task, without reading the images.
 
         Args:
           rng: a key.
         """
-        _check_images(self, None)  # JAX may have rebuilt the tasks with others
+        _check_images(self, None)  # JAX may have rebuilt the tasks with other images
         class_rng, example_rng, rotation_rng = split_key(rng, 3)
         num_classes, num_examples = self.images.shape[:2]
         classes = _distinct(class_rng, (num_classes,), self.ways)
@@ -134,14 +135,14 @@ class FewShot:
         )
 
     def episode(self, images: Any, quarter_turns: Any) -> Episode:
-        """Turns, scales and labels the images of a task.
+        """Rotates, scales and labels the images of a task.
 
         Args:
           images: uint8 `[ways, shots + queries, height, width, channels]`.
-          quarter_turns: int32 `[ways]`; of no effect without `rotate`.
+          quarter_turns: int32 `[ways]`; ignored without `rotate`.
 
         Returns:
-          What `sample` returns.
+          An episode as from `sample`.
         """
         if self.rotate:
             images = jax.vmap(_rotate)(images, quarter_turns)
@@ -154,14 +155,14 @@ class FewShot:
 
 
 def settle(tasks: Any) -> None:
-    """Checks the settings of new tasks, and puts the array and the counts of `Images` in place."""
+    """Checks the settings of new tasks and replaces `Images` by their array and counts."""
     check_integer("ways", tasks.ways)
     check_integer("shots", tasks.shots)
     check_integer("queries", tasks.queries, minimum=0)
     given = tasks.images
     if isinstance(given, Images):
         if tasks.counts is not None:
-            raise ValueError("counts are those of the Images; leave them out, or pass an array")
+            raise ValueError("Images have their own counts; leave counts out, or pass an array")
         object.__setattr__(tasks, "images", given.array)
         object.__setattr__(tasks, "counts", None if given.equal else given.counts)
     _check_images(tasks, given.names if isinstance(given, Images) else None)
@@ -171,8 +172,8 @@ def _check_images(tasks: Any, names: tuple[str, ...] | None) -> None:
     dtype = getattr(tasks.images, "dtype", type(tasks.images).__name__)
     if dtype != jnp.uint8:
         raise ValueError(
-            f"images must be uint8 in 0..255, got {dtype}: they are kept small on the device "
-            f"and scaled to [0, 1] when sampled; undo a scaling, then use "
+            f"images must be uint8 in 0..255, got {dtype}: they stay small on the device and are "
+            f"scaled to [0, 1] when sampled; undo any scaling and use "
             f"np.asarray(images, np.uint8)"
         )
     shape = tasks.images.shape
@@ -221,28 +222,28 @@ def _check_counts(tasks: Any, names: tuple[str, ...] | None) -> None:
         name = repr(names[short[0]]) if names else short[0]
         others = f" (and {len(short) - 1} more)" if len(short) > 1 else ""
         raise ValueError(
-            f"a task takes shots + queries = {tasks.shots} + {tasks.queries} different examples of "
-            f"a class, but class {name}{others} has {counts[short[0]]}; lower either, or leave "
-            f"small classes out by images.with_at_least({needed})"
+            f"a task needs shots + queries = {tasks.shots} + {tasks.queries} different examples of "
+            f"a class, but class {name}{others} has {counts[short[0]]}; lower either, or remove "
+            f"small classes with images.with_at_least({needed})"
         )
 
 
 def _distinct(rng: Key, shape: tuple[int, ...], num: int, limits: Array | None = None) -> Array:
     """Draws `num` different indices into the last axis of `shape`, in random order.
 
-    With `limits`, of the shape of the other axes, the indices are below them.
+    Indices are less than `limits`, which has the shape of the other axes.
     """
-    # The places of the largest of random numbers. XLA has a fast path for the top of float32,
-    # where integers, and the sort behind `jax.random.choice`, are many times slower.
+    # The indices of the largest random numbers. XLA has a fast `top_k` for float32; for integers,
+    # and with the sort in `jax.random.choice`, this is many times slower.
     numbers = jax.random.uniform(rng, shape, jnp.float32)
     if limits is not None:
         index = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
-        # The random numbers are not negative: what is beyond a limit comes last.
+        # The random numbers are non-negative, so indices beyond a limit come last.
         numbers = jnp.where(index < limits[..., None], numbers, -1)
     return jax.lax.top_k(numbers, num)[1]
 
 
 def _rotate(images: Array, quarter_turns: Array) -> Array:
-    """Turns images `[n, size, size, channels]` by `quarter_turns` times 90 degrees."""
+    """Rotates images `[n, size, size, channels]` by `quarter_turns` times 90 degrees."""
     turns = [functools.partial(jnp.rot90, k=k, axes=(1, 2)) for k in range(4)]
     return jax.lax.switch(quarter_turns, turns, images)

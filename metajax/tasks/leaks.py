@@ -1,4 +1,4 @@
-"""Looks into sampled tasks for queries among the supports."""
+"""An audit of sampled tasks for images that support and query share."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ def audit_episodes(
     *,
     rotations: bool = False,
 ) -> dict[str, int]:
-    """Looks into sampled tasks for images that support and query share.
+    """Samples tasks and counts those whose support and query share images.
 
     Args:
-      tasks: whose batches are pairs `(images, labels)`, such as `FewShot`.
+      tasks: tasks with batches `(images, labels)`, such as `FewShot`.
       rng: a key.
-      num_tasks: how many to sample.
-      rotations: look for tasks in which two classes are quarter turns of each other. For tasks
-        that have `images` and can be drawn, as `FewShot`; takes a hash of all of the images.
+      num_tasks: the number of tasks to sample.
+      rotations: whether to look for tasks in which two classes are quarter turns of each other.
+        This needs tasks with `images` and `draw`, such as `FewShot`, and hashes all images.
 
     Returns:
-      JSON data: `tasks`, and how many of them are faulty in each way:
+      A dict, ready for JSON, of the number of `tasks` and the numbers of faulty ones:
 
-      - `shared_images`: an image of the query is also in the support, to the bit. A data set with
-        the same image twice in a class has some of these.
-      - `repeated_draws`, for tasks that can be drawn: a class was drawn twice, or an example of it.
-      - `rotated_classes`, with `rotations`.
+      - `shared_images`: an image of the query is also in the support, bit for bit. That happens
+        with data sets that have the same image twice in a class.
+      - `repeated_draws`, for tasks with `draw`: a class, or an example of a class, was drawn twice.
+      - `rotated_classes`, with `rotations`: two classes are quarter turns of each other.
 
     Raises:
-      ValueError: as `as_tasks` and `meta_batch`; or batches are no pairs, or `rotations` is set for
-        tasks that cannot be drawn.
+      ValueError: as in `as_tasks` and `meta_batch`; if batches are not pairs, or if `rotations` is
+        set for tasks without `images` and `draw`.
 
     Example:
       >>> import jax, numpy as np
@@ -60,8 +60,8 @@ def audit_episodes(
         episodes = jax.device_get(_sample(sampled, key))
         if not all(isinstance(batch, tuple | list) and len(batch) == 2 for batch in episodes):
             raise ValueError(
-                "audit_episodes needs tasks whose batches are pairs (images, labels), such as "
-                "FewShot; these are others"
+                "audit_episodes needs tasks with batches (images, labels), such as FewShot; the "
+                "batches of these tasks are not pairs"
             )
         (support, _), (query, _) = episodes
         for one, other in zip(digests(support[:count]), digests(query[:count]), strict=True):
@@ -70,12 +70,12 @@ def audit_episodes(
     if not (hasattr(sampled, "draw") and hasattr(sampled, "images")):
         if rotations:
             raise ValueError(
-                "rotations=True needs tasks with images and draw, such as FewShot, to know which "
-                f"classes a task is made of; got {type(tasks).__name__}"
+                "rotations=True needs tasks with images and draw, such as FewShot, to know the "
+                f"classes of a task; got {type(tasks).__name__}"
             )
         return report
 
-    # The draws behind the same episodes.
+    # The draws of the same episodes.
     draws = [jax.device_get(_draw(sampled, key)) for key in keys]
     classes = np.concatenate([draw.classes for draw in draws])[:num_tasks]
     examples = np.concatenate([draw.examples for draw in draws])[:num_tasks]
@@ -105,7 +105,7 @@ def _has_repeats(values: np.ndarray) -> np.ndarray:
 
 
 def _kinds(tasks: Any) -> np.ndarray:
-    """Numbers the classes `[classes]`; those that are quarter turns of each other get the same."""
+    """Numbers the classes, `[classes]`; quarter turns of each other get the same number."""
     images, counts = np.asarray(tasks.images), getattr(tasks, "counts", None)
     counts = np.full(len(images), images.shape[1]) if counts is None else np.asarray(counts)
     classes = [row[:count] for row, count in zip(images, counts, strict=True)]

@@ -38,18 +38,18 @@ class Sinusoid:
 
     Attributes:
       shots: support points per task, `K`.
-      queries: query points per task; 0 for algorithms that look at the support only.
+      queries: query points per task; 0 for algorithms that use the support only.
       amplitude: the range `(low, high)` of the amplitude.
       phase: the range of the phase, in radians.
       x_range: the range of the inputs.
-      support_range: the range of the support's inputs where it is not `x_range`: one half of it
-        shows what a learner knows about the other half (figure 2 of the MAML paper).
-      query_grid: query on `queries` equally spaced points from end to end of `x_range` rather
-        than on random ones: an even measure of the error, for evaluation.
+      support_range: the range of the support's inputs, by default `x_range`. A support in one half
+        of `x_range` shows what the learner predicts in the other half (figure 2 of the MAML paper).
+      query_grid: whether the query inputs are equally spaced over `x_range` instead of random. The
+        error is then measured evenly, for evaluation.
 
     Raises:
-      ValueError: `shots` is no positive and `queries` no non-negative integer, or a range is no
-        tuple `(low, high)` of finite numbers with `low <= high`.
+      ValueError: if `shots` is not a positive integer or `queries` not a non-negative one, or if a
+        range is not a tuple `(low, high)` of finite numbers with `low <= high`.
 
     Example:
       >>> import jax
@@ -77,7 +77,7 @@ class Sinusoid:
             value = getattr(self, name)
             if name == "support_range" and value is None:
                 continue
-            # Static under jit, hence hashed: no list, and no arrays.
+            # Settings are static under `jit` and must be hashable, so no lists and no arrays.
             if not (
                 isinstance(value, tuple)
                 and len(value) == 2
@@ -95,7 +95,7 @@ class Sinusoid:
 
         Args:
           shots: support points, and query points unless `queries` is given.
-          **settings: attributes to set otherwise.
+          **settings: other values of attributes.
 
         Example:
           >>> Sinusoid.finn2017(5, queries=100, query_grid=True).queries
@@ -109,12 +109,13 @@ class Sinusoid:
     def nichol2018(cls, shots: int = 10, **settings: Any) -> Sinusoid:
         """The tasks of Nichol et al. 2018, section 4: phases in [0, 2 pi], errors on 50 points.
 
-        The paper adds the phase where this class subtracts it; over a full period the tasks are
-        the same. Its loss is an integral over [-5, 5], taken on 50 equally spaced points.
+        The paper adds the phase and this class subtracts it, but over a full period the tasks are
+        the same. The paper's loss is an integral over [-5, 5], evaluated on 50 equally spaced
+        points.
 
         Args:
           shots: support points.
-          **settings: attributes to set otherwise.
+          **settings: other values of attributes.
 
         Example:
           >>> Sinusoid.nichol2018().queries
@@ -131,7 +132,8 @@ class Sinusoid:
           rng: a key.
 
         Returns:
-          An episode of pairs `(x, y)`: support `[shots, 1]` each, query `[queries, 1]` each.
+          An episode of pairs `(x, y)`, with arrays `[shots, 1]` in the support and `[queries, 1]`
+          in the query.
         """
         amplitude_rng, phase_rng, support_rng, query_rng = split_key(rng, 4)
         amplitude = _uniform(amplitude_rng, (), self.amplitude)

@@ -1,4 +1,4 @@
-"""N-way K-shot classification where the images do not fit on the device."""
+"""N-way K-shot classification tasks from images that do not fit on the device."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from metajax.tasks.few_shot import Draw, FewShot, settle
 
 
 class Fetched(NamedTuple):
-    """The images of a task on their way to the device.
+    """The images of a task, read on the host.
 
     Attributes:
       images: uint8 `[ways, shots + queries, height, width, channels]`, the support first.
-      quarter_turns: int32 `[ways]`.
+      quarter_turns: a rotation for each class in units of 90 degrees, int32 `[ways]`.
     """
 
     images: Array | np.ndarray
@@ -30,20 +30,19 @@ class Fetched(NamedTuple):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, eq=False)
 class StreamedFewShot:
-    """The tasks of `FewShot`, bit for bit, from images that stay on the host.
+    """The same tasks as `FewShot`, bit for bit, from images that stay on the host.
 
-    Only the images of the tasks go to the device, as uint8. `train.fit` reads those of the next
-    meta-batches in the background while the device works. Elsewhere `sample` asks the host from
-    within the compiled program, which is simple and waits.
+    Only the images of the sampled tasks move to the device, as uint8. `train.fit` reads the images
+    of the next meta-batches in the background while the device works. Outside `train.fit`, `sample`
+    calls the host from the compiled program, and the device waits.
 
     Attributes:
-      images: `metajax.data.Images`, or only their array, uint8 `[classes, examples, height, width,
-        channels]`; any array of NumPy, so also one that is mapped from a file. The attribute is the
-        array.
+      images: `metajax.data.Images`, or only their NumPy array, uint8 `[classes, examples, height,
+        width, channels]`, which may be mapped from a file. The attribute is the array.
       ways, shots, queries, rotate, counts: as in `FewShot`.
 
     Raises:
-      ValueError: as `FewShot`, or `images` are no array of NumPy.
+      ValueError: as in `FewShot`, or if `images` are not a NumPy array.
 
     Example:
       >>> import jax, numpy as np
@@ -69,7 +68,7 @@ class StreamedFewShot:
         settle(self)
         if not isinstance(self.images, np.ndarray):
             raise ValueError(
-                f"images must be an array of NumPy to stay on the host, got "
+                f"images must be a NumPy array to stay on the host, got "
                 f"{type(self.images).__name__}; use np.asarray(images), or FewShot for images on "
                 f"the device"
             )
@@ -82,28 +81,28 @@ class StreamedFewShot:
 
     @property
     def task_bytes(self) -> int:
-        """The size of one fetched task."""
+        """The size of one fetched task in bytes."""
         return self.ways * (self.shots + self.queries) * int(np.prod(self.images.shape[2:]))
 
     def draw(self, rng: Key) -> Draw:
-        """Draws which images make up a task; see `FewShot.draw`."""
+        """Draws the indices of the images of a task; see `FewShot.draw`."""
         return self._tasks.draw(rng)
 
     def fetch(self, draw: Draw) -> Fetched:
-        """Reads the images of tasks, on the host.
+        """Reads the images of tasks on the host.
 
         Args:
-          draw: from `draw`, or many of them with leading axes.
+          draw: the result of `draw`; leading axes are kept.
         """
         classes, examples, quarter_turns = map(np.asarray, draw)
         return Fetched(self.images[classes[..., None], examples], quarter_turns)
 
     def episode(self, fetched: Fetched) -> Episode:
-        """Turns, scales and labels the images of one task, on the device."""
+        """Rotates, scales and labels the images of one task on the device."""
         return self._tasks.episode(*fetched)
 
     def sample(self, rng: Key) -> Episode:
-        """Draws one task; pure, and inside `jit` a callback to the host."""
+        """Draws one task. Pure; inside `jit` it calls back to the host."""
         draw = self.draw(rng)
         shape = (self.ways, self.shots + self.queries, *self.images.shape[2:])
         layout = jax.ShapeDtypeStruct(shape, np.uint8)
@@ -122,17 +121,18 @@ def few_shot_tasks(
     rotate: bool = False,
     device_bytes: int | None = None,
 ) -> FewShot | StreamedFewShot:
-    """Makes few-shot tasks: `FewShot` where the images fit on the device, else `StreamedFewShot`.
+    """Makes few-shot tasks: `FewShot` if the images fit on the device, else `StreamedFewShot`.
 
-    The episodes are the same either way.
+    Both give the same episodes.
 
     Args:
       images: `metajax.data.Images`, or only their array.
       ways, shots, queries, rotate: as in `FewShot`.
-      device_bytes: how much of the device the images may take up; by default half of its memory.
+      device_bytes: the memory in bytes that the images may take on the device, by default half of
+        the device's memory.
 
     Raises:
-      ValueError: as `FewShot`, or `device_bytes` is no non-negative integer.
+      ValueError: as in `FewShot`, or if `device_bytes` is not a non-negative integer.
 
     Example:
       >>> import numpy as np
@@ -145,7 +145,7 @@ def few_shot_tasks(
     if device_bytes is None:
         device_bytes = _device_memory() // 2
     check_integer("device_bytes", device_bytes, minimum=0)
-    # One byte each; what are no images is refused by either.
+    # One byte per number. Both classes refuse anything but images.
     size = images.array.size if isinstance(images, Images) else np.size(images)
     kind = FewShot if size <= device_bytes else StreamedFewShot
     return kind(images, ways=ways, shots=shots, queries=queries, rotate=rotate)
@@ -158,4 +158,4 @@ def _device_memory() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # a CPU shares the host's
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # the host's memory, for a CPU

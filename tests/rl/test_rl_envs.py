@@ -187,7 +187,7 @@ def test_the_context_alone_adapts():
     loop = rl.inner_loop(
         apply,
         rl.sampler(env._replace(horizon=5), apply, 4),
-        metajax.adapting(optax.sgd(1.0), rl.is_context),
+        metajax.adapt_only(optax.sgd(1.0), rl.is_context),
     )
     adapted, _ = loop.collect.apply(
         metajax.MetaParams(params), {"goal": jnp.ones(2)}, jax.random.key(1)

@@ -14,7 +14,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 # Each may import the ones before it.
 ORDER = ["base", "arguments", "policies", "rollout", "surrogates", "inner", "objective", "learner"]
 ORDER += ["trpo", "promp", "reptile", "wrappers", "gymnax_env", "brax_env", "navigation"]
-ORDER += ["locomotion"]
+ORDER += ["robots", "locomotion"]
 
 
 @pytest.mark.parametrize(

@@ -273,7 +273,7 @@ def test_what_is_not_finite_is_not_taken():
         return normal._replace(mean=jnp.where(moved, jnp.nan, normal.mean))
 
     # What adaptation leaves alone, the outer step moves.
-    inner = metajax.adapting(optax.sgd(0.3), lambda path: not is_std(path))
+    inner = metajax.adapt_only(optax.sgd(0.3), lambda path: not is_std(path))
     loop = rl.inner_loop(cliff, rl.sampler(chase(), cliff, 4), inner)
     learner = rl.maml_trpo(loop, max_kl=1.0, max_backtracks=3)
     state = learner.init(START)

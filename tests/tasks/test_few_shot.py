@@ -320,7 +320,7 @@ def test_classes_that_are_too_small_are_named(unequal):
 @pytest.mark.parametrize(
     ("shape", "dtype", "settings", "message"),
     [
-        ((7, 5, 4, 4, 1), np.float32, {}, r"must be uint8 .* got float32.*undo a scaling"),
+        ((7, 5, 4, 4, 1), np.float32, {}, r"must be uint8 .* got float32.*undo any scaling"),
         ((7, 5, 4, 4), np.uint8, {}, r"\(7, 5, 4, 4\); grey images need a channel axis"),
         ((2, 5, 4, 4, 1), np.uint8, {}, "ways=3 different classes cannot be drawn from 2"),
         ((7, 2, 4, 4, 1), np.uint8, {}, r"shots \+ queries = 1 \+ 2 must not exceed the 2"),
