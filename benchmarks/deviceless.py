@@ -102,7 +102,7 @@ def measure(
     }
 
 
-def rows_of(target: str, devices: Sequence[Any]) -> list[dict[str, Any]]:
+def make_rows(target: str, devices: Sequence[Any]) -> list[dict[str, Any]]:
     backend, _ = TARGETS[target]
     rows = []
     for (name, problem), engine in itertools.product(problems.CASES.items(), ENGINES):
@@ -131,7 +131,7 @@ def main() -> None:
             parser.exit(1, f"{target}: {error}\nIts compiler comes with jax[tpu] or jax[cuda12].\n")
         timing.write(
             "deviceless",
-            rows_of(target, devices),
+            make_rows(target, devices),
             key=lambda row: (row["case"], row["target"]),
             compilers=timing.peer_versions("libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin"),
         )

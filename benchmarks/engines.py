@@ -40,11 +40,11 @@ def networks() -> dict[str, problems.Problem]:
     return {"conv": conv, "mlp": conv._replace(model=nn.omniglot_mlp(5))}
 
 
-def gradient_of(
+def make_gradient(
     problem: problems.Problem, engine: metajax.MetaGradient, proximal: bool
 ) -> tuple[Any, Any]:
     """The update with an outer optimizer that keeps the meta-gradient as its state."""
-    loss = problems.loss_of(problem.model.apply)
+    loss = problems.make_loss(problem.model.apply)
     keep = optax.GradientTransformation(
         lambda params: jax.tree.map(jnp.zeros_like, params),
         lambda grads, state, params=None: (jax.tree.map(jnp.zeros_like, grads), grads),
@@ -64,7 +64,7 @@ def gradient_of(
 def exact(problem: problems.Problem, proximal: bool) -> np.ndarray:
     with jax.enable_x64(True):
         engine = metajax.second_order(remat=True)
-        update, (state, episodes, key) = gradient_of(problem, engine, proximal)
+        update, (state, episodes, key) = make_gradient(problem, engine, proximal)
         wide = jax.tree.map(
             lambda x: np.asarray(x, np.float64) if x.dtype == np.float32 else x, (state, episodes)
         )
@@ -80,7 +80,7 @@ def measure(name: str, problem: problems.Problem, rounds: int) -> list[dict[str,
     cases: dict[str, timing.Case] = {}
     rows: dict[str, dict[str, Any]] = {}
     for label, engine in ENGINES.items():
-        update, arguments = gradient_of(problem, engine, engine.implicit)
+        update, arguments = make_gradient(problem, engine, engine.implicit)
         truth = exactly[engine.implicit]
         cases[label], program, seconds = timing.compiled(update, *arguments)
         found = flat(cases[label]()[0].opt_state)

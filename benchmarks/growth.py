@@ -31,7 +31,7 @@ SIZES: dict[str, tuple[int, ...]] = {
 CHUNKS = (1, 2, 4, 8, 16, 32)
 
 
-def problem_of(name: str, value: int) -> problems.Problem:
+def make_problem(name: str, value: int) -> problems.Problem:
     problem = problems.omniglot(tasks=8, queries=5)
     if name == "features":
         return problem._replace(features=value, model=nn.ConvNet(5, features=value))
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     built = {
-        (name, value): problems.update(problem_of(name, value))
+        (name, value): problems.update(make_problem(name, value))
         for name, values in SIZES.items()
         for value in values
     }

@@ -73,7 +73,7 @@ def parameters(problem: Problem) -> Any:
     return problem.model.init(jax.random.key(0), images)
 
 
-def loss_of(apply: Any) -> metajax.LossFn:
+def make_loss(apply: Any) -> metajax.LossFn:
     def loss(params, batch, rng):
         x, labels = batch
         logits = apply(params, x)
@@ -85,7 +85,7 @@ def loss_of(apply: Any) -> metajax.LossFn:
 def update(problem: Problem, apply: Any = None, **options: Any) -> tuple[Any, tuple[Any, ...]]:
     """The update of MAML by plain SGD outside, and its arguments."""
     learner = metajax.maml(
-        loss_of(apply or problem.model.apply),
+        make_loss(apply or problem.model.apply),
         optax.sgd(problem.learning_rate),
         optax.sgd(1.0),
         num_steps=problem.num_steps,

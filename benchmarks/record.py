@@ -15,8 +15,8 @@ import json
 import shutil
 from pathlib import Path
 
-from benchmarks.results_folder import RESULTS, folder_of
-from benchmarks.verify import QUICK_TASKS, method_of, rescored, settings_of
+from benchmarks.results_folder import RESULTS, record_folder
+from benchmarks.verify import QUICK_TASKS, make_method, recorded_settings, rescored
 from metajax import train
 from metajax.train.weights import FILE
 
@@ -30,7 +30,7 @@ def record(workdir: Path, *, figures: bool = True, data_dir: str | None = None) 
     if not (workdir / "result.json").exists():
         raise FileNotFoundError(f"{workdir} has no result.json: let the run finish first.")
     result = json.loads((workdir / "result.json").read_text())
-    target = RESULTS / folder_of(result)
+    target = RESULTS / record_folder(result)
     target.mkdir(parents=True, exist_ok=True)
     # A policy that is not trained has no metrics.
     names = ["result.json", "metrics.jsonl", FILE, *(["*.png", "*.gif"] if figures else [])]
@@ -38,7 +38,7 @@ def record(workdir: Path, *, figures: bool = True, data_dir: str | None = None) 
         shutil.copy(source, target)
     if not (workdir / FILE).exists() and (workdir / "checkpoints").exists():
         # A run of before there were weights.
-        method = method_of(result, settings_of(result)[1], workdir, data_dir)
+        method = make_method(result, recorded_settings(result)[1], workdir, data_dir)
         best = train.load(workdir, method.learner, method.params).best
         result["weights"] = {"file": FILE, "sha256": train.save_weights(target, best)}
         train.write_json(target / "result.json", result)

@@ -20,7 +20,7 @@ def named(name: str, platform: str) -> str:
     return name if platform == "cpu" else f"{name}_{platform}"
 
 
-def folder_of(result: dict[str, Any]) -> Path:
+def record_folder(result: dict[str, Any]) -> Path:
     """The folder of a run's record, below `RESULTS`."""
     (launcher,) = (each for each in EXPERIMENTS if each.name == result["experiment"])
     algorithm, config = result["algorithm"], result["config"]

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.runs import Result, by_seeds, over_seeds, where
 from experiments import meta_rl
-from experiments.settings import rules_of
+from experiments.settings import setting_rules
 
 # task -> {algorithm: mean return after 0, 1, ... gradient steps}: what the authors of Finn 2017
 # published of their figures 4 and 5.
@@ -18,7 +18,7 @@ PAPER_RETURNS: dict[str, dict[str, list[float]]] = json.loads(
     (Path(meta_rl.__file__).with_name("paper_returns.json")).read_text()
 )
 STEPS = range(4)
-ORDER = rules_of(meta_rl.MetaRL)["algorithm"].choices
+ORDER = setting_rules(meta_rl.MetaRL)["algorithm"].choices
 # In what a run may differ from its preset that a reader of the table has to know.
 SHOWN = (
     "reward",
@@ -57,7 +57,7 @@ def headline_rows(results: list[Result]) -> list[str]:
         else:
             task = result["config"]["task"]
             what = f"{task}, {result['algorithm']}: score after 1 step"
-            oracles = [run for run in results if _is_oracle_of(run, result)]
+            oracles = [run for run in results if _is_matching_oracle(run, result)]
             paper = [f"{paper_score(task):.2f}"] if task in PAPER_RETURNS else []
             ours = [_score(runs, oracles)] if oracles else []
         link = f"[{what}](benchmarks/results/{result['name']})"
@@ -105,7 +105,7 @@ def locomotion_table(results: list[Result]) -> list[str]:
     for runs in groups:
         task = runs[0]["config"]["task"]
         adapted = runs[0]["algorithm"] in ("maml", "fomaml")
-        oracles = [run for run in results if _is_oracle_of(run, runs[0])]
+        oracles = [run for run in results if _is_matching_oracle(run, runs[0])]
         score = _score(runs, oracles) if oracles and not _fixed(runs) else ""
         paper = paper_score(task) if adapted and task in PAPER_RETURNS else None
         lines.append(
@@ -143,7 +143,7 @@ def _mean(runs: list[Result], row: str, step: int) -> float:
     return float(np.mean([run["evaluation"][row]["mean"][step] for run in runs]))
 
 
-def _is_oracle_of(run: Result, other: Result) -> bool:
+def _is_matching_oracle(run: Result, other: Result) -> bool:
     if (run["experiment"], run["algorithm"]) != (other["experiment"], "oracle"):
         return False
     return all(run["config"][key] == other["config"][key] for key in SIZE)

@@ -65,7 +65,7 @@ def headline_table(results: list[Result]) -> list[str]:
             error = f"{interval(row, 1, 2, 1.0)} after 1 step, {interval(row, 10, 2, 1.0)} after 10"
             lines.append(_headline("sine waves, 10 points: squared error", "", error, result))
     for runs in _classification(results):
-        result, name = runs[0], preset_of(runs[0])
+        result, name = runs[0], cell_name(runs[0])
         paper = protocols.PAPER_RESULTS.get(name, {}).get("transductive")
         if paper and "," not in result["name"]:  # at full length, with the preset's settings
             row = _row(runs, "transductive")
@@ -94,13 +94,13 @@ def _classification(results: list[Result]) -> list[list[Result]]:
     order = list(protocols.PAPER_RESULTS)
 
     def place(runs: list[Result]) -> tuple[int, str]:
-        name = preset_of(runs[0])
+        name = cell_name(runs[0])
         return (order.index(name) if name in order else len(order), name)
 
     return sorted(by_seeds(r for r in results if r["experiment"] in PRESETS), key=place)
 
 
-def preset_of(result: Result) -> str:
+def cell_name(result: Result) -> str:
     """The preset, also where a run has come to it by `--algorithm`."""
     name, algorithm = result["preset"], result["algorithm"]
     if algorithm == "reptile":
@@ -112,7 +112,7 @@ def preset_of(result: Result) -> str:
 
 def _row(runs: list[Result], question: str) -> list[str]:
     result, config = runs[0], runs[0]["config"]
-    name = preset_of(result)
+    name = cell_name(result)
     rows = [run["evaluation"]["accuracy"][question] for run in runs]
     steps = rows[0].get("steps", list(range(len(rows[0]["mean"]))))
     step = min(config["validation_steps"], steps[-1])
@@ -138,7 +138,7 @@ def _row(runs: list[Result], question: str) -> list[str]:
 def prescribed(result: Result) -> int:
     """The meta-steps of the preset, without the command's own flags."""
     presets = PRESETS[result["experiment"]]
-    return presets.get(preset_of(result), presets[result["preset"]])["num_meta_steps"]
+    return presets.get(cell_name(result), presets[result["preset"]])["num_meta_steps"]
 
 
 def by_seeds(results: Iterable[Result]) -> list[list[Result]]:

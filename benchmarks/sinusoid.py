@@ -85,12 +85,12 @@ def torch_func(steps: int) -> timing.Case:
     def loss(params, x, y):
         return mse(functional_call(network, params, x), y)
 
-    def of_task(params, xs, ys, xq, yq):
+    def task_loss(params, xs, ys, xq, yq):
         grads = grad(loss)(params, xs, ys)
         return loss({name: p - RATE * grads[name] for name, p in params.items()}, xq, yq)
 
     def mean(params, *data):
-        return vmap(of_task, in_dims=(None, 0, 0, 0, 0))(params, *data).mean()
+        return vmap(task_loss, in_dims=(None, 0, 0, 0, 0))(params, *data).mean()
 
     def step() -> None:
         params = {name: p.detach() for name, p in network.named_parameters()}

@@ -127,7 +127,7 @@ def func(problem: Problem, order: int, compile: bool = False) -> Callable[[], An
     def loss(params, x, y):
         return functional.cross_entropy(functional_call(network, (params, buffers), x), y)
 
-    def of_task(params, xs, ys, xq, yq):
+    def task_loss(params, xs, ys, xq, yq):
         adapted = params
         for _ in range(problem.num_steps):
             grads = grad(loss)(adapted, xs, ys)
@@ -137,7 +137,7 @@ def func(problem: Problem, order: int, compile: bool = False) -> Callable[[], An
         return loss(adapted, xq, yq)
 
     def mean(params, *data):
-        return vmap(of_task, in_dims=(None, 0, 0, 0, 0))(params, *data).mean()
+        return vmap(task_loss, in_dims=(None, 0, 0, 0, 0))(params, *data).mean()
 
     meta_gradient = torch.compile(grad(mean)) if compile else grad(mean)
 

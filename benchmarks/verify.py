@@ -33,7 +33,7 @@ TOLERANCE = 2e-3
 QUICK_TASKS = 20
 
 
-def settings_of(result: dict[str, Any]) -> tuple[Experiment, Any]:
+def recorded_settings(result: dict[str, Any]) -> tuple[Experiment, Any]:
     """The launcher of a record and the settings that it was made with."""
     (launcher,) = (each for each in EXPERIMENTS if each.name == result["experiment"])
     preset, config = launcher.presets[result["preset"]], result["config"]
@@ -52,16 +52,18 @@ def rescored(
       data_dir: where the data are, see the launcher's flag.
     """
     result = json.loads((folder / "result.json").read_text())
-    _, settings = settings_of(result)
+    _, settings = recorded_settings(result)
     if eval_tasks is not None:
         settings = dataclasses.replace(settings, eval_tasks=eval_tasks)
-    method = method_of(result, settings, folder, data_dir)
+    method = make_method(result, settings, folder, data_dir)
     return dict(method.rescore(filled(folder, method.learner.init(method.params))))
 
 
-def method_of(result: dict[str, Any], settings: Any, folder: Path, data_dir: str | None) -> Method:
+def make_method(
+    result: dict[str, Any], settings: Any, folder: Path, data_dir: str | None
+) -> Method:
     """What a record's command trains and tests."""
-    launcher, _ = settings_of(result)
+    launcher, _ = recorded_settings(result)
     if launcher.build is None:
         raise UsageError(f"{folder}: {launcher.name} is no single run.")
     launch = dataclasses.replace(launcher.launch, mode="eval")

@@ -118,7 +118,7 @@ def meta_learning(command: Command, data: Splits) -> Trained:
     key = jax.random.key(settings.seed)
     return Trained(
         learner,
-        model.init(jax.random.fold_in(key, 1), images.image_of(data)),
+        model.init(jax.random.fold_in(key, 1), images.blank_image(data)),
         tasks,
         make_measure(settings, command.mesh, validated, metajax.accuracy(model.apply)),
         adapt,
@@ -132,7 +132,7 @@ def baseline(command: Command, data: Splits) -> Trained:
     network = make_network(settings)
     everything, model = network(len(data.train)), network(settings.ways)
     key = jax.random.fold_in(jax.random.key(settings.seed), 1)
-    image = images.image_of(data)
+    image = images.blank_image(data)
     learner = baselines.pretraining(
         metajax.cross_entropy(everything.apply), supervised.make_outer_optimizer(settings), mesh
     )
@@ -278,7 +278,7 @@ def test(
     }
 
 
-def title_of(settings: FewShot) -> str:
+def make_title(settings: FewShot) -> str:
     return (
         f"{settings.ways}-way {settings.shots}-shot {datasets.DATA_SETS[settings.dataset].title}, "
         f"{settings.algorithm}"
@@ -292,7 +292,7 @@ def describe(command: Command, fitted: train.FitResult, rows: dict[str, Any]) ->
     paper = protocols.PAPER_RESULTS.get(command.preset, {})
     lines = [
         tables.by_step(
-            f"{title_of(settings)}: accuracy (%) on {settings.eval_tasks} test tasks after each "
+            f"{make_title(settings)}: accuracy (%) on {settings.eval_tasks} test tasks after each "
             "adaptation step",
             rows,
             scale=100,
@@ -315,7 +315,7 @@ def draw(command: Command, folder: Path, fitted: train.FitResult, evaluation: Ev
         folder / "learning_curve.png",
         evaluation.rows["accuracy"],
         ylabel="accuracy",
-        title=title_of(command.settings),
+        title=make_title(command.settings),
     )
     plots.training_curve(
         folder / "training.png",

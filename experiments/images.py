@@ -68,7 +68,7 @@ def make_tasks(settings: FewShot, data: Splits, part: str) -> metajax.tasks.Task
         )
 
 
-def image_of(data: Splits) -> jax.Array:
+def blank_image(data: Splits) -> jax.Array:
     """One image, by whose shape a network is initialized."""
     return jnp.zeros((1, *data.train.image_shape))
 

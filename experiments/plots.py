@@ -141,8 +141,8 @@ def paths(path: Path, goals: np.ndarray, positions: np.ndarray) -> None:
         1, num_tasks, figsize=(3.2 * num_tasks, 3.4), squeeze=False, layout="constrained"
     )
     shades = plt.get_cmap("viridis")(np.linspace(0.9, 0.1, num_steps))
-    for axes, goal, of_task in zip(row[0], goals, positions, strict=True):
-        for step, (places, shade) in enumerate(zip(of_task, shades, strict=True)):
+    for axes, goal, paths in zip(row[0], goals, positions, strict=True):
+        for step, (places, shade) in enumerate(zip(paths, shades, strict=True)):
             label = "before" if not step else f"{step} step{'s' if step != 1 else ''}"
             axes.plot(*places.T, color=shade, linewidth=1, marker=".", markersize=3, label=label)
         axes.plot(*goal, marker="*", color="crimson", markersize=12, linestyle="", label="goal")

@@ -106,7 +106,7 @@ class Training:
                 )
 
 
-def rules_of(cls: Any) -> dict[str, Setting]:
+def setting_rules(cls: Any) -> dict[str, Setting]:
     """The settings of a dataclass by name, without the fields that are no flags."""
     return {
         field.name: field.metadata["setting"]
@@ -125,14 +125,14 @@ def evaluation_config(settings: Training) -> dict[str, Any]:
     """What a finished run may be evaluated with again."""
     return {
         name: getattr(settings, name)
-        for name, rule in rules_of(settings).items()
+        for name, rule in setting_rules(settings).items()
         if rule.evaluation
     }
 
 
 def check_bounds(settings: Any) -> None:
     """Raises `UsageError` for a value that its field does not allow."""
-    for name, rule in rules_of(settings).items():
+    for name, rule in setting_rules(settings).items():
         value = getattr(settings, name)
         if isinstance(value, int | float) and not isinstance(value, bool):
             least = -math.inf if rule.least is None else rule.least
@@ -153,7 +153,7 @@ def check_bounds(settings: Any) -> None:
 
 def check_effect(given: Mapping[str, Any], settings: Any) -> None:
     """Raises `UsageError` for a flag that is given and has no effect."""
-    rules = rules_of(settings)
+    rules = setting_rules(settings)
     for name in given.keys() & rules.keys():
         for other, values in rules[name].only.items():
             if getattr(settings, other) not in values:
@@ -192,7 +192,7 @@ def _defined(classes: Sequence[Any]) -> Iterator[flags.FlagValues]:
     own = flags.FlagValues()
     for cls in classes:
         types_ = typing.get_type_hints(cls)
-        for name, rule in rules_of(cls).items():
+        for name, rule in setting_rules(cls).items():
             _define(own, name, types_[name], rule)
     flags.FLAGS.append_flag_values(own)
     try:
@@ -226,7 +226,7 @@ def help_text(groups: Sequence[Any]) -> str:
     """
     lines = []
     for group in groups:
-        rules, shown = rules_of(group), set()
+        rules, shown = setting_rules(group), set()
         for cls in reversed(type(group).__mro__):
             own = [n for n in rules if n in getattr(cls, "__annotations__", {}) and n not in shown]
             if not own:

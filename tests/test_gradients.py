@@ -133,7 +133,7 @@ def test_mixed_mode_takes_losses_that_close_over_traced_arrays_of_any_type(kind,
         "key": lambda errors, c: errors * jax.random.uniform(c, errors.shape),
     }[kind]
 
-    def gradient_of(closed_over, engine):
+    def make_gradient(closed_over, engine):
         def inner_loss(params, batch, rng):
             x, y = batch
             errors = (mlp(params, x) - y).reshape(len(x), -1)[:, 0] ** 2
@@ -149,7 +149,7 @@ def test_mixed_mode_takes_losses_that_close_over_traced_arrays_of_any_type(kind,
 
     stacked = jnp.stack([closed_over, closed_over]) if transform is jax.vmap else closed_over
     plain, mixed = (
-        transform(lambda c, e=e: gradient_of(c, e))(stacked)
+        transform(lambda c, e=e: make_gradient(c, e))(stacked)
         for e in (metajax.second_order(), metajax.mixed_mode())
     )
     assert_close(mixed, plain, rtol=1e-4)

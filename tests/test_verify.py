@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from benchmarks.results_folder import RESULTS, folder_of
+from benchmarks.results_folder import RESULTS, record_folder
 from benchmarks.verify import differences, verify
 from metajax.train.weights import FILE
 
@@ -57,5 +57,5 @@ def test_differences_are_relative_to_the_largest_number_of_a_row():
 )
 def test_a_record_lies_where_its_settings_say(path):
     result = json.loads(path.read_text())
-    assert path.parent == RESULTS / folder_of(result)
+    assert path.parent == RESULTS / record_folder(result)
     assert np.isfinite(result["wall_seconds"])

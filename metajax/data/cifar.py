@@ -139,7 +139,7 @@ def _convert(
             f"the prepared CIFAR-100 in {root} cannot be read ({error}); {again}"
         ) from error
 
-    counts = sorted({len(of_class) for of_class in images.values()})
+    counts = sorted({len(rows) for rows in images.values()})
     if unknown or counts != [examples]:
         raise ValueError(
             f"the prepared CIFAR-100 in {root} holds {counts} images of each class and "

@@ -25,7 +25,7 @@ def digests(images: Images | Iterable[np.ndarray], *, turned: bool = False) -> l
       turned: whether all quarter turns of an image have the same digest.
     """
 
-    def of_class(examples: np.ndarray) -> list[bytes]:
+    def class_digests(examples: np.ndarray) -> list[bytes]:
         examples = np.ascontiguousarray(examples)
         found = [digest(example) for example in examples]
         if turned:
@@ -36,7 +36,9 @@ def digests(images: Images | Iterable[np.ndarray], *, turned: bool = False) -> l
 
     # Hashing releases the lock of the interpreter for all but small images.
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(of_class, images.classes() if isinstance(images, Images) else images))
+        return list(
+            pool.map(class_digests, images.classes() if isinstance(images, Images) else images)
+        )
 
 
 def digest(content: Any) -> bytes:
@@ -47,10 +49,10 @@ def digest(content: Any) -> bytes:
 def groups(found: Mapping[str, list[list[bytes]]]) -> list[list[Place]]:
     """The places of each digest that occurs more than once, in the order of the first ones."""
     places: dict[bytes, list[Place]] = collections.defaultdict(list)
-    for split, of_split in found.items():
-        for row, of_class in enumerate(of_split):
-            for column, of_image in enumerate(of_class):
-                places[of_image].append((split, row, column))
+    for split, classes in found.items():
+        for row, images in enumerate(classes):
+            for column, image in enumerate(images):
+                places[image].append((split, row, column))
     return [group for group in places.values() if len(group) > 1]
 
 

@@ -120,7 +120,7 @@ def changed_classes(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> 
     """
     try:
         digests = [
-            {split: of_split["classes_sha256"] for split, of_split in report["splits"].items()}
+            {split: entry["classes_sha256"] for split, entry in report["splits"].items()}
             for report in (recorded, current)
         ]
     except (AttributeError, KeyError, TypeError):

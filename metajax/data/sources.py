@@ -123,16 +123,16 @@ def from_folder(
         for folder in sorted(root.iterdir())
         if folder.is_dir() and not folder.name.startswith(".")
     }
-    files = {name: of_class for name, of_class in files.items() if of_class}
+    files = {name: paths for name, paths in files.items() if paths}
     if not files:
         raise FileNotFoundError(
             f"{root} holds no folder with images ({', '.join(_SUFFIXES)}); each class needs one"
         )
-    _check_examples({name: len(of_class) for name, of_class in files.items()}, examples_per_class)
+    _check_examples({name: len(paths) for name, paths in files.items()}, examples_per_class)
     images: dict[str, list[np.ndarray]] = {name: [] for name in files}
     damaged = []
-    for name, of_class in files.items():
-        for file in of_class[:examples_per_class]:
+    for name, paths in files.items():
+        for file in paths[:examples_per_class]:
             try:
                 with image_module.open(file) as image:
                     images[name].append(_resized(image, size, grey))
@@ -217,15 +217,15 @@ def from_tfds(
     prepared.prepare(builder, name)
     splits = [split] if isinstance(split, str) else list(split)
     names = features[label].names
-    images: dict[str, list[np.ndarray]] = {of_class: [] for of_class in names}
+    images: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for source in builder.as_data_source(split=splits):
         for record in source:
-            of_class = images[names[record[label]]]
-            if examples_per_class is None or len(of_class) < examples_per_class:
+            kept = images[names[record[label]]]
+            if examples_per_class is None or len(kept) < examples_per_class:
                 pixels = np.asarray(record[image])
                 pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-                of_class.append(_resized(image_module.fromarray(pixels), size, grey))
-    found = {of_class: kept for of_class, kept in images.items() if kept}
+                kept.append(_resized(image_module.fromarray(pixels), size, grey))
+    found = {name: kept for name, kept in images.items() if kept}
     if not found:
         raise ValueError(f"{name} has no images in {', '.join(map(repr, splits))}")
     return _gather(found, examples_per_class)

@@ -14,7 +14,7 @@ import pytest
 from experiments import command as commands
 from experiments import navigation, omniglot, sinusoid
 from experiments.__main__ import EXPERIMENTS
-from experiments.settings import UsageError, rules_of
+from experiments.settings import UsageError, setting_rules
 from experiments.supervised import ALGORITHMS
 from metajax import train
 from tests.experiments.launching import launch
@@ -226,7 +226,7 @@ def test_help_explains_every_flag_with_the_preset_s_value(experiment, capsys):
     assert commands.main(experiment, [f"--preset={name}", "--help"]) == 0
     told = capsys.readouterr().out
     for each in (preset, experiment.launch):
-        for flag, rule in rules_of(each).items():
+        for flag, rule in setting_rules(each).items():
             value = getattr(each, flag)
             if isinstance(value, bool):
                 assert f"  --[no]{flag} (default: {str(value).lower()})\n" in told
