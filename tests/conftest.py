@@ -7,6 +7,8 @@ import pytest
 
 # Read by JAX when it is first imported, which is below.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most tests run a program once: compiling it takes longer than what optimizing it saves.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
@@ -29,6 +31,18 @@ def private_caches(tmp_path_factory):
         patch.setenv("JAX_COMPILATION_CACHE_DIR", programs)
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
         yield
+
+
+@pytest.fixture(autouse=True)
+def optimized_programs(request):
+    """Lets the compiler optimize what a test marked `optimized` measures."""
+    if request.node.get_closest_marker("optimized") is None:
+        yield
+        return
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

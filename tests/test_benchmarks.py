@@ -32,6 +32,7 @@ def test_records_of_another_platform_are_sections_with_plots_of_their_own(tmp_pa
     assert all((tmp_path / name).stat().st_size > 1_000 for name in shown)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("order", [1, 2])
 def test_useful_operations_are_what_the_compiled_program_cannot_do_without(order):
     problem = problems.omniglot(tasks=1, queries=1)
@@ -52,6 +53,7 @@ def test_the_updates_lower_for_accelerators(case, platform, monkeypatch):
     assert ("stablehlo.convolution" in lowered.as_text()) == (platform == "tpu")
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("method", ["patches", "native"])
 def test_an_update_compiles_for_devices_that_are_only_described(method):
     problem = problems.omniglot(tasks=2, queries=1)

@@ -91,6 +91,7 @@ def cost(outcome):
     return compiled.memory_analysis().temp_size_in_bytes, compiled.cost_analysis()["flops"]
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("engine", ENGINES)
 def test_memory_and_operations_are_those_of_the_loop_by_hand(engine):
     ours, theirs = cost(by_library(8, engine)), cost(by_hand(8, engine))

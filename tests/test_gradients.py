@@ -462,6 +462,7 @@ def temporary_bytes(steps, **kwargs):
 
 
 # The support loss before each step is reported, so four bytes a step are allowed.
+@pytest.mark.optimized
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -475,6 +476,7 @@ def test_memory_does_not_grow_with_the_inner_steps(kwargs):
     assert temporary_bytes(40, **kwargs) - temporary_bytes(5, **kwargs) <= 4 * 35
 
 
+@pytest.mark.optimized
 def test_a_step_stores_parameters_where_second_order_stores_activations():
     size = 4 * sum(p.size for p in jax.tree.leaves(mlp_params(0, (2, 32, 32, 1))))
     plain, remat, mixed = (
@@ -486,6 +488,7 @@ def test_a_step_stores_parameters_where_second_order_stores_activations():
     assert plain > 4 * remat
 
 
+@pytest.mark.optimized
 def test_first_order_needs_fewer_operations():
     # XLA counts a loop body once, so the loops are unrolled.
     flops = [

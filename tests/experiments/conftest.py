@@ -1,20 +1,9 @@
 """Data for the launchers of image classification."""
 
-import jax
 import numpy as np
 import pytest
 
 from metajax.data import DATA_SETS, Images, Splits
-
-
-@pytest.fixture(scope="package", autouse=True)
-def quick_compilation():
-    """What launchers put together is tested here: a few updates want no optimized program."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

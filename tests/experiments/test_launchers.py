@@ -53,7 +53,13 @@ def assert_figures(workdir, *names):
         assert (workdir / name).read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def costly(algorithm):
+    """The first and those with most of their own in every run, all in the slow ones."""
+    few = ("maml", "reptile", "imaml")
+    return algorithm if algorithm in few else pytest.param(algorithm, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("algorithm", [costly(name) for name in ALGORITHMS])
 def test_sinusoid_runs_every_algorithm(tmp_path, algorithm):
     launch(sinusoid, *SMALL, f"--algorithm={algorithm}", f"--workdir={tmp_path}")
     result = read(tmp_path)

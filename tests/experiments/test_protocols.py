@@ -24,11 +24,11 @@ SMALL = [
     "--steps_per_call=1",
     "--validate_every=2",
     "--checkpoint_every=2",
-    "--validation_tasks=2",
     "--eval_tasks=6",
     "--num_eval_steps=2",
     "--validation_steps=1",
 ]
+FEW = "--validation_tasks=2"
 NO_STEPS = ["--num_eval_steps=0", "--validation_steps=0"]
 
 
@@ -121,6 +121,8 @@ def test_what_nichol_trains_on(random_images):
 def test_presets_run(experiment, preset, changes, random_images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(few_shot, "TASKS_PER_CALL", 4)
     arguments = [*SMALL, *changes, f"--preset={preset}", "--eval_queries=2", "--num_steps=2"]
+    if ALL[preset].choose == "validation":
+        arguments.append(FEW)
     arguments += [] if "plus_plus" in preset else ["--network=mlp"]
     launch(experiment, *arguments, f"--workdir={tmp_path}")
     result = json.loads((tmp_path / "result.json").read_text())
@@ -141,7 +143,7 @@ def test_devices_share_the_tasks(random_images, tmp_path):
     for devices in (1, 2):
         workdir = tmp_path / str(devices)
         launch(
-            miniimagenet, *SMALL, "--network=mlp", "--queries=2", "--eval_queries=2",
+            miniimagenet, *SMALL, FEW, "--network=mlp", "--queries=2", "--eval_queries=2",
             f"--num_devices={devices}", f"--workdir={workdir}",
         )  # fmt: skip
         found.append(json.loads((workdir / "result.json").read_text()))
@@ -152,7 +154,7 @@ def test_devices_share_the_tasks(random_images, tmp_path):
 
 def test_other_test_classes_than_in_training_are_refused(random_images, tmp_path):
     where = ["--network=mlp", f"--workdir={tmp_path}"]
-    launch(omniglot, *SMALL, *where)
+    launch(omniglot, *SMALL, FEW, *where)
     grey = random_images["omniglot"]
     names = (*grey.test.names[:-1], "another")
     random_images["omniglot"] = grey._replace(test=Images(grey.test.images, names))
@@ -165,4 +167,4 @@ def test_shared_classes_are_refused(random_images, tmp_path):
     names = (grey.train.names[0], *grey.test.names[1:])
     random_images["omniglot"] = grey._replace(test=Images(grey.test.images, names))
     with pytest.raises(UsageError, match="the sets share classes"):
-        launch(omniglot, *SMALL, f"--workdir={tmp_path}")
+        launch(omniglot, *SMALL, FEW, f"--workdir={tmp_path}")

@@ -191,6 +191,7 @@ def test_an_unknown_method_is_refused():
         nn.conv(jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4)), method="winograd")
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("order", [1, 2])
 def test_of_many_examples_only_a_chunk_of_patches_is_in_memory(order):
     x, kernel = jnp.ones((64, 32, 32, 8)), jnp.ones((3, 3, 8, 8))
@@ -257,6 +258,7 @@ def test_what_comes_after_is_of_each_example(chunk):
         assert_close(derivatives(convolution), expected, 1e-10)
 
 
+@pytest.mark.optimized
 def test_an_output_that_is_used_up_is_not_in_memory():
     x, kernel = jnp.ones((64, 32, 32, 8)), jnp.ones((3, 3, 8, 32))
 

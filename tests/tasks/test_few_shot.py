@@ -183,6 +183,7 @@ def test_the_images_are_an_argument_and_no_constant():
     assert len(lowered(lambda rng: meta_batch(tasks, 4, rng))) > images.size
 
 
+@pytest.mark.optimized
 def test_only_the_images_of_the_tasks_are_copied():
     images = jax.ShapeDtypeStruct((1100, 20, 28, 28, 1), jnp.uint8)
     tasks = FewShot(images, ways=5, shots=1, queries=15, rotate=True)
