@@ -39,10 +39,10 @@ def optimized_programs(request):
     if request.node.get_closest_marker("optimized") is None:
         yield
         return
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    asked = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
+    jax.config.update("jax_disable_most_optimizations", asked.lower() in ("1", "true"))
 
 
 @pytest.fixture(scope="session")
