@@ -8,7 +8,11 @@ The paper: after 1 gradient step (return - random) / (oracle - random) of .69 (c
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -61,10 +65,29 @@ PRESETS = {
 }
 
 
-def make_env(settings: Locomotion) -> rl.Env:
-    from metajax.rl.locomotion import locomotion
+@contextlib.contextmanager
+def without_notices() -> Iterator[None]:
+    """Keeps what Brax and MuJoCo say of their versions and models from the console."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            import mujoco
+        except ImportError:  # metajax.rl.locomotion says what to install
+            yield
+            return
+        before = mujoco.get_mju_user_warning()
+        mujoco.set_mju_user_warning(lambda message: None)
+        try:
+            yield
+        finally:
+            mujoco.set_mju_user_warning(before)
 
-    env = locomotion(settings.task, mode=settings.simulator, backend=settings.backend)
+
+def make_env(settings: Locomotion) -> rl.Env:
+    with without_notices():
+        from metajax.rl.locomotion import locomotion
+
+        env = locomotion(settings.task, mode=settings.simulator, backend=settings.backend)
     env = env._replace(horizon=settings.horizon)
     # Not of the seed: runs over several see the same environment.
     return rl.standardized(env, jax.random.key(0)) if settings.standardize else env
@@ -106,7 +129,8 @@ def film(command: Command, agent: meta_rl.Agent, state: metajax.MetaState, folde
         )
         for name, run_ in zip(("before", "after 1 step"), shown, strict=True):
             runs[f"{goal}: {name}"] = jax.tree.map(lambda x, i=i: x[i], run_)
-    brax = physics(settings.task, mode=settings.simulator, backend=settings.backend)
+    with without_notices():
+        brax = physics(settings.task, mode=settings.simulator, backend=settings.backend)
     animation.gif(folder / "before_after.gif", brax.sys.mj_model, runs, float(brax.dt))
 
 

@@ -1,6 +1,8 @@
 """The launchers of meta-reinforcement learning: real runs, small ones."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import mujoco
@@ -89,6 +91,16 @@ def test_round_bodies_are_drawn_where_they_are():
     np.testing.assert_allclose(capsule[0], [[0, 0.5, 0], [0, -0.5, 0]], atol=1e-12)
     np.testing.assert_allclose(sphere[0], [[1, 0, 2], [1, 0, 2]], atol=1e-12)
     assert (thin, thick) == (0.1, 0.2)
+
+
+def test_the_console_shows_nothing_of_the_engines():
+    code = (
+        "from experiments import locomotion as l; l.make_env(l.FINN); "
+        "from metajax.rl.locomotion import physics\n"
+        "with l.without_notices(): physics('ant_dir')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.slow
