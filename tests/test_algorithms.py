@@ -161,3 +161,14 @@ def test_reptile_learns_from_tasks_without_queries():
     assert "query_loss" not in metrics
     expected, _ = stepped(ALGORITHMS["reptile"]())
     assert_close(state.meta_params, expected.meta_params, rtol=0)
+
+
+def test_the_query_loss_of_a_separate_tail_is_that_before_the_tail():
+    def squared(p, batch, rng):
+        return jnp.mean((p - batch) ** 2), {}
+
+    learner = metajax.fomaml(squared, RATE, OUTER, num_steps=2, tail="separate")
+    batch = metajax.Episode(jnp.ones((1, 4)), jnp.full((1, 4), 3.0))
+    _, metrics = learner.update(learner.init(jnp.zeros(())), batch, KEY)
+    # One step of .1 on the support from 0 is .2; the tail would go on to .76.
+    assert float(metrics["query_loss"]) == pytest.approx(2.8**2)

@@ -126,3 +126,12 @@ def test_losses_are_those_by_hand():
 def test_a_batch_of_another_form():
     with pytest.raises(ValueError, match=r"a batch must be .* got a dict of \['image'\]"):
         metajax.squared_error(mlp)(mlp_params(), {"image": 0}, jax.random.key(0))
+
+
+def test_a_batch_larger_than_the_task_repeats_its_examples():
+    support = jnp.arange(4.0), jnp.zeros(4), jnp.asarray([True, False, True, False])
+    at = metajax.replacement(3)(support, 5, jax.random.key(0))
+    for step in range(5):
+        x, _, mask = at(step)
+        assert set(x.tolist()) == {0.0, 2.0}
+        assert mask.all()

@@ -179,3 +179,27 @@ def test_a_rate_that_is_no_number(bad):
     for make in (metajax.learned_step_sizes, lambda r: metajax.learned_per_step_sizes(r, 3)):
         with pytest.raises(ValueError, match=f"learning_rate must be a finite number, got {bad}"):
             make(bad)
+
+
+def test_the_slow_parameters_of_lookahead_move_on():
+    optimizer = metajax.lookahead(optax.sgd(1.0), sync_period=2, slow_step_size=0.5)
+    params, found = jnp.zeros(()), []
+    state = optimizer.init(params)
+    for _ in range(4):
+        updates, state = optimizer.update(jnp.ones(()), state, params)
+        params = params + updates
+        found.append(float(params))
+    # Slow: 0, then half way to -2, then half way from -1 to -3.
+    assert found == [-1.0, -1.0, -2.0, -2.0]
+
+
+def test_first_order_stops_the_loss_s_value_as_well():
+    def loss(p, target, rng):
+        return (p - target) ** 2 / 2, {}
+
+    learner = metajax.fomaml(loss, optax.polyak_sgd(max_learning_rate=1.0), optax.sgd(1.0))
+    state = learner.init(jnp.asarray(3.0))
+    episodes = metajax.Episode(jnp.ones(1), jnp.zeros(1))
+    after, _ = learner.update(state, episodes, jax.random.key(0))
+    # Half of the gradient of 2 is taken: 2 is adapted, whose query gradient is 2.
+    np.testing.assert_allclose(after.meta_params.params, 1.0, rtol=1e-6)
