@@ -107,3 +107,14 @@ def test_errors():
 def test_a_cpu_takes_few_tasks_at_a_time_that_its_cache_holds(parameters, tasks, chunk):
     shared = np.zeros(parameters, np.float32)
     assert default_chunk(shared, np.zeros((tasks, 1), np.float32)) == chunk
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 8])
+def test_a_rest_counts_by_its_tasks(chunk):
+    def mean(shared, tasks, carry):
+        return jnp.mean(shared * tasks), carry + jnp.sum(tasks)
+
+    numbers = jnp.arange(8.0) ** 2
+    found, carried = metajax.over_tasks(mean, task_chunk=chunk)(2.0, numbers, 0.0)
+    np.testing.assert_allclose(found, 2 * np.mean(np.arange(8.0) ** 2), rtol=1e-6)
+    assert float(carried) == 140.0
