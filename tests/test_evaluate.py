@@ -153,3 +153,17 @@ def test_one_task_says_nothing_of_the_spread():
     adapt, state = setting()
     one = jax.tree.map(lambda x: x[:1], EPISODES)
     assert jnp.isinf(metajax.evaluate(adapt, metajax.mse(mlp), state, one, KEY)["ci95"]).all()
+
+
+def test_a_query_alone_is_seen_with_the_support():
+    def centered(params, x):
+        return x - x.mean(axis=0, keepdims=True)
+
+    episode = metajax.Episode(
+        (jnp.asarray([[2.0, 0.0], [2.0, 0.0]]), jnp.asarray([0, 0])),
+        (jnp.asarray([[1.0, 0.0]]), jnp.asarray([1])),
+    )
+    # With the support the mean is (5/3, 0) and the second logit the higher; alone both are 0.
+    metric = metajax.accuracy(centered, transductive=False)
+    assert float(metric((), episode, jax.random.key(0))) == 1.0
+    assert float(metajax.accuracy(centered)((), episode, jax.random.key(0))) == 0.0
