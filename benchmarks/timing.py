@@ -123,7 +123,7 @@ def write(
 ) -> Path:
     """Writes `benchmarks/results/NAME[_gpu].jsonl`: a line for each case, with its provenance.
 
-    The file is one of this platform, see `benchmarks.record.named`.
+    The file is one of this platform, see `benchmarks.results_folder.named`.
 
     With a `key` of lines, those that are there already stay if no new one has theirs, in its order.
     """

@@ -25,7 +25,7 @@ from experiments.__main__ import EXPERIMENTS
 from experiments.command import Command, Experiment
 from experiments.settings import UsageError
 from experiments.skeleton import Method
-from metajax.train.weights import FILE, filled
+from metajax.train.weights import FILE, load_state
 
 # Accuracies are means of hits: one hit of 600 tasks of five queries is 3e-4. Other versions of XLA
 # round otherwise, which turns a hit now and then; a wrong network is off by far more.
@@ -56,7 +56,7 @@ def rescored(
     if eval_tasks is not None:
         settings = dataclasses.replace(settings, eval_tasks=eval_tasks)
     method = make_method(result, settings, folder, data_dir)
-    return dict(method.rescore(filled(folder, method.learner.init(method.params))))
+    return dict(method.rescore(load_state(folder, method.learner.init(method.params))))
 
 
 def make_method(
@@ -119,7 +119,10 @@ def main() -> int:
         if not (folder / FILE).exists():
             parser.error(f"{folder} has no {FILE}.")
     options = {"quick": arguments.quick, "data_dir": arguments.data_dir}
-    failed = [folder for folder in folders if not verify(folder, **options)]
+    try:
+        failed = [folder for folder in folders if not verify(folder, **options)]
+    except UsageError as error:
+        parser.error(str(error))
     return int(bool(failed))
 
 

@@ -79,11 +79,11 @@ class Experiment(NamedTuple):
       summary: one line on what it reproduces.
       presets: settings by name; the first is the default.
       execute: carries a command out, and returns the exit status.
+      print_presets: prints the presets, as `--preset=list` asks for.
       by_algorithm: what `--algorithm` changes in a preset of another algorithm, by the class of
         the preset.
       launch: the defaults of the flags on which no number depends.
       build: makes the `skeleton.Method` of a single run; none for what is no single run.
-      print_presets: prints the presets, as `--preset=list` asks for.
     """
 
     name: str
@@ -116,9 +116,7 @@ def run(experiment: Experiment) -> None:
     def guarded(argv: list[str]) -> int:
         try:
             return main(experiment, argv[1:])
-        except UsageError as error:
-            _fail(error, 1)
-        except (train.WorkdirError, train.NonFiniteError) as error:
+        except (UsageError, train.WorkdirError, train.NonFiniteError) as error:
             _fail(error, 1)
         except KeyboardInterrupt:
             _fail("interrupted; what was trained is in the last checkpoint.", 130)
@@ -182,7 +180,7 @@ def resolve(experiment: Experiment, given: Mapping[str, Any]) -> Command:
     changes = {k: v for k, v in given.items() if k not in fields}
     typed.check_bounds(launch)
     if launch.num_devices > 1:
-        # Once JAX has been used it has the devices it has, see `_mesh`.
+        # Refused once JAX has been used; then `task_mesh` says how many devices there are.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", launch.num_devices)
     _check_platform()

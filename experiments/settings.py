@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import math
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -140,15 +141,14 @@ def check_bounds(settings: Any) -> None:
                 (MOST if isinstance(value, int) else math.inf) if rule.most is None else rule.most
             )
             if not (least <= value <= most and math.isfinite(value)):
-                bounds = f"at least {least:g}" if math.isfinite(least) else ""
-                if math.isfinite(most):
-                    bounds += f" and at most {most:,}"
-                raise UsageError(
-                    f"flag --{name}={value} must be a finite number{bounds and ', '}{bounds}."
+                bounds = "".join(
+                    f", {side} {bound:,}"
+                    for side, bound in (("at least", least), ("at most", most))
+                    if math.isfinite(bound)
                 )
-        for each in [value] if isinstance(value, str) else []:
-            if rule.choices and each not in rule.choices:
-                raise UsageError(f"flag --{name}={each} must be one of {', '.join(rule.choices)}.")
+                raise UsageError(f"flag --{name}={value} must be a finite number{bounds}.")
+        elif rule.choices and isinstance(value, str) and value not in rule.choices:
+            raise UsageError(f"flag --{name}={value} must be one of {', '.join(rule.choices)}.")
 
 
 def check_effect(given: Mapping[str, Any], settings: Any) -> None:
@@ -251,10 +251,5 @@ def _described(name: str, value: Any, rule: Setting) -> list[str]:
         words += f" One of {', '.join(rule.choices)}."
     for other, values in rule.only.items():
         words += f" For --{other}={'|'.join(map(str, values))}."
-    lines, line = [head], "     "
-    for word in words.split():
-        if len(line) + len(word) >= 99:
-            lines.append(line)
-            line = "     "
-        line += f" {word}"
-    return [*lines, line]
+    indent = " " * 6
+    return [head, *textwrap.wrap(words, 99, initial_indent=indent, subsequent_indent=indent)]

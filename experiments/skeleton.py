@@ -16,6 +16,7 @@ from experiments import settings as typed
 from experiments.command import Command, as_usage_error
 from experiments.settings import UsageError
 from metajax import train
+from metajax.train.weights import FILE
 
 
 class Evaluation(NamedTuple):
@@ -131,10 +132,13 @@ def stopped(command: Command, fitted: train.FitResult) -> int:
 
 
 def write(command: Command, folder: Path, fitted: train.FitResult, evaluation: Evaluation) -> None:
-    """Writes `result.json`."""
+    """Writes `result.json` and the weights."""
     settings = command.settings
+    weights = {}
     with writing(folder):
-        weights = train.save_weights(folder / "weights.safetensors", fitted.best)
+        if not command.evaluates_only:  # whose weights are those of the run
+            digest = train.save_weights(folder / FILE, fitted.best)
+            weights = {"weights": {"file": FILE, "sha256": digest}}
         train.write_json(
             folder / "result.json",
             {
@@ -152,7 +156,7 @@ def write(command: Command, folder: Path, fitted: train.FitResult, evaluation: E
                 "wall_seconds": fitted.wall_seconds,
                 "num_devices": command.launch.num_devices,
                 "trained_on": _trained_on(command),
-                "weights": {"file": "weights.safetensors", "sha256": weights},
+                **weights,
                 **evaluation.extra,
                 **train.provenance(),
                 "evaluation": evaluation.rows,

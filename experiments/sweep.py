@@ -85,6 +85,8 @@ def execute(command: Command, runs: list[Run]) -> dict[str, Any] | int:
             fitted = skeleton.fit(each, method)
             if fitted.stopped_by:
                 return skeleton.stopped(command, fitted)
+            # With the step size annealed to 0 it is the last state that counts.
+            fitted = fitted._replace(best=fitted.state)
             evaluation = method.evaluate(fitted)
             skeleton.write(each, each.workdir, fitted, evaluation)
             result = evaluation.rows
@@ -121,9 +123,8 @@ def build(command: Command, data: Splits, objective: metajax.Objective | None) -
     )
 
     def evaluate(fitted: train.FitResult) -> Evaluation:
-        # With the step size annealed to 0 it is the last state that counts.
         metrics = {"transductive": trained.metrics["transductive"]}
-        rows = few_shot.test(command, metrics, trained.adapt, fitted.state, test_tasks)
+        rows = few_shot.test(command, metrics, trained.adapt, fitted.best, test_tasks)
         lines = [x for x in train.read_metrics(command.workdir) if "validation/accuracy" in x]
         return Evaluation(
             {

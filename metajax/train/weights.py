@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from safetensors import SafetensorError
 from safetensors.flax import load_file, save
 
-from metajax.base import Adapt, MetaParams, MetaState, Params
+from metajax.base import Adapt, MetaParams, MetaState, Params, Stateful, split_state
 from metajax.train.writers import named
 
 FILE = "weights.safetensors"
-State = TypeVar("State", MetaState, MetaParams)
 
 
 class WeightsError(ValueError):
@@ -37,7 +37,7 @@ def save_weights(path: str | Path, state: MetaState | MetaParams) -> str:
       WeightsError: if an array is a key of random numbers, which the format has no type for.
     """
     path = _file(path)
-    arrays = _arrays(state)
+    arrays = _arrays(_tree(state))
     for name, array in arrays.items():
         if jnp.issubdtype(array.dtype, jax.dtypes.extended):
             raise WeightsError(f"{name} is {array.dtype}, which safetensors cannot hold.")
@@ -76,11 +76,26 @@ def load_weights(path: str | Path, adapt: Adapt, params: Params) -> MetaParams:
     >>> meta_params.params["w"].tolist()
     [1.0, 1.0, 1.0]
     """
-    return filled(path, MetaParams(params, adapt.init(params)[0]))
+    own, model = split_state(params)
+    tree: dict[str, Any] = {"meta_params": MetaParams(own, adapt.init(params)[0])}
+    if isinstance(params, Stateful):
+        tree["inner_state"] = {"model": model}
+    # Of the inner state at most the model's part: the rest is for those who have the learner.
+    found = _filled(path, tree, ("meta_params", "inner_state/model")[: len(tree)])
+    if isinstance(params, Stateful):
+        state = Stateful(found["meta_params"].params, found["inner_state"]["model"])
+        return found["meta_params"]._replace(params=state)
+    return found["meta_params"]
 
 
-def filled(path: str | Path, like: State) -> State:
-    """The state or the meta-parameters `like`, with the arrays of a file in place of its own."""
+def load_state(path: str | Path, like: MetaState) -> MetaState:
+    """The state `like`, with the meta-parameters and the inner state of a file."""
+    tree = _tree(like)
+    return like._replace(**_filled(path, tree, tuple(tree)))
+
+
+def _filled(path: str | Path, tree: dict[str, Any], within: Sequence[str]) -> dict[str, Any]:
+    """A tree with the arrays of a file in place of its own, all of those `within` some parts."""
     path = _file(path)
     if not path.exists():
         raise FileNotFoundError(f"there are no weights in {path}.")
@@ -94,9 +109,9 @@ def filled(path: str | Path, like: State) -> State:
         arrays: dict[str, jax.Array] = load_file(path)
     except SafetensorError as error:
         raise WeightsError(f"{path} is damaged: {error}.") from error
-    wanted: dict[str, jax.Array] = _arrays(like)
-    if isinstance(like, MetaParams):  # the inner state is for those who have the learner
-        arrays = {name: x for name, x in arrays.items() if name.startswith("meta_params/")}
+    wanted = _arrays(tree)
+    parts = tuple(f"{part}/" for part in within)
+    arrays = {name: x for name, x in arrays.items() if f"{name}/".startswith(parts)}
     differing = [
         f"{name} is {_type(arrays.get(name))} there, {_type(wanted.get(name))} here"
         for name in sorted({*arrays, *wanted})
@@ -104,12 +119,8 @@ def filled(path: str | Path, like: State) -> State:
     ]
     if differing:
         raise WeightsError(f"{path} is of another model: {'; '.join(differing)}.")
-    tree = _tree(like)
     leaves = [arrays[name] for name in named(tree)]
-    found_tree = jax.tree.unflatten(jax.tree.structure(tree), leaves)
-    if isinstance(like, MetaParams):
-        return found_tree["meta_params"]
-    return like._replace(**found_tree)
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 def _file(path: str | Path) -> Path:
@@ -123,8 +134,8 @@ def _tree(state: MetaState | MetaParams) -> dict[str, Any]:
     return {"meta_params": state.meta_params, "inner_state": state.inner_state}
 
 
-def _arrays(state: MetaState | MetaParams) -> dict[str, jax.Array]:
-    return {name: jnp.asarray(x) for name, x in named(_tree(state)).items()}
+def _arrays(tree: dict[str, Any]) -> dict[str, jax.Array]:
+    return {name: jnp.asarray(x) for name, x in named(tree).items()}
 
 
 def _type(x: jax.Array | None) -> str:

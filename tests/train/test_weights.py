@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 import metajax
 from metajax import train
-from metajax.train.weights import filled
+from metajax.train.weights import load_state
 
 PARAMS = {"w": jnp.arange(3.0), "b": [jnp.ones((2, 2), jnp.bfloat16)]}
 
@@ -53,7 +53,7 @@ def test_the_inner_state_comes_back_where_the_learner_is_there(tmp_path):
     batch = jnp.ones((2, 3))
     state, _ = each.update(state, metajax.Episode(batch, batch), jax.random.key(0))
     train.save_weights(tmp_path, state)
-    found = filled(tmp_path, each.init(PARAMS))
+    found = load_state(tmp_path, each.init(PARAMS))
     jax.tree.map(np.testing.assert_array_equal, found.inner_state, state.inner_state)
     assert jax.tree.leaves(state.inner_state)
     # To adapt, the parameters are enough.
@@ -86,6 +86,23 @@ def test_a_file_that_is_not_there_damaged_or_of_another_model(tmp_path):
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(train.WeightsError, match="is damaged"):
         train.load_weights(tmp_path, each.inner, PARAMS)
+
+
+def test_a_model_with_a_state_of_its_own(tmp_path):
+    def averaged(model, x, rng):
+        return jnp.mean((model.params - x) ** 2), {}, 0.9 * model.state + 0.1 * x.mean()
+
+    each = metajax.maml(averaged, optax.sgd(0.1), optax.sgd(0.1), num_steps=2, carry="mean")
+    start = metajax.Stateful(jnp.zeros(()), jnp.zeros(()))
+    batch = jnp.ones((2, 3))
+    state, _ = each.update(each.init(start), metajax.Episode(batch, batch), jax.random.key(0))
+    train.save_weights(tmp_path, state)
+    # Another optimizer adapts from them: what the first one carried is not needed.
+    adapt = metajax.inner_loop(averaged, optax.adam(0.1), 1)
+    found = train.load_weights(tmp_path, adapt, start)
+    np.testing.assert_array_equal(found.params.params, state.meta_params.params)
+    np.testing.assert_array_equal(found.params.state, state.inner_state.model)
+    assert float(found.params.state) != 0
 
 
 def test_keys_are_refused(tmp_path):
