@@ -14,7 +14,7 @@ import metajax
 from experiments import few_shot, images, protocols, skeleton, supervised
 from experiments.classification import Omniglot
 from experiments.command import Command
-from experiments.settings import evaluation_config, training_config
+from experiments.settings import evaluation_config, setting, training_config
 from experiments.skeleton import Evaluation, Method
 from metajax import train
 from metajax.data import Splits
@@ -22,8 +22,17 @@ from metajax.data import Splits
 # The paper's inner step size of 0.003 is on a sum over a mini-batch: on its mean it is as many
 # times more as there are examples in it.
 SUMMED_LEARNING_RATE = 3e-3
-SETTINGS: Omniglot = dataclasses.replace(
-    protocols.nichol_omniglot(5, 5),
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep(Omniglot):
+    """Runs whose last state is tested, and which are validated for their curves all the same."""
+
+    validation_tasks: int = setting(200, "Tasks of the meta-validation.", least=1)
+
+
+SETTINGS = dataclasses.replace(
+    Sweep(**vars(protocols.nichol_omniglot(5, 5))),
     train_shots=20,
     train_on="train",
     queries=0,
