@@ -1,10 +1,12 @@
 """One meta-update against every peer on the same weights and data, in turns in one process.
 
-Command: python -m benchmarks.meta_gradient [--cases NAME ...] [--devices=N] [--rounds=N] [--slow]
+Command: python -m benchmarks.meta_gradient [--cases NAME ...] [--orders N ...] [--devices=N]
+  [--rounds=N] [--slow] [--compile_only]
 
 Needs `pip install "metajax[bench]"`. Every meta-gradient is compared with that of our default
 engine before it is timed, so that all race for the same numbers. A case is written as soon as it is
-done; those that are not named keep their rows of the record, as do other devices.
+done; those that are not named keep their rows of the record, as do other devices. `--compile_only`
+fills the compilers' caches and records nothing: several processes may do so at once.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ def flat(arrays: Iterable[Any]) -> np.ndarray:
 
 
 def measure(name: str, order: int, rounds: int, slow: bool) -> list[dict[str, Any]]:
+    """The rows of a case; without rounds, nothing is timed and there are none."""
     problem = problems.CASES[name]
     cases: dict[str, timing.Case] = {}
     details: dict[str, dict[str, Any]] = {}
@@ -60,7 +63,9 @@ def measure(name: str, order: int, rounds: int, slow: bool) -> list[dict[str, An
         case, program, seconds = timing.compiled(update, *arguments)
         # The outer step is the meta-gradient itself.
         updated = torch_peers.arrays(case()[0].meta_params.params, problem)
-        detail = {"compile_seconds": seconds, "temporary_bytes": timing.temporary_bytes(program)}
+        detail: dict[str, Any] = {"temporary_bytes": timing.temporary_bytes(program)}
+        if not jax.config.jax_compilation_cache_dir:
+            detail["compile_seconds"] = seconds
         enter(label, case, initial - flat(updated.values()), **detail)
 
     meshes: dict[str, Any] = {"": None}
@@ -92,6 +97,8 @@ def measure(name: str, order: int, rounds: int, slow: bool) -> list[dict[str, An
     on_cpu = jax.default_backend() == "cpu"
     if not on_cpu:
         enter_plain()
+    if not rounds:
+        return []
     multiply, flops = timing.matmul_case()
     times = timing.race({**cases, "matmul": multiply}, rounds)
     if on_cpu and slow:
@@ -129,7 +136,9 @@ def measure(name: str, order: int, rounds: int, slow: bool) -> list[dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", choices=problems.CASES, default=[*problems.CASES])
+    parser.add_argument("--orders", nargs="+", type=int, choices=(2, 1), default=[2, 1])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--compile_only", action="store_true", help="time and record nothing")
     parser.add_argument("--devices", type=int, default=0, help="CPU devices; 0: those there are")
     parser.add_argument(
         "--slow",
@@ -139,10 +148,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.devices:
         jax.config.update("jax_num_cpu_devices", arguments.devices)
-    for name, order in itertools.product(arguments.cases, (2, 1)):
+    for name, order in itertools.product(arguments.cases, arguments.orders):
+        rounds = 0 if arguments.compile_only else arguments.rounds
+        rows = measure(name, order, rounds, arguments.slow)
+        if arguments.compile_only:
+            continue
         timing.write(
             "meta_gradient",
-            measure(name, order, arguments.rounds, arguments.slow),
+            rows,
             key=lambda row: (row["case"], row["order"], row["device"]["kind"]),
             rounds=arguments.rounds,
             peers=timing.peer_versions(),

@@ -166,7 +166,9 @@ def interval(row: dict[str, Any], step: int, digits: int, scale: float) -> str:
 
 def where(result: Result) -> str:
     trained = result.get("trained_on", result)
-    device = trained["device"]
+    device, seconds = trained["device"], trained.get("seconds", {})
+    if seconds.keys() - {device["kind"]}:  # evaluated or continued on another machine
+        return ", ".join(f"{kind} ({spent:,.0f} s)" for kind, spent in seconds.items())
     if device["platform"] == "cpu":
         count = device["cpu_cores"]
         return f"{count} core{'s' if count > 1 else ''}"

@@ -99,7 +99,8 @@ def fit(command: Command, method: Method) -> train.FitResult:
         if step < settings.num_meta_steps:
             print(f"the run is unfinished: {step} meta-steps so far.")
         found = record["best_step"], record["best_metrics"], record["seconds"]
-        return train.FitResult(checkpoint.state, checkpoint.best, *found, None)
+        seconds_on = record.get("seconds_on", {})
+        return train.FitResult(checkpoint.state, checkpoint.best, *found, None, seconds_on)
     print(f"workdir: {workdir}", flush=True)
     if not method.trains:
         state = method.learner.init(method.params)
@@ -155,7 +156,7 @@ def write(command: Command, folder: Path, fitted: train.FitResult, evaluation: E
                 "validation": fitted.best_metrics,
                 "wall_seconds": fitted.wall_seconds,
                 "num_devices": command.launch.num_devices,
-                "trained_on": _trained_on(command),
+                "trained_on": _trained_on(command, fitted),
                 **weights,
                 **evaluation.extra,
                 **train.provenance(),
@@ -173,11 +174,12 @@ def writing(path: Path) -> Iterator[None]:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
-def _trained_on(command: Command) -> dict[str, Any]:
+def _trained_on(command: Command, fitted: train.FitResult) -> dict[str, Any]:
     """The devices that the wall time is of; an evaluation elsewhere does not change them."""
     here = {
         "num_devices": command.launch.num_devices,
         "device": train.provenance()["device"],
+        "seconds": dict(fitted.seconds_on),
     }
     path = command.workdir / "result.json"
     if not command.evaluates_only or not path.exists():

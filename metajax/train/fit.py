@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +27,7 @@ from metajax.train.checkpoints import Checkpoint
 from metajax.train.files import run_files
 from metajax.train.finite import check_finite
 from metajax.train.identity import digest
-from metajax.train.progress import Progress, highlights
+from metajax.train.progress import Clock, Progress, highlights
 from metajax.train.signals import StopRequest
 from metajax.train.task_sources import advance, make_source
 from metajax.train.validation import Validation, better, check_validation, make_validator
@@ -45,6 +44,7 @@ class FitResult(NamedTuple):
       best_metrics: the validation metrics of `best`.
       wall_seconds: seconds of the whole run, including the parts before it was resumed.
       stopped_by: the signal that ended the run early, or `None`.
+      seconds_on: the same seconds by the kind of device, such as `{"NVIDIA H200": 83.5}`.
     """
 
     state: MetaState
@@ -53,6 +53,7 @@ class FitResult(NamedTuple):
     best_metrics: dict[str, Any]
     wall_seconds: float
     stopped_by: str | None
+    seconds_on: Mapping[str, float] = {}
 
 
 def fit(
@@ -179,14 +180,18 @@ def fit(
         }
         return found if validator is None else {**found, "validation": validator.digest(state)}
 
-    fresh = Checkpoint(initial, initial, {"seconds": 0.0, "best_step": 0, "best_metrics": {}})
+    fresh = Checkpoint(
+        initial,
+        initial,
+        {"seconds": 0.0, "seconds_on": {}, "best_step": 0, "best_metrics": {}},
+    )
     with contextlib.ExitStack() as stack:
         files = stack.enter_context(
             run_files(workdir, config, digests, fresh, num_meta_steps, validation)
         )
         state, best, record = files.checkpoint
         state, best = on_devices((state, jax.tree.map(jnp.copy, best)))
-        step, start = int(state.step), time.monotonic() - record["seconds"]
+        step, clock = int(state.step), Clock(record)
         calls = list(_calls(step, num_meta_steps, steps_per_call))
         blocks = stack.enter_context(contextlib.closing(source.blocks(calls)))
         progress = Progress(num_meta_steps, step, meta_batch_size, show=show_progress)
@@ -199,7 +204,7 @@ def fit(
             check_counted(state, step)
             check_finite(learner, metrics, state, first, step)
             averages = {f"train/{name}": x for name, x in means(metrics).items()}
-            record = {**record, "seconds": time.monotonic() - start}
+            record = clock.stamp(record)
             files.write(step, {"seconds": record["seconds"], **averages})
 
             if validator is None:
@@ -212,15 +217,14 @@ def fit(
                 files.write(step, {f"validation/{name}": x for name, x in measured.items()})
             progress.update(step, highlights(averages, record["best_metrics"], progress_metric))
 
-            record = {**record, "seconds": time.monotonic() - start}
+            record = clock.stamp(record)
             stopped_by = None if last else stop.received  # read once: a signal may come any time
             if last or stopped_by or step % checkpoint_every == 0:
                 files.save(Checkpoint(state, best, record))
             if stopped_by:
                 break
-    return FitResult(
-        state, best, record["best_step"], record["best_metrics"], record["seconds"], stopped_by
-    )
+    found = record["best_step"], record["best_metrics"], record["seconds"]
+    return FitResult(state, best, *found, stopped_by, record.get("seconds_on", {}))
 
 
 def _replicated(mesh: Mesh | None, tree: Any) -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from metajax.train.workdir import provenance
+
 SECONDS_BETWEEN_LINES = 20.0
 # Shown by default: the first of these metrics that the learner reports.
 SHOWN = ("query_loss", "objective")
@@ -30,6 +32,22 @@ def highlights(
         name.replace("_", " "): float(np.ravel(means[f"train/{name}"])[-1]) for name in present[:1]
     }
     return shown | {f"best {name}": x for name, x in best.items() if isinstance(x, float)}
+
+
+class Clock:
+    """Adds the seconds since now to those in the record of a run, by the kind of device."""
+
+    def __init__(self, record: dict[str, Any]):
+        self._start, self._seconds = time.monotonic(), record["seconds"]
+        self._seconds_on = dict(record.get("seconds_on", {}))  # older checkpoints have none
+        self._kind = provenance()["device"]["kind"]
+
+    def stamp(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The record with the seconds until now."""
+        spent = time.monotonic() - self._start
+        here = self._seconds_on.get(self._kind, 0.0) + spent
+        seconds_on = {**self._seconds_on, self._kind: here}
+        return {**record, "seconds": self._seconds + spent, "seconds_on": seconds_on}
 
 
 class Progress:

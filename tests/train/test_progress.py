@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from metajax import train
+from metajax.train import progress
+from metajax.train.workdir import provenance
 from tests.train.runs import fit, own
 
 
@@ -36,3 +38,19 @@ def test_the_metric_of_the_progress_line(tmp_path, capsys):
     mine = own(lambda step: {"returns": {"all": jnp.asarray([1.0, 5.0])}, "query_loss": 2.0})
     fit(mine, num_meta_steps=20, show_progress=True, progress_metric="returns/all")
     assert capsys.readouterr().err.endswith("returns/all 5\n")
+
+
+def test_seconds_are_kept_by_the_kind_of_device(monkeypatch):
+    at = iter([10.0, 12.5, 20.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(at))
+    earlier = {"seconds": 5.0, "seconds_on": {"another": 5.0}, "best_step": 3}
+    clock = progress.Clock(earlier)
+    here = provenance()["device"]["kind"]
+    stamped = clock.stamp(earlier)
+    assert stamped == {
+        "seconds": 7.5,
+        "seconds_on": {"another": 5.0, here: 2.5},
+        "best_step": 3,
+    }
+    assert clock.stamp(stamped)["seconds_on"] == {"another": 5.0, here: 10.0}
+    assert earlier["seconds"] == 5.0
