@@ -53,8 +53,9 @@ def measure(name: str, order: int, rounds: int, slow: bool) -> list[dict[str, An
         expected = gradient if expected is None else expected
         difference = float(np.linalg.norm(gradient - expected) / np.linalg.norm(expected))
         details[label] = {"gradient_difference": difference, **detail}
-        # TF32 keeps ten bits, and the images are noise, whose normalization amplifies rounding: that
-        # the gradients are the same is shown on a CPU.
+        # The same gradients are shown on a CPU. TF32 keeps ten bits, and rounding moves rectifiers
+        # across zero, many of them in images of noise: with products rounded so on a CPU, the
+        # gradient is .25 (first order) and .32 (second) from that of float64 by either convolution.
         if difference < TOLERANCE or jax.default_backend() != "cpu":
             cases[label] = case
         else:

@@ -32,4 +32,10 @@ def record_folder(result: dict[str, Any]) -> Path:
         if name not in NOT_NAMED and config.get(name, value) != value
     ]
     run = ",".join([algorithm, *changed])
-    return Path(result["experiment"], result["preset"], run, f"seed{config['seed']}")
+    seed = named(f"seed{config['seed']}", trained_on(result)["device"]["platform"])
+    return Path(result["experiment"], result["preset"], run, seed)
+
+
+def trained_on(result: dict[str, Any]) -> dict[str, Any]:
+    """The devices of a run's training; older records hold those of all of the run."""
+    return result.get("trained_on", result)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
+from benchmarks.results_folder import trained_on
 from experiments import few_shot, miniimagenet, omniglot, photographs, protocols, tables
 from experiments.settings import training_config
 
@@ -142,11 +143,12 @@ def prescribed(result: Result) -> int:
 
 
 def by_seeds(results: Iterable[Result]) -> list[list[Result]]:
-    """Puts runs that differ in nothing but the seed together."""
+    """Puts runs of one platform that differ in nothing but the seed together."""
     cells = collections.defaultdict(list)
     for result in results:
         config = {k: v for k, v in result["config"].items() if k not in ("seed", "overrides")}
-        cells[json.dumps([config, result["meta_steps"]], sort_keys=True)].append(result)
+        platform = trained_on(result)["device"]["platform"]
+        cells[json.dumps([config, result["meta_steps"], platform], sort_keys=True)].append(result)
     return list(cells.values())
 
 
@@ -165,7 +167,7 @@ def interval(row: dict[str, Any], step: int, digits: int, scale: float) -> str:
 
 
 def where(result: Result) -> str:
-    trained = result.get("trained_on", result)
+    trained = trained_on(result)
     device, seconds = trained["device"], trained.get("seconds", {})
     if seconds.keys() - {device["kind"]}:  # evaluated or continued on another machine
         return ", ".join(f"{kind} ({spent:,.0f} s)" for kind, spent in seconds.items())

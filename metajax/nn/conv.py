@@ -127,7 +127,8 @@ def default_method(
       `python -m benchmarks.convolution` measures the methods.
     - On a TPU `"native"`, which by the compiler's count moves a fraction of the bytes and needs a
       fraction of the memory (`python -m benchmarks.deviceless`).
-    - On a GPU `"patches"`. That has not been measured: the compiler's count favours neither.
+    - On a GPU `"patches"`: on an H200 a meta-gradient of Omniglot takes a third of the time that it
+      takes with native convolutions (`python -m benchmarks.meta_gradient`).
     """
     height, width, channels, features = kernel_shape
     backend = jax.default_backend()

@@ -224,9 +224,10 @@ def _versions() -> dict[str, str]:
 def _commit() -> str | None:
     """The commit of the library, with `-dirty` if its code has changed since.
 
-    Outside a git repository, as in a container, the value of `$METAJAX_COMMIT`.
+    `$METAJAX_COMMIT`, where it is set, as in a container without the repository.
     """
-    fallback = os.environ.get("METAJAX_COMMIT")
+    if named := os.environ.get("METAJAX_COMMIT"):
+        return named
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
@@ -236,7 +237,7 @@ def _commit() -> str | None:
             text=True,
         )
     except OSError:
-        return fallback
+        return None
     if head.returncode:
-        return fallback
+        return None
     return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
