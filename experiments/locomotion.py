@@ -40,7 +40,8 @@ class Locomotion(MetaRL):
     horizon: int = setting(200, "Steps of a trajectory.", least=1)
 
 
-FINN = Locomotion(
+FINN = dataclasses.replace(
+    Locomotion(**meta_rl.FINN),
     meta_batch_size=40,
     num_eval_steps=3,
     eval_trajectories=20,

@@ -60,17 +60,13 @@ ALGORITHMS: dict[str, Callable[[Any, Any, dict[str, Any]], metajax.MetaLearner]]
 class MetaRL(Training):
     """Meta-reinforcement learning."""
 
-    # Finn 2017, section 5.3 and appendix A.2.
     algorithm: str = setting(
         "maml",
         "The meta-learning algorithm, or a baseline: joint training (pretrain), a policy that is "
         "told the task (oracle) or not trained (random), adaptable inputs (context).",
         choices=tuple(ALGORITHMS),
     )
-    num_meta_steps: int = setting(500, "Meta-updates.", least=1)
-    meta_batch_size: int = setting(20, "Tasks per meta-update.", least=1)
     trajectories: int = setting(20, "Trajectories per task and gradient step in training.", least=1)
-    inner_learning_rate: float = setting(0.1, "Step size of the inner optimizer.", least=0.0)
     outer_learning_rate: float = setting(
         1e-3,
         "Step size of the outer optimizer.",
@@ -105,21 +101,22 @@ class MetaRL(Training):
         only={"algorithm": ("context",)},
     )
     validation_tasks: int = setting(40, "Tasks of the meta-validation.", least=1)
-    validation_steps: int = setting(3, "Adaptation steps of the meta-validation.", least=0)
-    steps_per_call: int = setting(10, "Meta-updates per compiled call and log line.", least=1)
-    validate_every: int = setting(10, "Meta-updates between validations.", least=1)
-    checkpoint_every: int = setting(50, "Meta-updates between checkpoints.", least=1)
-    eval_tasks: int = setting(
-        40, "Test tasks of the evaluation.", least=1, most=100_000, evaluation=True
-    )
-    num_eval_steps: int = setting(
-        4, "Adaptation steps of the evaluation.", least=0, most=1_000, evaluation=True
-    )
     eval_trajectories: int = setting(
         40, "Trajectories per task and gradient step in the evaluation.", least=1, evaluation=True
     )
 
 
+# Finn 2017, section 5.3 and appendix A.2: what all presets start from.
+FINN: dict[str, Any] = {
+    "num_meta_steps": 500,
+    "meta_batch_size": 20,
+    "inner_learning_rate": 0.1,
+    "validation_steps": 3,
+    "validate_every": 10,
+    "checkpoint_every": 50,
+    "eval_tasks": 40,
+    "num_eval_steps": 4,
+}
 # The oracle knows the task: it does not adapt.
 BY_ALGORITHM: dict[str, dict[str, Any]] = {
     "promp": {"surrogate": "likelihood_ratio"},

@@ -37,7 +37,7 @@ class Navigation(MetaRL):
     )
 
 
-FINN = Navigation()
+FINN = Navigation(**meta_rl.FINN)
 PRESETS = {
     # Trained as in the paper, the policy's standard deviation falls without end. Standardized
     # advantages of a distance say where the goal is, and how far only within the reach of the
