@@ -196,8 +196,8 @@ def accuracies(model: Any) -> dict[str, Any]:
 def make_measure(
     settings: FewShot, mesh: Any, adapt: metajax.Adapt, metric: Any
 ) -> Callable[..., dict[str, Any]]:
-    """The meta-validation: the accuracy after `validation_steps`, all of `adapt`."""
-    last = metajax.AtSteps(metric, (settings.validation_steps,))
+    """The meta-validation: the accuracy after all steps of `adapt`."""
+    last = metajax.AtSteps(metric, (adapt.num_steps,))
 
     def measure(state, tasks, rng):
         task_rng, rng = jax.random.split(rng)
@@ -254,7 +254,7 @@ def test(
     paper reports, and at the end.
     """
     settings = command.settings
-    num_steps = settings.num_eval_steps
+    num_steps = adapt.num_steps
     few = sorted({min(s, num_steps) for s in (0, 1, settings.validation_steps, num_steps)})
     steps = {"transductive": list(range(num_steps + 1)), "non_transductive": few}
     score = train.scorer(
@@ -288,7 +288,7 @@ def make_title(settings: FewShot) -> str:
 def describe(command: Command, fitted: train.FitResult, rows: dict[str, Any]) -> str:
     """Our numbers beside the paper's."""
     settings = command.settings
-    step = min(settings.validation_steps, settings.num_eval_steps)
+    step = min(settings.validation_steps, rows["transductive"]["steps"][-1])
     paper = protocols.PAPER_RESULTS.get(command.preset, {})
     lines = [
         tables.by_step(

@@ -127,7 +127,7 @@ def build(command: Command) -> Method:
                 dataclasses.replace(tasks, shots=shots), VALIDATION_TASKS, task_rng
             )
             scores = metajax.evaluate(validated, metric, state, episodes, rng)
-            errors.append(jnp.mean(scores["mean"][min(1, settings.validation_steps) :]))
+            errors.append(jnp.mean(scores["mean"][min(1, validated.num_steps) :]))
         return {"mse": jnp.mean(jnp.stack(errors))}
 
     validation_tasks = make_tasks(settings, shots=10, queries=GRID_POINTS, query_grid=True)
@@ -226,7 +226,6 @@ def draw(
     settings: SineWaves = command.settings
     models: dict[str, Model] = evaluation.shown
     key = jax.random.fold_in(jax.random.key(settings.seed), 3)
-    steps = sorted({0, min(1, settings.num_eval_steps), settings.num_eval_steps})
     half = make_tasks(
         settings, shots=5, queries=GRID_POINTS, query_grid=True, support_range=(-5.0, 0.0)
     )
@@ -246,6 +245,8 @@ def draw(
             )[1].probe
 
         curves = jax.jit(jax.vmap(predict))(episodes.support, jax.random.split(key, 3))
+        last = model.adapt.num_steps
+        steps = sorted({0, min(1, last), last})
         predictions[label] = {step: np.asarray(curves[:, step, :, 0]) for step in steps}
     plots.regression_tasks(
         folder / "adaptation.png",

@@ -175,6 +175,7 @@ class Adapt(NamedTuple):
         the final ones (implicit differentiation).
       forward: whether adaptation supports forward-mode differentiation.
       optimizer: the inner optimizer if the meta-gradient differentiates its update, else `None`.
+      num_steps: the number of adaptation steps.
 
     Example, three times as many steps as in training:
 
@@ -194,6 +195,7 @@ class Adapt(NamedTuple):
     differentiates_steps: bool = True
     forward: bool = True
     optimizer: Any = None
+    num_steps: int = 0
 
 
 class Objective(Protocol):

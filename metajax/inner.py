@@ -260,6 +260,7 @@ def inner_loop(
         differentiates_steps=not meta_gradient.implicit,
         forward=meta_gradient.forward,
         optimizer=inner_optimizer if num_steps and meta_gradient.crosses_optimizer else None,
+        num_steps=num_steps,
     )
 
 
