@@ -1,4 +1,4 @@
-"""Meta-reinforcement learning: settings, algorithms by name, how policies are judged."""
+"""Meta-reinforcement learning: settings, algorithms by name, evaluation of policies."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ class MetaRL(Training):
     surrogate: str = setting(
         "log_likelihood", "The loss of an adaptation step.", choices=tuple(sorted(rl.SURROGATES))
     )
-    every_step: bool = setting(False, "Judge the policies after every adaptation step.")
+    every_step: bool = setting(False, "Average the meta-objective over all adaptation steps.")
     max_kl: float = setting(
         0.01, "Size of the trust region.", least=0.0, only={"algorithm": TRUST_REGION}
     )
     curvature_stride: int = setting(
         4,
-        "The trust region's curvature takes every so many-th trajectory.",
+        "The curvature of the trust region uses every n-th trajectory.",
         least=1,
         only={"algorithm": TRUST_REGION},
     )
@@ -143,7 +143,7 @@ class Agent(NamedTuple):
 
 
 def make_agent(settings: MetaRL, env: rl.Env, mesh: Mesh | None = None) -> Agent:
-    """The agent that the settings describe."""
+    """Makes the agent of some settings."""
     if settings.algorithm == "oracle":
         env = rl.oracle(env)
     model = rl.GaussianMLP(
@@ -181,7 +181,7 @@ def make_sampler(settings: MetaRL, env: rl.Env, policy: rl.Policy, trajectories:
 
 
 def rebuilt(settings: MetaRL, agent: Agent, num_steps: int, trajectories: int) -> rl.InnerLoop:
-    """The agent's inner loop with other steps and as many trajectories as asked for."""
+    """The agent's inner loop with another number of steps and trajectories."""
     sample = make_sampler(settings, agent.env, agent.policy, trajectories)
     return agent.learner.inner.rebuild(num_steps=num_steps, sample=sample)
 
@@ -189,7 +189,7 @@ def rebuilt(settings: MetaRL, agent: Agent, num_steps: int, trajectories: int) -
 def make_scorer(
     settings: MetaRL, agent: Agent, num_steps: int, mesh: Mesh | None
 ) -> tuple[metajax.Adapt, Any, dict[str, Any]]:
-    """What `metajax.evaluate` takes for the mean return after each gradient step."""
+    """The arguments of `metajax.evaluate` for the mean return after each gradient step."""
     inner = rebuilt(settings, agent, num_steps, settings.eval_trajectories)
     metric = rl.policy_return(agent.env, agent.policy, settings.eval_trajectories)
     return inner.collect, metric, {"task_chunk": settings.task_chunk or None, "mesh": mesh}
@@ -200,7 +200,7 @@ def build(
     draw: Callable[[Command, Agent, metajax.MetaState, Path], None],
     command: Command,
 ) -> Method:
-    """What a command trains and tests."""
+    """The method of a command."""
     settings: MetaRL = command.settings
     with as_usage_error():
         agent = make_agent(settings, make_env(settings), command.mesh)
@@ -213,7 +213,7 @@ def build(
     trains = settings.algorithm != "random"
 
     def measure(state, tasks, rng):
-        # Good after one step and after several: the mean over all. Never the test tasks.
+        # The mean over all steps, for policies that are good after one step and after several.
         task_rng, rng = jax.random.split(rng)
         episodes = meta_batch(tasks, settings.validation_tasks, task_rng)
         mean = metajax.evaluate(validated_adapt, validated_metric, state, episodes, rng, **shared)[
@@ -293,7 +293,7 @@ def experiment(
 
 
 def env_steps_per_second(fitted: train.FitResult, workdir: Path) -> float:
-    """Environment steps of meta-training per second of it, validations included."""
+    """Environment steps of meta-training per second, with validations in the time."""
     lines = [x for x in train.read_metrics(workdir) if "train/env_steps" in x]
     steps, last = 0.0, 0
     for line in lines:

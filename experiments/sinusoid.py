@@ -76,18 +76,18 @@ PRESETS = {
 BY_ALGORITHM: dict[str, dict[str, Any]] = {
     "reptile": REPTILE,
     "imaml": {"num_steps": 10, "inner_learning_rate": 0.05},
-    # The features that a sine wave needs are not in the head alone: more steps, larger ones.
+    # The head alone cannot learn the features of a sine wave: more and larger steps help.
     "anil": {"num_steps": 5, "inner_learning_rate": 0.05},
 }
 
 
 class Model(NamedTuple):
-    """A state, how it adapts, and its compiled evaluation.
+    """A state with its inner loop and its compiled evaluation.
 
     Attributes:
       adapt: the inner loop.
       score: from `train.scorer`.
-      state: what the tasks start from.
+      state: the state from which tasks adapt.
     """
 
     adapt: metajax.Adapt
@@ -101,7 +101,7 @@ def make_tasks(settings: SineWaves, **changes: Any) -> Sinusoid:
 
 
 def build(command: Command) -> Method:
-    """What a command trains and tests."""
+    """The method of a command."""
     settings: SineWaves = command.settings
     network = nn.sinusoid_mlp() if settings.paper == "finn2017" else nn.sinusoid_mlp_nichol()
     loss = metajax.squared_error(network.apply)
@@ -119,7 +119,7 @@ def build(command: Command) -> Method:
     params = network.init(jax.random.fold_in(key, 1), jnp.zeros((1, 1)))
 
     def measure(state, tasks, rng):
-        # Good after one step and after many, with few points and with more: the mean over all.
+        # The mean over all numbers of steps and of points.
         errors = []
         for shots in SHOTS:
             task_rng, rng = jax.random.split(jax.random.fold_in(rng, shots))
@@ -140,7 +140,7 @@ def build(command: Command) -> Method:
 
     def evaluate(fitted: train.FitResult) -> Evaluation:
         models = {settings.algorithm: Model(adapt, score, fitted.best)}
-        # One step size, an argument of the compiled program rather than a constant in it.
+        # The step size is an argument of the compiled program, which then serves for all of them.
         fine_tune = metajax.inner_loop(
             loss,
             metajax.LearnedOptimizer(lambda params: jnp.zeros(()), optax.sgd),
