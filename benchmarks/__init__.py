@@ -1,6 +1,6 @@
-"""What metajax costs, measured; `python -m benchmarks.NAME`, rendered into `README.md`."""
+"""Benchmarks, run as `python -m benchmarks.NAME`; `README.md` shows their results."""
 
 import os
 
-# Most of a GPU's memory is JAX's from its start otherwise, and PyTorch needs some beside it.
+# Otherwise JAX reserves most of a GPU's memory, and PyTorch needs some.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -1,4 +1,4 @@
-"""How long until the first result: tracing, compiling and running every case once.
+"""The time to the first result: tracing, compiling and running every case once.
 
 Command: python -m benchmarks.compile_time
 

@@ -1,11 +1,11 @@
-"""Convolution as a matrix product against the native one, for the layers of the papers' networks.
+"""Convolution as a matrix product against native convolution, for the papers' networks.
 
 Command: python -m benchmarks.convolution [--rounds=N]
 
-Forward and backward pass of the query images of a task, with kernels of its own for every task of
-a chunk or one kernel for all of it. A layer takes any of these functions as its `convolution`.
-`conv` chooses by itself the method and the examples whose patches are in memory at a time; the rows
-that name either show what the choice is read off.
+Times the forward and backward pass on the query images of the tasks of a chunk, with a different
+kernel for every task or one kernel for all. A layer takes any of these functions as its
+`convolution`. `conv` chooses the method and the number of examples whose patches are in memory at a
+time. The rows that name either are the measurements behind that choice.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CONVOLUTIONS = {
 
 
 def gradient(convolution: Any, strides: tuple[int, int], tasks: int) -> Any:
-    """Of the sum of squares, by images and kernel; for `tasks` of them under `vmap`."""
+    """The gradient of the sum of squares in images and kernel, for `tasks` of them by `vmap`."""
 
     def value(kernel: jax.Array, x: jax.Array) -> jax.Array:
         return jnp.sum(convolution(x, kernel, strides=strides) ** 2)

@@ -1,11 +1,11 @@
-"""What XLA makes of a meta-update for accelerators, compiled without one.
+"""Meta-updates compiled for accelerators, on a machine without one.
 
 Command: python -m benchmarks.deviceless [--targets NAME ...]
 
 The compiler of a TPU or GPU runs on any machine once its plugin is installed (`"jax[tpu]"`,
-`"jax[cuda12]"`). That says whether the programs compile there, in what memory, what crosses the
-devices, and of a TPU how many bytes a program moves: no time. A target whose plugin is missing
-keeps its rows of the record.
+`"jax[cuda12]"`). It reports whether the programs compile, how much memory they need, what the
+devices exchange and, for a TPU, how many bytes a program moves, but no times. A target whose plugin
+is missing keeps its rows of the record.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benchmarks import problems, timing
 from benchmarks.scaling import all_reduces
 from metajax import nn
 
-# What the compiler asks about an NVIDIA H200, from its specification.
+# The properties of an NVIDIA H200 that the compiler needs, from its specification.
 H200 = """
 gpu_device_info {
   threads_per_block_limit: 1024
@@ -56,7 +56,7 @@ dnn_version_info { major: 9 minor: 8 }
 runtime_version { major: 12 minor: 9 }
 device_description_str: "NVIDIA H200"
 """
-# Name -> backend, and how its devices, eight of them, are described.
+# Name -> backend, and the description of eight devices.
 TARGETS: dict[str, tuple[str, dict[str, Any]]] = {
     "NVIDIA H200": ("gpu", {"platform": "cuda", "target_config": H200, "topology": "1x1x8"}),
     "TPU v5e": ("tpu", {"platform": "tpu", "topology_name": "v5e:2x4"}),
@@ -66,14 +66,14 @@ ENGINES: dict[str, Callable[[], Any]] = {
     "mixed_mode": metajax.mixed_mode,
     "first_order": metajax.first_order,
 }
-# Without a device the compiler cannot try which tiles of its own products fit one.
+# Without a device the compiler cannot try tile sizes.
 OPTIONS: dict[str, dict[str, bool | str]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
 
 
 def measure(
     problem: problems.Problem, backend: str, devices: Sequence[Any], engine: str, method: Any
 ) -> dict[str, Any]:
-    """Compiles an update for devices that need not be there; the tasks are shared by all."""
+    """Compiles an update for devices that need not exist here, which share the tasks."""
     model = problem.model.clone(convolution=functools.partial(nn.conv, method=method))
     mesh = Mesh(np.asarray(devices), ("tasks",)) if len(devices) > 1 else None
     everywhere = NamedSharding(mesh, PartitionSpec()) if mesh else SingleDeviceSharding(devices[0])

@@ -3,10 +3,10 @@
 Command: python -m benchmarks.engines [--rounds=N]
 
 Omniglot's network, 5-way 1-shot with 15 queries, 8 tasks. The error is that of the float32
-meta-gradient against the float64 one of `second_order()`, relative in norm; for `first_order()` it
-is the approximation's. So it is for `implicit()`, of a problem with so strong a proximal term
-and so small steps that they get near its minimum. A second network, a multi-layer perceptron, is
-bound by its parameters instead of its activations.
+meta-gradient against the float64 one of `second_order()`, relative in norm. For `first_order()` and
+`implicit()` it includes the error of the approximation; the problem of `implicit()` has a strong
+proximal term and small steps, which come close to its minimum. A second network, a multi-layer
+perceptron, has more parameters than activations.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
-    # Of all 32 bits, also where the default is fewer: the error is the engine's.
+    # Full float32 products on any device, so that the error is that of the engine.
     jax.config.update("jax_default_matmul_precision", "highest")
     rows = [
         row

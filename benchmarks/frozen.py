@@ -1,9 +1,9 @@
-"""What the parameters that do not adapt cost the inner loop, against a loop by hand of the head.
+"""The cost of frozen parameters in the inner loop, against a hand-written loop of the head.
 
 Command: python -m benchmarks.frozen [--rounds=N]
 
-A body of six layers of 512 x 512 is frozen, the head adapts by SGD; ten examples, one task. By
-hand, the head alone is in the loop.
+A body of six layers of 512 x 512 is frozen, and the head adapts by SGD to ten examples of one task.
+The hand-written loop contains the head alone.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Command: python -m benchmarks.growth [--rounds=N]
 
 Each row varies one size of the Omniglot meta-update (8 tasks, 5-way 1-shot, 5 queries, 1 step, 64
 channels, second order): seconds, temporary bytes, compile seconds. The rows of `chunk` vary the
-tasks per `vmap`, for this network and for the sinusoid's, and are what the default of
-`metajax.parallel.default_chunk` was read off.
+tasks per `vmap`, for this network and for the sinusoid's. The default of
+`metajax.parallel.default_chunk` follows from them.
 """
 
 from __future__ import annotations

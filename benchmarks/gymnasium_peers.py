@@ -1,4 +1,4 @@
-"""Samplers as one writes them with Gymnasium and PyTorch, of the tasks of `throughput`.
+"""Samplers in Gymnasium and PyTorch for the tasks of `throughput`, as users write them.
 
 Environments are stepped one after the other by `SyncVectorEnv`; the policy, the same 2 x 100
 network, sees all of their observations at once.
@@ -18,7 +18,7 @@ from gymnasium.vector import SyncVectorEnv
 from benchmarks import timing
 
 Make = Callable[[int], gymnasium.Env]
-"""`number of the rollout -> its environment`."""
+"""`index of the rollout -> its environment`."""
 
 
 class Navigation(gymnasium.Env[np.ndarray, np.ndarray]):

@@ -1,4 +1,4 @@
-"""What computing in bfloat16 does to accuracy: the same short run in both types.
+"""The effect of bfloat16 on accuracy: the same short run in both types.
 
 Command: python -m benchmarks.precision [--meta_steps=N]
 

@@ -1,4 +1,4 @@
-"""The meta-gradients that the benchmarks compute, with data that are the same for every peer."""
+"""The meta-gradients that the benchmarks compute, with the same data for every library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from metajax import nn
 
 
 class Problem(NamedTuple):
-    """A meta-batch of few-shot classification and the network that it is for.
+    """A meta-batch of few-shot classification and its network.
 
     Attributes:
       model: Flax module, `[examples, ...] -> [examples, ways]`.
@@ -56,7 +56,7 @@ CASES = {
 
 
 def episodes(problem: Problem, seed: int = 0) -> metajax.Episode:
-    """Random images, labels in order; NumPy, so that every framework takes the same."""
+    """Random images and ordered labels, as NumPy arrays for all frameworks."""
     rng = np.random.default_rng(seed)
 
     def batch(per_class: int) -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +83,7 @@ def make_loss(apply: Any) -> metajax.LossFn:
 
 
 def update(problem: Problem, apply: Any = None, **options: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The update of MAML by plain SGD outside, and its arguments."""
+    """The update of MAML with SGD as the outer optimizer, and its arguments."""
     learner = metajax.maml(
         make_loss(apply or problem.model.apply),
         optax.sgd(problem.learning_rate),
@@ -96,7 +96,7 @@ def update(problem: Problem, apply: Any = None, **options: Any) -> tuple[Any, tu
 
 
 def useful_flops(problem: Problem, order: int) -> float:
-    """Floating-point operations that a meta-gradient cannot do without, all tasks.
+    """The least number of floating-point operations of a meta-gradient, for all tasks.
 
     Two for every weight and output position of a convolution or the head. A pass forward costs
     one such count, the gradient of the weights one, that of the inputs one (not of the images).

@@ -2,8 +2,8 @@
 
 Command: python -m benchmarks.record WORKDIR [--no-figures] [--data_dir=DIR]
 
-The folder says what was run, `EXPERIMENT/PRESET/ALGORITHM/seedN`: the algorithm is followed by the
-settings that are not the preset's, such as `maml,num_meta_steps=1500`. The entry `check` of its
+The folder is `EXPERIMENT/PRESET/ALGORITHM/seedN`, where the algorithm is followed by the settings
+that differ from the preset, such as `maml,num_meta_steps=1500`. The entry `check` of its
 `result.json` is an evaluation of the weights on a few tasks, which `python -m benchmarks.verify
 --quick` repeats.
 """
@@ -32,12 +32,12 @@ def record(workdir: Path, *, figures: bool = True, data_dir: str | None = None) 
     result = json.loads((workdir / "result.json").read_text())
     target = RESULTS / record_folder(result)
     target.mkdir(parents=True, exist_ok=True)
-    # A policy that is not trained has no metrics.
+    # An untrained policy has no metrics.
     names = ["result.json", "metrics.jsonl", FILE, *(["*.png", "*.gif"] if figures else [])]
     for source in (path for pattern in names for path in workdir.glob(pattern)):
         shutil.copy(source, target)
     if not (workdir / FILE).exists() and (workdir / "checkpoints").exists():
-        # A run of before there were weights.
+        # An older run, which has no file of weights.
         method = make_method(result, recorded_settings(result)[1], workdir, data_dir)
         best = train.load(workdir, method.learner, method.params).best
         result["weights"] = {"file": FILE, "sha256": train.save_weights(target, best)}

@@ -1,5 +1,5 @@
-"""Renders the records: the tables of runs into the README and `docs/results.md`, which hold the
-words around them, and the benchmarks into `benchmarks/README.md`.
+"""Renders the records: the tables of runs in the README and `docs/results.md`, whose text stays,
+and the benchmarks in `benchmarks/README.md`.
 
 Command: python -m benchmarks.report
 """
@@ -36,7 +36,7 @@ def load() -> list[runs.Result]:
 
 
 def render(page: Path) -> str:
-    """A page with its tables anew."""
+    """A page with its tables rendered again."""
     results, depth = load(), len(page.relative_to(ROOT).parents) - 1
 
     def table(match: re.Match[str]) -> str:

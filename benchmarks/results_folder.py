@@ -1,4 +1,4 @@
-"""Where records lie, and how they are called."""
+"""The folder of the records, and their names."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from experiments.settings import evaluation_config, training_config
 
 RESULTS = Path(__file__).parent / "results"
 PLATFORMS = ("cpu", "gpu", "tpu")
-# Said otherwise, or no number depends on it.
+# Settings that the folder names elsewhere, or that do not affect results.
 NOT_NAMED = ("seed", "algorithm", "task_chunk", "steps_per_call", "checkpoint_every")
 
 
 def named(name: str, platform: str) -> str:
-    """The file, but for its ending, that keeps what was measured on a platform."""
+    """The name, without its ending, of the file with the measurements on a platform."""
     return name if platform == "cpu" else f"{name}_{platform}"
 
 

@@ -1,4 +1,4 @@
-"""Kills a run with SIGKILL, repeats its command, and compares it with one that ran through.
+"""Kills a run with SIGKILL, repeats its command, and compares it with an uninterrupted run.
 
 Command: python -m benchmarks.resume EXPERIMENT [flags of the experiment]
 
@@ -37,7 +37,7 @@ def finish(process: subprocess.Popen) -> None:
 
 
 def kill_in_the_middle(experiment: str, flags: list[str], workdir: Path) -> int:
-    """Kills a run some way past its first checkpoint; returns the checkpoint it falls back to."""
+    """Kills a run after its first checkpoint, and returns the checkpoint from which it resumes."""
     process = launch(experiment, flags, workdir)
     while not (steps := checkpoints(workdir)):
         if process.poll() is not None:

@@ -19,7 +19,7 @@ PAPER_RETURNS: dict[str, dict[str, list[float]]] = json.loads(
 )
 STEPS = range(4)
 ORDER = setting_rules(meta_rl.MetaRL)["algorithm"].choices
-# In what a run may differ from its preset that a reader of the table has to know.
+# Differences from the preset that the table mentions.
 SHOWN = (
     "reward",
     "simulator",
@@ -40,7 +40,7 @@ SHOWN = (
     "min_std",
     "context_size",
 )
-# What the environment is, and how much of it a preset learns from.
+# The environment, and the amount of training.
 SIZE = ("task", "simulator", "backend", "horizon", "preset")
 
 
@@ -150,12 +150,12 @@ def _is_matching_oracle(run: Result, other: Result) -> bool:
 
 
 def _fixed(runs: list[Result]) -> bool:
-    """Whether nothing was evaluated after an adaptation step."""
+    """Whether the policy was evaluated without adaptation only."""
     return len(runs[0]["evaluation"]["return"]["mean"]) < 2
 
 
 def _groups(results: list[Result], experiment: str) -> list[list[Result]]:
-    """One group a row, those of a task together, in the order of the algorithms."""
+    """One group per row, by task and in the order of the algorithms."""
 
     def place(runs: list[Result]) -> tuple[Any, ...]:
         config = runs[0]["config"]
@@ -200,7 +200,7 @@ def _paper(task: str, digits: int) -> list[str]:
 
 
 def _cost(runs: list[Result]) -> list[str]:
-    """What training took; an untrained policy took none."""
+    """Meta-steps, environment steps and time of the training, empty for an untrained policy."""
     result = runs[0]
     if not result["meta_steps"]:
         return ["", "", "", where(result)]

@@ -15,8 +15,7 @@ from experiments import few_shot, miniimagenet, omniglot, photographs, protocols
 from experiments.settings import training_config
 
 Result = dict[str, Any]
-# In what a run may differ from its preset that a reader of the table has to know; meta-steps have a
-# column of their own.
+# Differences from the preset that the table mentions; meta-steps have a column of their own.
 SHOWN = (
     "carry",
     "compute_dtype",
@@ -58,7 +57,7 @@ def sinusoid_table(results: list[Result]) -> list[str]:
 
 
 def headline_table(results: list[Result]) -> list[str]:
-    """The head, the sine waves and every cell of a paper's table that was run at full length."""
+    """The headline table: sine waves, and every cell of a paper's table run at full length."""
     lines = ["| | the paper | here | training |", "|---|---|---|---|"]
     for result in results:
         if result["experiment"] == "sinusoid" and result["algorithm"] == "maml":
@@ -102,7 +101,7 @@ def _classification(results: list[Result]) -> list[list[Result]]:
 
 
 def cell_name(result: Result) -> str:
-    """The preset, also where a run has come to it by `--algorithm`."""
+    """The preset, also that of a run with `--algorithm` of another preset."""
     name, algorithm = result["preset"], result["algorithm"]
     if algorithm == "reptile":
         return name.replace("finn2017/", "nichol2018/")
@@ -137,13 +136,13 @@ def _row(runs: list[Result], question: str) -> list[str]:
 
 
 def prescribed(result: Result) -> int:
-    """The meta-steps of the preset, without the command's own flags."""
+    """The meta-steps of the preset, whatever the flags of the command."""
     presets = PRESETS[result["experiment"]]
     return presets.get(cell_name(result), presets[result["preset"]])["num_meta_steps"]
 
 
 def by_seeds(results: Iterable[Result]) -> list[list[Result]]:
-    """Puts runs of one platform that differ in nothing but the seed together."""
+    """Groups runs of one platform that differ only in the seed."""
     cells = collections.defaultdict(list)
     for result in results:
         config = {k: v for k, v in result["config"].items() if k not in ("seed", "overrides")}
@@ -153,11 +152,11 @@ def by_seeds(results: Iterable[Result]) -> list[list[Result]]:
 
 
 def over_seeds(rows: list[dict[str, Any]], step: int, digits: int, scale: float = 1.0) -> str:
-    """Mean and interval of a run over its tasks, of several runs over their seeds."""
+    """Mean and interval: over the tasks of one run, or over the seeds of several."""
     if len(rows) == 1:
         return interval(rows[0], step, digits, scale)
     means = [scale * row["mean"][step] for row in rows]
-    # Of few seeds the standard deviation is uncertain as well: Student's distribution.
+    # With few seeds the standard deviation is uncertain as well, so Student's distribution.
     half_width = t.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / len(means) ** 0.5
     return f"{np.mean(means):.{digits}f} ± {half_width:.{digits}f}"
 

@@ -3,8 +3,8 @@
 Command: python -m benchmarks.sampling [--rounds=N]
 
 Omniglot, 5-way 1-shot with 15 queries, rotated by class; 32 tasks a meta-batch. The host pipeline
-is what users of tensorflow-datasets write: NumPy draws classes and examples, turns and scales the
-images, and moves the meta-batch to the device.
+is written as users of tensorflow-datasets do: NumPy draws classes and examples, turns and scales
+the images, and moves the meta-batch to the device.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""One meta-update over several devices: strong and weak scaling, and what crosses between them.
+"""One meta-update over several devices: strong and weak scaling, and their communication.
 
 Command: python -m benchmarks.scaling [--devices=N] [--rounds=N]
 
-On a CPU every device is a core: N devices share what one device already uses, so strong scaling is
-bound by the cores that are there. To see one core against two, processes are pinned: the rows of
-`cores` come from child processes that may use that many.
+On a CPU all devices share the cores that a single device already uses, so strong scaling is limited
+by the number of cores. The rows of `cores` compare one core with two, by child processes that are
+pinned to that many.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TASKS = 32
 
 
 def all_reduces(program: jax.stages.Compiled) -> dict[str, int]:
-    """How many there are in a program, and the bytes that they sum."""
+    """The number of all-reduces in a program, and the bytes that they sum."""
     found = re.findall(r" = (.*?) all-reduce(?:-start)?\(", program.as_text() or "")
     arrays = [array for shapes in found for array in re.findall(r"[a-z]+(\d+)\[([\d,]*)\]", shapes)]
     return {

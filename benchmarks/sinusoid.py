@@ -3,7 +3,7 @@
 Command: python -m benchmarks.sinusoid [--rounds=N]
 
 Finn 2017, section 5.1: 1-40-40-1 network, 25 tasks, 10 shots, one inner step. Ours samples its
-tasks on the device and runs 1,000 meta-iterations a call; the peers sample with their own tensors.
+tasks on the device and runs 1,000 meta-iterations per call; the peers sample with PyTorch.
 """
 
 from __future__ import annotations

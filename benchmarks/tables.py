@@ -52,7 +52,7 @@ def _provenance(row: Row) -> str:
 
 
 def commit(row: Row) -> str:
-    """Short; `-dirty` where the code was not that of the commit."""
+    """The short commit, with `-dirty` for code with changes."""
     if not row["commit"]:
         return "unknown"
     name, *dirty = row["commit"].split("-")
@@ -66,8 +66,8 @@ def meta_gradient(rows: Sequence[Row]) -> list[str]:
         "of the rate of a 4096 x 4096 product of float32 arrays in the same run, at JAX's default",
         "precision, as the networks (TF32 on an NVIDIA GPU, for PyTorch alike); `differs` is the",
         "distance from the first row's meta-gradient, relative in norm: on a CPU, what is a",
-        "tenth away does not race. On a GPU, TF32 alone moves these gradients by a quarter, since the",
-        "images are noise: rounding the products so on a CPU does the same, by either convolution.",
+        "tenth away does not race. On a GPU, TF32 alone moves these gradients by a quarter, because",
+        "the images are noise: products rounded so on a CPU do the same, by either convolution.",
         "",
     ]
 
@@ -216,7 +216,7 @@ def compile_time(rows: Sequence[Row]) -> list[str]:
 
 
 def convolution(rows: Sequence[Row]) -> list[str]:
-    """A line for each layer, and the functions side by side."""
+    """A row for each layer, a column for each function."""
     names = list(dict.fromkeys(row["convolution"] for row in rows))
     found = {(row["layer"], row["tasks"], row["convolution"]): row for row in rows}
 
@@ -242,7 +242,7 @@ def convolution(rows: Sequence[Row]) -> list[str]:
 
 
 def deviceless(rows: Sequence[Row]) -> list[str]:
-    """What the compilers of accelerators say, without a clock."""
+    """Memory and traffic as the compilers of accelerators report them; no times."""
     heads = ["case", "target", "devices", "tasks", "engine", "convolutions", "temporary"]
     heads += ["moved", "all-reduces", "compile", "commit"]
 
@@ -327,7 +327,7 @@ def growth(rows: Sequence[Row]) -> list[str]:
 
 
 def plots(rows: Sequence[Row]) -> tuple[str, str]:
-    """The files that `draw` makes of a growth record, which are of one platform."""
+    """The files that `draw` makes of the growth record of a platform."""
     platform = rows[0]["device"]["platform"]
     return f"{named('growth', platform)}.png", f"{named('chunks', platform)}.png"
 

@@ -2,14 +2,14 @@
 
 Command: python -m benchmarks.throughput [--cases NAME ...] [--devices=N] [--rounds=N] [--slow]
 
-Needs `pip install "metajax[bench]"`. Of each case these take turns in one process:
+Needs `pip install "metajax[bench]"`. For each case these take turns in one process:
 
 - `update`: successive meta-updates of the launcher's preset: tasks are sampled, policies roll out
   and adapt, and the trust region's step is taken;
 - `sampling`: the rollouts of one adaptation step alone, under the same policy;
 - `random`: the same environments stepped with random actions in one scan, without anything else;
-- `gymnasium`: PyTorch's policy in Gymnasium's `SyncVectorEnv` on the same task. How many
-  environments it has is what it is fastest with of `PEER_SIZES`.
+- `gymnasium`: a PyTorch policy in Gymnasium's `SyncVectorEnv` on the same task, with the fastest
+  number of environments in `PEER_SIZES`.
 
 Cases that are not named keep their rows of the record.
 """
@@ -55,7 +55,7 @@ SLOW = {f"cheetah_dir_{backend}": _cheetah(backend) for backend in ("positional"
 
 
 class Timed(NamedTuple):
-    """A case and how many environment steps a call of it takes."""
+    """A case, and the number of environment steps per call."""
 
     case: timing.Case
     env_steps: float
@@ -105,7 +105,7 @@ def ours(settings: Any, env: rl.Env, mesh: Any) -> dict[str, Timed]:
 
 
 def random_actions(env: rl.Env, task: Any, rng: jax.Array, num_trajectories: int) -> Any:
-    """Steps an environment; returns how many steps counted, and what depends on all of them."""
+    """Steps an environment; returns the number of valid steps, and a sum that depends on all."""
     reset_rng, rng = jax.random.split(rng)
 
     def body(carry, rng):
@@ -123,7 +123,7 @@ def random_actions(env: rl.Env, task: Any, rng: jax.Array, num_trajectories: int
 
 
 def gymnasium(setup: Setup, init_std: float, env: rl.Env, sizes: Any) -> dict[str, Timed]:
-    """The peer at the number of environments that it is fastest with."""
+    """The peer with its fastest number of environments."""
     from benchmarks import gymnasium_peers
 
     make = gymnasium_peers.PEERS[setup.environment]

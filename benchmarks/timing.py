@@ -1,4 +1,4 @@
-"""Timing that survives a noisy machine: cases take turns, medians and ratios are kept."""
+"""Timing on noisy machines: cases take turns, and medians and ratios are recorded."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from benchmarks.results_folder import RESULTS, named
 from metajax import train
 
 Case = Callable[[], Any]
-# Of glibc's malloc.h.
+# From glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep what is freed, for every library of the process alike.
+    """Makes glibc keep freed memory, for all libraries of the process.
 
-    It would return large buffers to the system after a call, to be mapped page by page in the
-    next: on a virtual machine that can take longer than to compute what is in them. A training
-    loop, of many updates a call, does not pay for that at every update.
+    Otherwise it returns large buffers to the system after a call, and the next call maps them again
+    page by page. On a virtual machine that can take longer than the computation. A training loop
+    does many updates per call, so it does not pay for that at every update.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -63,7 +63,7 @@ def race(cases: Mapping[str, Case], rounds: int = 9) -> dict[str, dict[str, floa
 
 def compiled(fn: Callable[..., Any], *args: Any) -> tuple[Case, jax.stages.Compiled, float]:
     """Compiles ahead of time; returns the blocking call, the program and the seconds it took."""
-    train.provenance()  # of the code that runs: a commit may follow before the record is written
+    train.provenance()  # at import: a later commit must not be recorded
     start = time.perf_counter()
     program = jax.jit(fn).lower(*args).compile()
     seconds = time.perf_counter() - start
@@ -72,7 +72,7 @@ def compiled(fn: Callable[..., Any], *args: Any) -> tuple[Case, jax.stages.Compi
 
 
 def successive(fn: Callable[[Any], tuple[Any, Any]], state: Any) -> Case:
-    """The blocking call of `state -> (state, result)` that goes on where the last call ended."""
+    """A blocking call of `state -> (state, result)` that continues from the last state."""
     _, program, _ = compiled(fn, state)
     (sharding,) = program.input_shardings[0]
 
@@ -90,10 +90,10 @@ def temporary_bytes(program: jax.stages.Compiled) -> int:
 
 
 def matmul_case(size: int = 4096) -> tuple[Case, float]:
-    """A square float32 product, the yardstick of the hardware, and how many operations it is.
+    """A square float32 product, as a measure of the hardware, and its number of operations.
 
-    At JAX's default precision, as the networks: accelerators round the factors to fewer bits. They
-    make so many products, one after another, that starting them takes no time.
+    The precision is JAX's default, as in the networks: accelerators round the factors to fewer
+    bits. They compute many products in a row, so that the time to start them does not count.
     """
     products = 1 if jax.default_backend() == "cpu" else 50
     matrix = jnp.full((size, size), 1 / size, jnp.float32)
@@ -106,7 +106,7 @@ def matmul_case(size: int = 4096) -> tuple[Case, float]:
 
 
 def peer_versions(*packages: str) -> dict[str, str]:
-    """Versions of the libraries raced against, those that are installed."""
+    """The versions of the installed libraries that are compared."""
     found = {}
     for package in packages or ("torch", "higher", "torchopt"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

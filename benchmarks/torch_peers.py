@@ -17,7 +17,7 @@ from benchmarks.problems import Problem, episodes, parameters
 
 @functools.cache
 def device() -> torch.device:
-    """Where JAX computes, too. Products are as precise there: TF32 where a GPU has it."""
+    """The device on which JAX computes, with products of the same precision (TF32 on GPUs)."""
     platform = jax.default_backend()
     if platform == "cpu":
         return torch.device("cpu")
@@ -61,7 +61,7 @@ class Network(torch.nn.Module):
 
 
 def arrays(tree: Any, problem: Problem) -> dict[str, np.ndarray]:
-    """The parameters of the JAX network, or a gradient, in the names, order and layout of ours."""
+    """The parameters of the JAX network, or a gradient, by the names and layout of PyTorch."""
     params = jax.tree.map(np.asarray, tree["params"])
     found: dict[str, np.ndarray] = {}
     for i in range(4):
@@ -210,7 +210,7 @@ def torchopt_loop(problem: Problem, order: int) -> Callable[[], Any]:
 
 
 def peers(order: int) -> dict[str, Callable[[Problem], Callable[[], Any]]]:
-    """What can be raced for a first- or second-order meta-gradient, by name."""
+    """The libraries that compute a first- or second-order meta-gradient, by name."""
     made: dict[str, Callable[[Problem], Callable[[], Any]]] = {
         "PyTorch loop": lambda problem: loop(problem, order),
         "torch.func": lambda problem: func(problem, order),

@@ -27,14 +27,14 @@ from experiments.settings import UsageError
 from experiments.skeleton import Method
 from metajax.train.weights import FILE, load_state
 
-# Accuracies are means of hits: one hit of 600 tasks of five queries is 3e-4. Other versions of XLA
-# round otherwise, which turns a hit now and then; a wrong network is off by far more.
+# Accuracies are means of hits: one hit of 600 tasks of five queries is 3e-4. Another version of XLA
+# rounds differently and may change single hits; a wrong network is off by far more.
 TOLERANCE = 2e-3
 QUICK_TASKS = 20
 
 
 def recorded_settings(result: dict[str, Any]) -> tuple[Experiment, Any]:
-    """The launcher of a record and the settings that it was made with."""
+    """The launcher and the settings of a record."""
     (launcher,) = (each for each in EXPERIMENTS if each.name == result["experiment"])
     preset, config = launcher.presets[result["preset"]], result["config"]
     known = {field.name for field in dataclasses.fields(preset)}
@@ -44,12 +44,12 @@ def recorded_settings(result: dict[str, Any]) -> tuple[Experiment, Any]:
 def rescored(
     folder: Path, *, eval_tasks: int | None = None, data_dir: str | None = None
 ) -> dict[str, Any]:
-    """The rows of an evaluation, anew from the weights in a folder.
+    """Computes the rows of an evaluation from the weights in a folder.
 
     Args:
-      folder: with `result.json` and the weights.
-      eval_tasks: how many test tasks; by default as many as were recorded.
-      data_dir: where the data are, see the launcher's flag.
+      folder: the folder of `result.json` and the weights.
+      eval_tasks: the number of test tasks; by default that of the record.
+      data_dir: the folder of the data, see the launcher's flag.
     """
     result = json.loads((folder / "result.json").read_text())
     _, settings = recorded_settings(result)
@@ -62,7 +62,7 @@ def rescored(
 def make_method(
     result: dict[str, Any], settings: Any, folder: Path, data_dir: str | None
 ) -> Method:
-    """What a record's command trains and tests."""
+    """The method of a record's command."""
     launcher, _ = recorded_settings(result)
     if launcher.build is None:
         raise UsageError(f"{folder}: {launcher.name} is no single run.")
@@ -89,7 +89,7 @@ def differences(found: dict[str, Any], recorded: dict[str, Any]) -> Iterator[tup
 
 
 def verify(folder: Path, *, quick: bool = False, data_dir: str | None = None) -> bool:
-    """Prints how far a record's numbers are from those of its weights; whether that is rounding."""
+    """Compares a record with its weights, prints it, and returns whether they agree."""
     result = json.loads((folder / "result.json").read_text())
     recorded, tasks = result["evaluation"], None
     if quick:

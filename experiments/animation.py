@@ -19,7 +19,7 @@ ROUND = {int(mujoco.mjtGeom.mjGEOM_CAPSULE), int(mujoco.mjtGeom.mjGEOM_SPHERE)}
 
 
 def rotated(quaternions: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    """`vector` turned by unit quaternions `[..., 4]`, real part first."""
+    """Rotates `vector` by unit quaternions `[..., 4]`, real part first."""
     w, u = quaternions[..., :1], quaternions[..., 1:]
     crossed = np.cross(u, np.broadcast_to(vector, u.shape))
     return vector + 2 * (w * crossed + np.cross(u, crossed))
@@ -30,11 +30,11 @@ def capsules(model: Any, positions: np.ndarray, rotations: np.ndarray) -> list[t
 
     Args:
       model: the MuJoCo model.
-      positions: of the links, `[time, links, 3]`.
-      rotations: of the links, `[time, links, 4]`.
+      positions: positions of the links, `[time, links, 3]`.
+      rotations: rotations of the links, `[time, links, 4]`.
 
     Returns:
-      `(ends [time, 2, 3], radius)` of each.
+      `(ends [time, 2, 3], radius)` of each capsule.
     """
     found = []
     for geom in range(model.ngeom):
@@ -57,14 +57,14 @@ def gif(
     *,
     stride: int = 4,
 ) -> None:
-    """Draws runs below each other.
+    """Draws runs one below the other.
 
     Args:
       path: the GIF to write.
       model: the MuJoCo model.
-      runs: by title, positions and rotations of the links as for `capsules`.
-      seconds_per_step: the time between two of them.
-      stride: every so many-th is drawn.
+      runs: for each title the positions and rotations of the links, see `capsules`.
+      seconds_per_step: the time between two positions.
+      stride: draw every `stride`-th position.
     """
     figure, column = plt.subplots(
         len(runs), 1, figsize=(6, 1.5 * len(runs)), squeeze=False, sharex=True, layout="constrained"

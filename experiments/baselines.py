@@ -1,8 +1,8 @@
-"""The baselines of table 1 of Finn 2017: a classifier of all meta-training classes, put to use.
+"""The baselines of table 1 of Finn 2017, which start from a classifier of all training classes.
 
 Both train one network with a head for all classes of meta-training, on single images. Fine-tuning
-gives it a new head and adapts all of it to the support; the nearest neighbour is the support image
-whose features, those before the head, point most nearly the same way as the query's. The numbers of
+gives it a new head and adapts all parameters to the support. The nearest neighbour of a query is
+the support image with the most similar features (by cosine), taken before the head. The numbers of
 the paper are those of Ravi and Larochelle 2017 (section 5), who give no more detail.
 """
 
@@ -31,7 +31,7 @@ LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classification:
-    """Batches of single images of all classes, as "tasks" of which only the query counts.
+    """Batches of single images of all classes, as "tasks" whose support is not used.
 
     Attributes:
       images: uint8 `[classes, examples, height, width, channels]`.
@@ -58,12 +58,12 @@ def pretraining(
 
 
 def with_head(params: Params, head: Params) -> Params:
-    """The same body under another head."""
+    """The same body with another head."""
     return {"params": {**params["params"], "head": head}}
 
 
 def make_features(network: Callable[[int], Any]) -> Callable[[Params, Array], Array]:
-    """`(params, x) -> features`, what the head sees, of a network for any number of classes."""
+    """`(params, x) -> features`, the input of the head, for any number of classes."""
 
     def features(params: Params, x: Array) -> Array:
         size = params["params"]["head"]["kernel"].shape[0]
@@ -76,11 +76,11 @@ def make_features(network: Callable[[int], Any]) -> Callable[[Params, Array], Ar
 def nearest_neighbour(
     features: Callable[[Params, Array], Array], *, transductive: bool
 ) -> Callable[..., Array]:
-    """The accuracy of taking the label of the nearest support image, by the angle of features.
+    """The accuracy of the label of the nearest support image, by the cosine of features.
 
     Args:
       features: `(params, x [examples, ...]) -> [examples, features]`.
-      transductive: whether batch statistics are those of all queries, or of the support and one.
+      transductive: whether batch statistics are of all queries, instead of the support and one.
     """
 
     def closest(references: Array, x: Array) -> Array:
@@ -104,13 +104,13 @@ def nearest_neighbour(
 
 
 def fine_tuning(loss: metajax.LossFn, num_steps: int) -> metajax.Adapt:
-    """SGD on the whole support, the step size an argument of the compiled program."""
+    """SGD on the whole support, with the step size as an argument of the compiled program."""
     step_size = metajax.LearnedOptimizer(lambda params: jnp.zeros(()), optax.sgd)
     return metajax.inner_loop(loss, step_size, num_steps)
 
 
 def make_state(params: Params, step_size: float | None = None) -> metajax.MetaState:
-    """What `evaluate` starts from."""
+    """A state for `metajax.evaluate`."""
     inner = () if step_size is None else jnp.asarray(step_size)
     return metajax.MetaState(metajax.MetaParams(params, inner), (), (), jnp.zeros((), jnp.int32))
 

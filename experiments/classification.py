@@ -7,7 +7,7 @@ import dataclasses
 from experiments.settings import UsageError, setting
 from experiments.supervised import ALGORITHMS, Supervised
 
-BASELINES = ("fine_tuning", "nearest_neighbour")  # classifiers of all classes, see `baselines`
+BASELINES = ("fine_tuning", "nearest_neighbour")  # see `experiments.baselines`
 _STEP_SIZES = (
     "Step size of the inner optimizer, on a mean loss. Finn 2017 prints it for classification on a "
     "loss that is a sum over classes: 2.0 is the printed 0.4 of 5 ways and 0.1 of 20 on Omniglot, "
@@ -21,7 +21,8 @@ class FewShot(Supervised):
 
     algorithm: str = setting(
         "maml",
-        "The meta-learning algorithm, or a classifier of all classes that is put to use.",
+        "The meta-learning algorithm, or a baseline: a classifier of all classes, fine-tuned or "
+        "with nearest neighbours.",
         choices=(*ALGORITHMS, *BASELINES),
     )
     inner_learning_rate: float = setting(2.0, _STEP_SIZES, least=0.0)
@@ -37,7 +38,7 @@ class FewShot(Supervised):
     )
     choose: str = setting(
         "validation",
-        "Which state is tested: the best on the meta-validation classes, or the last.",
+        "Which state is tested: the best one on the meta-validation classes, or the last one.",
         choices=("validation", "last"),
     )
     validation_tasks: int = setting(
@@ -45,28 +46,28 @@ class FewShot(Supervised):
     )
     rotation: str = setting(
         "none",
-        "Quarter turns: none; of every class, drawn anew for each task, in testing too; or as "
-        "classes of their own in training, which makes four of one.",
+        "Quarter turns: none; a random one for every class of a task, also in testing (task); or "
+        "four new classes from each class, in training only (classes).",
         choices=("none", "task", "classes"),
     )
     network: str = setting(
         "conv",
-        "The convolutions of Finn 2017 for the data set; those of Nichol 2018, of another head and "
-        "normalization; those of MAML++, with a normalization for every inner step; 256-128-64-64; "
-        "or 12 residual convolutions.",
+        "The convolutions of Finn 2017 for the data set (conv); those of Nichol 2018, with another "
+        "head and normalization; those of MAML++, with a normalization for every inner step; "
+        "layers of 256, 128, 64 and 64 units (mlp); or 12 residual convolutions.",
         choices=("conv", "conv_nichol", "conv_per_step", "mlp", "resnet12"),
     )
     outer_loss: str = setting(
         "mean",
-        "The query loss whose gradient is clipped and seen by the outer optimizer: the mean, or "
-        "the sum over the query divided by the shots, which is Finn 2017's.",
+        "The query loss whose gradient the outer optimizer receives: the mean over the query, or "
+        "its sum divided by the shots, as in Finn 2017.",
         choices=("mean", "sum"),
     )
     adapt_norm: bool = setting(
         True, "Whether the inner loop adapts the parameters of batch normalizations."
     )
     compute_dtype: str = setting(
-        "float32", "What the hidden layers compute in.", choices=("float32", "bfloat16")
+        "float32", "The number type of the hidden layers.", choices=("float32", "bfloat16")
     )
     pretrain_batch: int = setting(
         64,
@@ -114,7 +115,7 @@ class Omniglot(FewShot):
     )
     # Pillow resizes the 1-bit drawings by the nearest pixel, whatever filter is asked for.
     resample: str = setting(
-        "nearest", "How the drawings are made small.", choices=("lanczos", "nearest")
+        "nearest", "The filter that makes the drawings smaller.", choices=("lanczos", "nearest")
     )
     invert: bool = setting(True, "Whether the ink of a drawing is bright, 1 on paper of 0.")
 

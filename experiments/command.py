@@ -1,4 +1,4 @@
-"""From a command line to settings: the preset, what the flags change, where the run lives."""
+"""From a command line to a `Command`: preset, settings, workdir and devices."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort")
 
 
 class Command(NamedTuple):
-    """What a command line asks for.
+    """A command line, resolved.
 
     Attributes:
       experiment: the launcher's name.
       preset: the name of the settings that it starts from.
-      settings: the preset with what the flags change.
-      overrides: the names of what they change of the training.
-      launch: where and how it is carried out.
-      workdir: where the run lives.
+      settings: those of the preset, with the changes by flags.
+      overrides: the names of the training settings that differ from the preset.
+      launch: where and how it is executed.
+      workdir: the folder of the run.
       mesh: the devices that share the tasks, `None` for a single one.
     """
 
@@ -46,12 +46,12 @@ class Command(NamedTuple):
 
     @property
     def evaluates_only(self) -> bool:
-        """Whether a run that exists is evaluated once more."""
+        """Whether the command evaluates an existing run again."""
         return self.launch.mode == "eval"
 
     @property
     def config(self) -> dict[str, Any]:
-        """What decides the training, as `config.json` has it."""
+        """The content of `config.json`: everything that determines the training."""
         named = {"experiment": self.experiment, "preset": self.preset}
         return {
             **named,
@@ -61,7 +61,7 @@ class Command(NamedTuple):
 
     @property
     def line(self) -> str:
-        """The command that repeats the run, wherever its data and its workdir lie."""
+        """The command that repeats the run, without the folders of its data and its results."""
         values = {"preset": self.preset, "num_meta_steps": self.settings.num_meta_steps}
         values |= {name: getattr(self.settings, name) for name in self.overrides}
         values |= typed.evaluation_config(self.settings)
@@ -75,15 +75,15 @@ class Experiment(NamedTuple):
     """A launcher.
 
     Attributes:
-      name: of the module that is started.
+      name: the name of its module.
       summary: one line on what it reproduces.
       presets: settings by name; the first is the default.
-      execute: carries a command out, and returns the exit status.
+      execute: executes a command and returns the exit status.
       print_presets: prints the presets, as `--preset=list` asks for.
-      by_algorithm: what `--algorithm` changes in a preset of another algorithm, by the class of
-        the preset.
-      launch: the defaults of the flags on which no number depends.
-      build: makes the `skeleton.Method` of a single run; none for what is no single run.
+      by_algorithm: for each class of presets, the settings that `--algorithm` changes besides, in
+        a preset of another algorithm.
+      launch: the defaults of the flags that do not affect results.
+      build: makes the `skeleton.Method` of a run; `None` for a sweep.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Experiment(NamedTuple):
 
 @contextlib.contextmanager
 def as_usage_error() -> Iterator[None]:
-    """Turns what the library says of bad values into a message for the command line."""
+    """Turns the library's errors about values into messages for the command line."""
     try:
         yield
     except (ValueError, FileNotFoundError, ImportError) as error:
@@ -106,7 +106,7 @@ def as_usage_error() -> Iterator[None]:
 
 
 def run(experiment: Experiment) -> None:
-    """Starts a launcher from the command line; what a user can mend is one line, no traceback."""
+    """Starts a launcher from the command line. A user's mistake gets one line, not a traceback."""
 
     def parse(argv: list[str]) -> list[str]:
         flags.FLAGS(argv[:1])
@@ -119,12 +119,12 @@ def run(experiment: Experiment) -> None:
         except (UsageError, train.WorkdirError, train.NonFiniteError) as error:
             _fail(error, 1)
         except KeyboardInterrupt:
-            _fail("interrupted; what was trained is in the last checkpoint.", 130)
+            _fail("interrupted; the training up to the last checkpoint is saved.", 130)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             _fail(
-                "the device has too little memory for this: lower --task_chunk, --meta_batch_size "
+                "the device has not enough memory: lower --task_chunk, --meta_batch_size "
                 "or --eval_tasks.",
                 1,
             )
@@ -138,10 +138,10 @@ def _fail(message: object, code: int) -> NoReturn:
 
 
 def main(experiment: Experiment, argv: Sequence[str]) -> int:
-    """Carries out a command line.
+    """Executes a command line.
 
     Returns:
-      The exit status: 0, or what a shell has for the signal that stopped the run.
+      The exit status: 0, or that of the signal that stopped the run (130 for Ctrl-C).
 
     Raises:
       UsageError: for a command that cannot be carried out as given.
@@ -172,7 +172,7 @@ def _help(experiment: Experiment, given: Mapping[str, Any]) -> str:
 
 
 def resolve(experiment: Experiment, given: Mapping[str, Any]) -> Command:
-    """Settles what was given on a command line."""
+    """Makes a command of the values given on the command line."""
     fields = {field.name for field in dataclasses.fields(experiment.launch)}
     launch = dataclasses.replace(
         experiment.launch, **{k: v for k, v in given.items() if k in fields}
@@ -180,7 +180,7 @@ def resolve(experiment: Experiment, given: Mapping[str, Any]) -> Command:
     changes = {k: v for k, v in given.items() if k not in fields}
     typed.check_bounds(launch)
     if launch.num_devices > 1:
-        # Refused once JAX has been used; then `task_mesh` says how many devices there are.
+        # JAX refuses this once it has been used. Then `task_mesh` reports the number of devices.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", launch.num_devices)
     _check_platform()
@@ -206,7 +206,7 @@ def resolve(experiment: Experiment, given: Mapping[str, Any]) -> Command:
 
 
 def _check_platform() -> None:
-    """Asks JAX for its devices, which fails in many words where there are none of a platform."""
+    """Raises `UsageError` if JAX finds no device of the platform that `JAX_PLATFORMS` names."""
     try:
         train.provenance()
     except (RuntimeError, AssertionError) as error:
@@ -226,7 +226,7 @@ def _preset(experiment: Experiment, name: str) -> Training:
 def with_changes(
     experiment: Experiment, name: str, changes: Mapping[str, Any]
 ) -> tuple[Training, tuple[str, ...]]:
-    """The settings, and the names of those that are not the preset's."""
+    """The preset with changes, and the names of the settings that then differ from it."""
     preset = _preset(experiment, name)
     fields = {field.name for field in dataclasses.fields(preset)}
     if unknown := sorted(changes.keys() - fields):
@@ -237,7 +237,7 @@ def with_changes(
         changes = {**by_algorithm.get(algorithm, {}), **changes}
     settings = dataclasses.replace(preset, **changes)
     before, after = typed.training_config(preset), typed.training_config(settings)
-    # The length of a run is no override: it has an entry of its own in the record, and may grow.
+    # The length of a run does not count: the record has it separately, and it may grow later.
     changed = {key for key in after if after[key] != before[key]} - {"num_meta_steps"}
     return settings, tuple(sorted(changed))
 
@@ -245,7 +245,7 @@ def with_changes(
 def _existing(
     experiment: Experiment, launch: Launch, changes: Mapping[str, Any]
 ) -> tuple[str, Training, tuple[str, ...]]:
-    """The settings of the run in a workdir, with those of the evaluation that were given."""
+    """The settings of the run in a workdir, with the given changes to its evaluation."""
     if launch.workdir is None:
         raise UsageError("--mode=eval needs --workdir, the directory of the run to evaluate.")
     with as_usage_error():
@@ -276,7 +276,7 @@ def _existing(
 
 
 def _check_shared(settings: Any, num_devices: int) -> None:
-    """Raises `UsageError` for tasks that the devices cannot share equally."""
+    """Raises `UsageError` for numbers of tasks that the devices cannot share equally."""
     names = ["meta_batch_size", "eval_tasks"]
     if getattr(settings, "choose", "validation") == "validation":
         names.append("validation_tasks")

@@ -1,4 +1,4 @@
-"""Few-shot classification by the papers' protocols: what the launchers of the data sets share."""
+"""Few-shot classification by the papers' protocols, for the launchers of all data sets."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def experiment(name: str, summary: str, presets: Any) -> Experiment:
     )
 
 
-# Test tasks that are sampled and adapted by one compiled call, which bounds the memory.
+# Test tasks per compiled call; more need more memory.
 TASKS_PER_CALL = 100
 
 
@@ -69,7 +69,7 @@ def make_network(settings: FewShot) -> Callable[[int], Any]:
 
 
 def make_learner(settings: FewShot, loss: metajax.LossFn, mesh: Any = None) -> metajax.MetaLearner:
-    """The meta-learner, with what the settings say of normalizations."""
+    """The meta-learner, whose inner loop treats normalizations as the settings say."""
     inner, head = supervised.make_inner_optimizer(settings), nn.is_head
     if not settings.adapt_norm:
         inner = metajax.adapt_only(inner, lambda path: not nn.is_norm(path))
@@ -82,16 +82,16 @@ def make_learner(settings: FewShot, loss: metajax.LossFn, mesh: Any = None) -> m
 
 
 class Trained(NamedTuple):
-    """What is trained, and what is measured of it.
+    """A learner with its tasks and measurements.
 
     Attributes:
       learner: the meta-learner.
-      params: what it starts from.
-      tasks: what it learns from.
+      params: the initial parameters.
+      tasks: the training tasks.
       measure: `(state, validation tasks, rng) -> {"accuracy": ...}`.
-      adapt: the adaptation of the meta-test.
-      metrics: accuracy by question, see `QUESTIONS`.
-      start: from the chosen state to the one that the meta-test starts from.
+      adapt: the inner loop of the meta-test.
+      metrics: the accuracy for each of `QUESTIONS`.
+      start: turns the chosen state into the state from which test tasks adapt.
     """
 
     learner: metajax.MetaLearner
@@ -186,7 +186,7 @@ def baseline(command: Command, data: Splits) -> Trained:
 
 
 def accuracies(model: Any) -> dict[str, Any]:
-    """The accuracy by question."""
+    """The accuracy for each of `QUESTIONS`."""
     return {
         "transductive": metajax.accuracy(model.apply),
         "non_transductive": metajax.accuracy(model.apply, transductive=False),
@@ -196,8 +196,8 @@ def accuracies(model: Any) -> dict[str, Any]:
 def make_measure(
     settings: FewShot, mesh: Any, adapt: metajax.Adapt, metric: Any
 ) -> Callable[..., dict[str, Any]]:
-    """The meta-validation: the accuracy after `validation_steps`, all of `adapt`."""
-    last = metajax.AtSteps(metric, (settings.validation_steps,))
+    """The meta-validation: the accuracy after all steps of `adapt`."""
+    last = metajax.AtSteps(metric, (adapt.num_steps,))
 
     def measure(state, tasks, rng):
         task_rng, rng = jax.random.split(rng)
@@ -209,7 +209,7 @@ def make_measure(
 
 
 def build(command: Command) -> Method:
-    """What a command trains and tests."""
+    """The method of a command."""
     settings = command.settings
     data = images.load(settings, command.launch.data_dir)
     test_tasks = images.make_tasks(settings, data, "test")
@@ -249,12 +249,12 @@ def test(
 ) -> dict[str, Any]:
     """Accuracy with and without transduction, on the same test tasks.
 
-    Transductive after every adaptation step. Without transduction every query is a batch of its
-    own, which is too much work for all of them: before the first step, after it, after those the
-    paper reports, and at the end.
+    The transductive accuracy is measured after every adaptation step. Without transduction every
+    query is a batch of its own, which takes long, so that accuracy is measured before the first
+    step, after it, after as many steps as the paper reports, and at the end.
     """
     settings = command.settings
-    num_steps = settings.num_eval_steps
+    num_steps = adapt.num_steps
     few = sorted({min(s, num_steps) for s in (0, 1, settings.validation_steps, num_steps)})
     steps = {"transductive": list(range(num_steps + 1)), "non_transductive": few}
     score = train.scorer(
@@ -286,9 +286,9 @@ def make_title(settings: FewShot) -> str:
 
 
 def describe(command: Command, fitted: train.FitResult, rows: dict[str, Any]) -> str:
-    """Our numbers beside the paper's."""
+    """The accuracies, with those of the paper beside them."""
     settings = command.settings
-    step = min(settings.validation_steps, settings.num_eval_steps)
+    step = min(settings.validation_steps, rows["transductive"]["steps"][-1])
     paper = protocols.PAPER_RESULTS.get(command.preset, {})
     lines = [
         tables.by_step(

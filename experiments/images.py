@@ -1,4 +1,4 @@
-"""Images for few-shot classification: what the launchers load, sample and audit."""
+"""Images for few-shot classification: loading, sampling and the audit of leaks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def other_photographs() -> list[str]:
 
 
 def load(settings: FewShot, data_dir: str | None) -> Splits:
-    """Reads the data and applies what the protocol does to them once for all."""
+    """Reads the data and applies the protocol's changes that are the same for all tasks."""
     wanted = datasets.DATA_SETS[settings.dataset].settings
     with as_usage_error():
         data = datasets.load(
@@ -69,22 +69,22 @@ def make_tasks(settings: FewShot, data: Splits, part: str) -> metajax.tasks.Task
 
 
 def blank_image(data: Splits) -> jax.Array:
-    """One image, by whose shape a network is initialized."""
+    """An empty image, for the initialization of a network."""
     return jnp.zeros((1, *data.train.image_shape))
 
 
 def look_for_leaks(command: Command, data: Splits, tasks: Any, test_tasks: Any) -> dict[str, Any]:
-    """Audits splits and episodes; refuses to go on where test classes would have been trained on.
+    """Audits splits and episodes, and raises an error if training would use test classes.
 
-    The audit is kept beside the run, so that a run that is continued or evaluated again with
-    another split of the classes is found out.
+    The audit is stored in the workdir. Thus a run that is continued or evaluated again with another
+    split of the classes is detected.
     """
     settings = command.settings
     drawings = settings.dataset == "omniglot"
     found = datasets.audit(data, rotations=drawings)
     key = jax.random.fold_in(jax.random.key(settings.seed), 3)
     found["episodes"] = {"test": audit_episodes(test_tasks, key, AUDITED_TASKS, rotations=drawings)}
-    if settings.algorithm not in BASELINES:  # these do not learn from episodes
+    if settings.algorithm not in BASELINES:  # the baselines do not learn from episodes
         found["episodes"]["train"] = audit_episodes(tasks, key, AUDITED_TASKS)
     path = command.workdir / "audit.json"
     if path.exists():

@@ -32,7 +32,11 @@ class Locomotion(MetaRL):
     """Locomotion."""
 
     task: str = setting("cheetah_dir", "Body and goal.", choices=tuple(robots.KINDS))
-    simulator: str = setting("rllab", "Whose time step and costs.", choices=robots.MODES)
+    simulator: str = setting(
+        "rllab",
+        "Time step and costs.",
+        choices=robots.MODES,
+    )
     backend: str = setting("spring", "Brax's physics.", choices=robots.BACKENDS)
     standardize: bool = setting(
         False, "Whether observations have mean 0 and variance 1 under random actions."
@@ -40,7 +44,8 @@ class Locomotion(MetaRL):
     horizon: int = setting(200, "Steps of a trajectory.", least=1)
 
 
-FINN = Locomotion(
+FINN = dataclasses.replace(
+    Locomotion(**meta_rl.FINN),
     meta_batch_size=40,
     num_eval_steps=3,
     eval_trajectories=20,
@@ -67,7 +72,7 @@ PRESETS = {
 
 @contextlib.contextmanager
 def without_notices() -> Iterator[None]:
-    """Keeps what Brax and MuJoCo say of their versions and models from the console."""
+    """Hides the notices of Brax and MuJoCo about their versions and models."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -89,7 +94,7 @@ def make_env(settings: Locomotion) -> rl.Env:
 
         env = locomotion(settings.task, mode=settings.simulator, backend=settings.backend)
     env = env._replace(horizon=settings.horizon)
-    # Not of the seed: runs over several see the same environment.
+    # Independent of the seed, so that runs with several seeds have the same environment.
     return rl.standardized(env, jax.random.key(0)) if settings.standardize else env
 
 
@@ -135,7 +140,7 @@ def film(command: Command, agent: meta_rl.Agent, state: metajax.MetaState, folde
 
 
 def extremes(tasks: dict) -> dict:
-    """The least and the greatest of some tasks, by their first number."""
+    """The tasks with the smallest and the largest first number."""
     (values,) = tasks.values()
     order = np.argsort(np.asarray(values).reshape(len(values), -1)[:, 0])
     return jax.tree.map(lambda x: x[np.array([order[0], order[-1]])], tasks)

@@ -1,4 +1,4 @@
-"""Meta-reinforcement learning: settings, algorithms by name, how policies are judged."""
+"""Meta-reinforcement learning: settings, algorithms by name, evaluation of policies."""
 
 from __future__ import annotations
 
@@ -60,17 +60,13 @@ ALGORITHMS: dict[str, Callable[[Any, Any, dict[str, Any]], metajax.MetaLearner]]
 class MetaRL(Training):
     """Meta-reinforcement learning."""
 
-    # Finn 2017, section 5.3 and appendix A.2.
     algorithm: str = setting(
         "maml",
         "The meta-learning algorithm, or a baseline: joint training (pretrain), a policy that is "
         "told the task (oracle) or not trained (random), adaptable inputs (context).",
         choices=tuple(ALGORITHMS),
     )
-    num_meta_steps: int = setting(500, "Meta-updates.", least=1)
-    meta_batch_size: int = setting(20, "Tasks per meta-update.", least=1)
     trajectories: int = setting(20, "Trajectories per task and gradient step in training.", least=1)
-    inner_learning_rate: float = setting(0.1, "Step size of the inner optimizer.", least=0.0)
     outer_learning_rate: float = setting(
         1e-3,
         "Step size of the outer optimizer.",
@@ -83,13 +79,13 @@ class MetaRL(Training):
     surrogate: str = setting(
         "log_likelihood", "The loss of an adaptation step.", choices=tuple(sorted(rl.SURROGATES))
     )
-    every_step: bool = setting(False, "Judge the policies after every adaptation step.")
+    every_step: bool = setting(False, "Average the meta-objective over all adaptation steps.")
     max_kl: float = setting(
         0.01, "Size of the trust region.", least=0.0, only={"algorithm": TRUST_REGION}
     )
     curvature_stride: int = setting(
         4,
-        "The trust region's curvature takes every so many-th trajectory.",
+        "The curvature of the trust region uses every n-th trajectory.",
         least=1,
         only={"algorithm": TRUST_REGION},
     )
@@ -105,21 +101,22 @@ class MetaRL(Training):
         only={"algorithm": ("context",)},
     )
     validation_tasks: int = setting(40, "Tasks of the meta-validation.", least=1)
-    validation_steps: int = setting(3, "Adaptation steps of the meta-validation.", least=0)
-    steps_per_call: int = setting(10, "Meta-updates per compiled call and log line.", least=1)
-    validate_every: int = setting(10, "Meta-updates between validations.", least=1)
-    checkpoint_every: int = setting(50, "Meta-updates between checkpoints.", least=1)
-    eval_tasks: int = setting(
-        40, "Test tasks of the evaluation.", least=1, most=100_000, evaluation=True
-    )
-    num_eval_steps: int = setting(
-        4, "Adaptation steps of the evaluation.", least=0, most=1_000, evaluation=True
-    )
     eval_trajectories: int = setting(
         40, "Trajectories per task and gradient step in the evaluation.", least=1, evaluation=True
     )
 
 
+# Finn 2017, section 5.3 and appendix A.2: what all presets start from.
+FINN: dict[str, Any] = {
+    "num_meta_steps": 500,
+    "meta_batch_size": 20,
+    "inner_learning_rate": 0.1,
+    "validation_steps": 3,
+    "validate_every": 10,
+    "checkpoint_every": 50,
+    "eval_tasks": 40,
+    "num_eval_steps": 4,
+}
 # The oracle knows the task: it does not adapt.
 BY_ALGORITHM: dict[str, dict[str, Any]] = {
     "promp": {"surrogate": "likelihood_ratio"},
@@ -146,7 +143,7 @@ class Agent(NamedTuple):
 
 
 def make_agent(settings: MetaRL, env: rl.Env, mesh: Mesh | None = None) -> Agent:
-    """The agent that the settings describe."""
+    """Makes the agent of some settings."""
     if settings.algorithm == "oracle":
         env = rl.oracle(env)
     model = rl.GaussianMLP(
@@ -184,7 +181,7 @@ def make_sampler(settings: MetaRL, env: rl.Env, policy: rl.Policy, trajectories:
 
 
 def rebuilt(settings: MetaRL, agent: Agent, num_steps: int, trajectories: int) -> rl.InnerLoop:
-    """The agent's inner loop with other steps and as many trajectories as asked for."""
+    """The agent's inner loop with another number of steps and trajectories."""
     sample = make_sampler(settings, agent.env, agent.policy, trajectories)
     return agent.learner.inner.rebuild(num_steps=num_steps, sample=sample)
 
@@ -192,7 +189,7 @@ def rebuilt(settings: MetaRL, agent: Agent, num_steps: int, trajectories: int) -
 def make_scorer(
     settings: MetaRL, agent: Agent, num_steps: int, mesh: Mesh | None
 ) -> tuple[metajax.Adapt, Any, dict[str, Any]]:
-    """What `metajax.evaluate` takes for the mean return after each gradient step."""
+    """The arguments of `metajax.evaluate` for the mean return after each gradient step."""
     inner = rebuilt(settings, agent, num_steps, settings.eval_trajectories)
     metric = rl.policy_return(agent.env, agent.policy, settings.eval_trajectories)
     return inner.collect, metric, {"task_chunk": settings.task_chunk or None, "mesh": mesh}
@@ -203,7 +200,7 @@ def build(
     draw: Callable[[Command, Agent, metajax.MetaState, Path], None],
     command: Command,
 ) -> Method:
-    """What a command trains and tests."""
+    """The method of a command."""
     settings: MetaRL = command.settings
     with as_usage_error():
         agent = make_agent(settings, make_env(settings), command.mesh)
@@ -216,7 +213,7 @@ def build(
     trains = settings.algorithm != "random"
 
     def measure(state, tasks, rng):
-        # Good after one step and after several: the mean over all. Never the test tasks.
+        # The mean over all steps, for policies that are good after one step and after several.
         task_rng, rng = jax.random.split(rng)
         episodes = meta_batch(tasks, settings.validation_tasks, task_rng)
         mean = metajax.evaluate(validated_adapt, validated_metric, state, episodes, rng, **shared)[
@@ -296,7 +293,7 @@ def experiment(
 
 
 def env_steps_per_second(fitted: train.FitResult, workdir: Path) -> float:
-    """Environment steps of meta-training per second of it, validations included."""
+    """Environment steps of meta-training per second, with validations in the time."""
     lines = [x for x in train.read_metrics(workdir) if "train/env_steps" in x]
     steps, last = 0.0, 0
     for line in lines:

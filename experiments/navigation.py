@@ -37,15 +37,15 @@ class Navigation(MetaRL):
     )
 
 
-FINN = Navigation()
+FINN = Navigation(**meta_rl.FINN)
 PRESETS = {
-    # Trained as in the paper, the policy's standard deviation falls without end. Standardized
-    # advantages of a distance say where the goal is, and how far only within the reach of the
-    # noise: with less of it, later gradient steps overshoot. Here the noise has a floor, the
-    # policies are judged after both of two gradient steps, and the trust region shrinks to nothing.
-    # First order does not see how far a gradient step goes: near goals are overshot with it. The
-    # likelihood ratio has the second derivative of less noise, and what an action does to a
-    # distance shows soon, so that advantages need no long memory.
+    # With the paper's settings the policy's standard deviation falls without end. Advantages are
+    # standardized, so they tell the direction of the goal, but its distance only within the reach
+    # of the noise. With little noise later gradient steps overshoot. Here the standard deviation is
+    # bounded below, the meta-objective averages over both of two gradient steps, and the trust
+    # region shrinks to 0. First order does not account for the length of a gradient step, and
+    # overshoots near goals. The likelihood ratio has less noise in its second derivatives. An
+    # action changes the distance at once, so a smaller lambda for the advantages suffices.
     "two_steps": dataclasses.replace(
         FINN,
         surrogate="likelihood_ratio",
@@ -76,7 +76,7 @@ def draw(command: Command, agent: meta_rl.Agent, state: metajax.MetaState, folde
     tasks, shown = jax.device_get(
         meta_rl.adapted_trajectories(settings, agent, state, SHOWN_TASKS, num_steps)
     )
-    # The oracle sees the goal behind the position.
+    # The oracle's observations also contain the goal, after the position.
     paths = np.where(shown.mask[..., None] > 0, shown.observations[..., :2], np.nan)
     plots.paths(folder / "trajectories.png", tasks["goal"], paths[:, :, 0])
 

@@ -36,8 +36,8 @@ def training_curve(
 ) -> None:
     """Draws entries of `metrics.jsonl` (`names`: entry to label) against the meta-step.
 
-    Twice the range of the first entry is shown at most: where another one diverges it leaves the
-    picture.
+    The vertical axis shows at most twice the range of the first entry, so a diverging entry leaves
+    the picture.
     """
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for name, label in names.items():
@@ -62,9 +62,9 @@ def lines(
     ylabel: str,
     title: str,
 ) -> None:
-    """Draws named lines of `(x, y)` points, one panel beside the other.
+    """Draws named lines of `(x, y)` points, in panels side by side.
 
-    Without an `xlabel` the name of each panel is one.
+    Without an `xlabel` each panel is labelled by its name.
     """
     figure, grid = plt.subplots(
         1,
@@ -161,8 +161,8 @@ def contact_sheet(
     Args:
       path: the PNG to write.
       tasks: support and query of each, `[ways, images, height, width, channels]` in [0, 1].
-      title: of the sheet.
-      num_shown: images per class of either that are drawn at most.
+      title: the title of the sheet.
+      num_shown: the maximal number of images per class, for support and query each.
     """
     height, width = tasks[0][0].shape[2:4]
     line = max(1, height // 28)  # the gap between images; between support and query it is wider
@@ -179,7 +179,7 @@ def contact_sheet(
     ]
     columns = min(len(tasks), 1 if sheets[0].shape[1] > 2.5 * sheets[0].shape[0] else 2)
     rows = -(-len(tasks) // columns)
-    inches = min(6.0, 0.5 * sheets[0].shape[1] / (width + line))  # half an inch an image
+    inches = min(6.0, 0.5 * sheets[0].shape[1] / (width + line))  # half an inch per image
     shape = sheets[0].shape[0] / sheets[0].shape[1]
     figure, grid = plt.subplots(
         rows,
@@ -205,9 +205,9 @@ def contact_sheet(
 
 
 def _tiles(images: np.ndarray, line: int) -> np.ndarray:
-    """Lays images `[rows, columns, height, width, channels]` out, on blue so that edges show."""
+    """Arranges images `[rows, columns, height, width, channels]` on blue."""
     rows, columns, height, width, _ = images.shape
     tiles = np.empty((rows, height + line, columns, width + line, 3))
     tiles[:] = (0.6, 0.7, 0.9)
-    tiles[:, :height, :, :width] = images.transpose(0, 2, 1, 3, 4)  # grey is the same thrice
+    tiles[:, :height, :, :width] = images.transpose(0, 2, 1, 3, 4)  # grey thrice
     return tiles.reshape(rows * (height + line), columns * (width + line), 3)

@@ -1,4 +1,4 @@
-"""The papers' protocols as values: what decides a number of their tables, one preset per cell.
+"""The papers' protocols: a preset for every cell of their tables.
 
 The sources are the papers and, where these are silent, the authors' published code:
 
@@ -23,9 +23,9 @@ PAPER_RESULTS: dict[str, dict[str, Any]] = json.loads(
     Path(__file__).with_name("paper_results.json").read_text()
 )
 
-# The authors' loss is a sum over classes: N times the mean that the inner step size is stated on,
-# and queries / shots times that again in the outer loop, which Adam hides but for its epsilon, and
-# the clip does not. Batch norm's beta is meta-learned and not adapted.
+# The authors' loss is a sum over classes, N times the mean for which our inner step size is stated.
+# In the outer loop it is queries / shots times larger again. For Adam that matters only by its
+# epsilon, but it matters for the clip. Batch norm's beta is meta-learned and not adapted.
 FINN: Changes = {"outer_loss": "sum", "adapt_norm": False}
 
 
@@ -65,7 +65,7 @@ def finn_photographs(dataset: str, shots: int) -> Photographs:
 
 
 def _photographs(dataset: str, shots: int) -> Changes:
-    """What the presets of photographs have in common, queries and cost."""
+    """The settings that all presets of photographs share."""
     return {
         "dataset": dataset,
         "ways": 5,
@@ -79,9 +79,9 @@ def _photographs(dataset: str, shots: int) -> Changes:
     }
 
 
-# Gamma and beta are trained, adapted and interpolated like everything else. The state of the inner
-# Adam is never reset. The authors run one task after another (--carry=serial); "mean" is the form
-# of that for tasks in parallel.
+# Gamma and beta are adapted and meta-learned like all other parameters. The state of the inner Adam
+# is never reset. The authors run one task after another (--carry=serial); "mean" is the parallel
+# counterpart.
 REPTILE: Changes = {
     "algorithm": "reptile",
     "network": "conv_nichol",
@@ -178,9 +178,9 @@ def tails(settings: FewShot) -> dict[str, FewShot]:
     }
 
 
-# Ravi and Larochelle 2017, the source of the numbers, do not say how long the classifier is trained
-# or on which batches: these are ours. The inner step size is that of the meta-validation; that of
-# the meta-test is chosen among several.
+# Ravi and Larochelle 2017, the source of the numbers, do not state the length of the classifier's
+# training or its batches, so these are our choice. The inner step size here is for the
+# meta-validation; the meta-test chooses among several.
 PRETRAINED: Changes = {
     "num_meta_steps": 20_000,
     "meta_batch_size": 1,
@@ -207,8 +207,8 @@ BASELINES: dict[str, Changes] = {
     },
 }
 
-# What changes with the algorithm beyond the two papers, on either of Finn's protocols. All but
-# MAML++ adapt the normalizations as well: the implicit gradient needs it.
+# The settings of algorithms beyond the two papers, as changes to Finn's protocols. All but MAML++
+# adapt the normalizations as well, because the implicit gradient needs it.
 BEYOND: dict[str, Changes] = {
     # Li 2017: one step of learned sizes.
     "meta_sgd": {
@@ -253,7 +253,7 @@ BEYOND: dict[str, Changes] = {
         "checkpoint_every": 100,
     },
 }
-# Small steps for photographs.
+# Photographs need smaller steps.
 BEYOND_PHOTOGRAPHS = {
     **{
         name: {**changes, "inner_learning_rate": 0.05 if name != "imaml" else 0.1}
@@ -267,7 +267,7 @@ BEYOND_PHOTOGRAPHS = {
         "checkpoint_every": 50,
     },
 }
-# What `--algorithm` changes in a preset of another algorithm.
+# The settings that `--algorithm` changes in a preset of another algorithm.
 BY_ALGORITHM: dict[type, dict[str, Changes]] = {
     Omniglot: {**BEYOND, "reptile": REPTILE_OMNIGLOT},
     Photographs: {**BEYOND_PHOTOGRAPHS, **BASELINES, "reptile": REPTILE_PHOTOGRAPHS},

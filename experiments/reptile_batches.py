@@ -1,15 +1,15 @@
 """Overlap of inner mini-batches: Nichol 2018, section 6.3, figure 4, table 6.
 
-First-order MAML takes the last inner step as the outer gradient. It fails where the examples of
-that step were seen in the steps before (a shared tail), by cycling through the task's examples more
-than once or by drawing them anew; not where they are kept apart (a separate tail). Reptile does not
-care.
+First-order MAML takes the last inner step as the outer gradient. It fails if the steps before have
+seen the examples of that step (a shared tail), because the batches cycle through the examples more
+than once or are drawn with replacement. It works if the last step has examples of its own (a
+separate tail). Reptile works in all cases.
 
 Command:   python -m experiments.reptile_batches --panel=inner_steps --workdir=runs/reptile_batches
 Hardware:  2 CPU cores
 Wall time: 25 to 30 runs a panel of 40,000 meta-steps, half an hour each; --num_meta_steps shortens
-Expected:  a shared tail drops from the fifth inner step on when cycling, more gently when drawing
-           anew; with batches above 25 likewise; no outer step size mends it
+Expected:  a shared tail drops from the fifth inner step on when cycling, more gently with
+           replacement; also with batches above 25; no outer step size prevents it
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from experiments import few_shot, images, plots, sweep
 from experiments.command import Command, Experiment, run
 from experiments.settings import setting
 
-# A tail of its own takes 5 of the 20 drawings of a character.
+# A separate tail takes 5 of the 20 drawings of a character.
 TAIL_SHOTS = 5
 METHODS: dict[str, dict[str, Any]] = {
     "reptile, cycling": {"algorithm": "reptile"},
@@ -45,10 +45,10 @@ class Panel(NamedTuple):
     """One sweep.
 
     Attributes:
-      setting: what is swept.
-      values: of it.
-      changes: the column of table 6.
-      xlabel: of the figure.
+      setting: the name of the swept setting.
+      values: its values.
+      changes: the other settings, a column of table 6.
+      xlabel: the label of the horizontal axis.
     """
 
     setting: str
@@ -75,7 +75,7 @@ TABLE_6: dict[str, Panel] = {
 
 
 def runs(panel: str) -> dict[str, dict[float, sweep.Run]]:
-    """The runs of a panel, by method and by the value of what is swept."""
+    """The runs of a panel, by method and by value of the swept setting."""
     setting, values, changes, _ = TABLE_6[panel]
     points: dict[str, dict[float, sweep.Run]] = {}
     for method, how in METHODS.items():
@@ -92,7 +92,7 @@ def runs(panel: str) -> dict[str, dict[float, sweep.Run]]:
 
 @dataclasses.dataclass(frozen=True)
 class PanelLaunch(images.DataLaunch):
-    """What is swept."""
+    """Panels."""
 
     panel: tuple[str, ...] = setting(
         tuple(TABLE_6), "Figure 4 a, b and c; may be given several times.", choices=tuple(TABLE_6)
@@ -100,7 +100,7 @@ class PanelLaunch(images.DataLaunch):
 
 
 def execute(command: Command) -> int:
-    """Trains what is missing, writes and draws."""
+    """Trains the missing runs, writes the results and draws the figure."""
     by_panel = {panel: runs(panel) for panel in command.launch.panel}
     todo = [
         each for methods in by_panel.values() for of in methods.values() for each in of.values()

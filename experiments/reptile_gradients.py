@@ -41,7 +41,7 @@ def runs() -> list[sweep.Run]:
 
 
 def execute(command: Command) -> int:
-    """Trains what is missing, writes and draws."""
+    """Trains the missing runs, writes the results and draws the figure."""
     todo = runs()
     found = sweep.execute(command, todo)
     if isinstance(found, int):

@@ -1,7 +1,7 @@
-"""What a launcher can be told: settings as frozen dataclasses, and flags that are made of them.
+"""The settings of launchers as frozen dataclasses, and the flags that are made from them.
 
 A field is the only place that states a setting's name, type, default, bounds and help. A preset is
-an instance, another one is `dataclasses.replace` of it.
+an instance; another preset is made from it with `dataclasses.replace`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-MOST = 2**31 - 1  # the largest integer that JAX counts with by default
+MOST = 2**31 - 1  # the largest integer of JAX's default type, int32
 
 
 class UsageError(ValueError):
@@ -26,15 +26,15 @@ class UsageError(ValueError):
 
 
 class Setting(NamedTuple):
-    """What a field says of a setting besides its name, type and default.
+    """The rules of a setting, beyond its name, type and default.
 
     Attributes:
       help: a sentence or two.
       least: the lower bound of a number.
       most: the upper bound of a number.
       choices: the strings that are allowed.
-      only: the settings, and their values, with which this one has an effect.
-      evaluation: whether it leaves the training as it is.
+      only: other settings, and the values of them with which this one has an effect.
+      evaluation: whether it concerns only the evaluation.
     """
 
     help: str
@@ -52,7 +52,7 @@ def setting(default: Any, help: str, **rules: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """Where and how a run is carried out, on which no number depends."""
+    """Where and how a run is executed. Results do not depend on it."""
 
     preset: str | None = setting(None, "Named settings; --preset=list prints them.")
     workdir: str | None = setting(
@@ -81,11 +81,11 @@ class Training:
     outer_learning_rate: float = setting(1e-3, "Step size of the outer optimizer.", least=0.0)
     outer_schedule: str = setting(
         "constant",
-        "The outer step size, or trust region, over the meta-updates: as it is, to 0, or to a "
-        "hundredth.",
+        "The outer step size, or trust region, over the meta-updates: constant, falling to 0 on a "
+        "line, or to a hundredth on a cosine.",
         choices=("constant", "linear", "cosine"),
     )
-    task_chunk: int = setting(0, "Tasks per vmap; 0: as many as suit the device.", least=0)
+    task_chunk: int = setting(0, "Tasks per vmap; 0: chosen for the device.", least=0)
     validation_steps: int = setting(10, "Adaptation steps of the meta-validation.", least=0)
     steps_per_call: int = setting(10, "Meta-updates per compiled call and log line.", least=1)
     validate_every: int = setting(1_000, "Meta-updates between validations.", least=1)
@@ -117,13 +117,13 @@ def setting_rules(cls: Any) -> dict[str, Setting]:
 
 
 def training_config(settings: Training) -> dict[str, Any]:
-    """What decides a training, as JSON data."""
+    """The settings that determine the training, as JSON data."""
     evaluated = evaluation_config(settings)
     return {k: v for k, v in dataclasses.asdict(settings).items() if k not in evaluated}
 
 
 def evaluation_config(settings: Training) -> dict[str, Any]:
-    """What a finished run may be evaluated with again."""
+    """The settings of the evaluation, which may differ when a finished run is evaluated again."""
     return {
         name: getattr(settings, name)
         for name, rule in setting_rules(settings).items()
@@ -168,13 +168,13 @@ def check_effect(given: Mapping[str, Any], settings: Any) -> None:
 
 
 def parse(classes: Sequence[Any], argv: Sequence[str]) -> dict[str, Any]:
-    """What the command line says, by the names of the fields; what it leaves out is absent.
+    """The values given on the command line, by the names of the fields.
 
     The flags are ordinary ones of absl: a misspelt name is answered with the nearest, and
     `--flagfile` works.
 
     Raises:
-      UsageError: for an unknown flag, a value that is none of its kind, or a stray argument.
+      UsageError: for an unknown flag, a value of the wrong type, or an argument that is no flag.
     """
     with _defined(classes) as own:
         try:

@@ -1,8 +1,8 @@
-"""Draws tasks of a preset, so that one can see what a learner is given.
+"""Draws tasks of a preset, as the learner receives them.
 
 Command: python -m experiments.show_episodes --preset=finn2017/omniglot_5w1s --out=episodes.png
 
-All flags of the experiment count, such as --ways=20 or --resample=nearest. The tasks of
+It takes all flags of the experiment, such as --ways=20 or --resample=nearest. The tasks of
 meta-training have the queries of training, the others those of the evaluation.
 """
 
@@ -62,7 +62,7 @@ def execute(command: Command) -> int:
             title=f"{command.preset}, classes of meta-{launch.part}",
             num_shown=launch.num_shown,
         )
-    except (OSError, ValueError) as error:  # matplotlib refuses an unknown suffix with the latter
+    except (OSError, ValueError) as error:  # matplotlib raises ValueError for an unknown suffix
         raise UsageError(f"--out={out} cannot be written: {error}") from error
     print(out)
     return 0

@@ -76,18 +76,18 @@ PRESETS = {
 BY_ALGORITHM: dict[str, dict[str, Any]] = {
     "reptile": REPTILE,
     "imaml": {"num_steps": 10, "inner_learning_rate": 0.05},
-    # The features that a sine wave needs are not in the head alone: more steps, larger ones.
+    # The head alone cannot learn the features of a sine wave: more and larger steps help.
     "anil": {"num_steps": 5, "inner_learning_rate": 0.05},
 }
 
 
 class Model(NamedTuple):
-    """A state, how it adapts, and its compiled evaluation.
+    """A state with its inner loop and its compiled evaluation.
 
     Attributes:
       adapt: the inner loop.
       score: from `train.scorer`.
-      state: what the tasks start from.
+      state: the state from which tasks adapt.
     """
 
     adapt: metajax.Adapt
@@ -101,7 +101,7 @@ def make_tasks(settings: SineWaves, **changes: Any) -> Sinusoid:
 
 
 def build(command: Command) -> Method:
-    """What a command trains and tests."""
+    """The method of a command."""
     settings: SineWaves = command.settings
     network = nn.sinusoid_mlp() if settings.paper == "finn2017" else nn.sinusoid_mlp_nichol()
     loss = metajax.squared_error(network.apply)
@@ -119,7 +119,7 @@ def build(command: Command) -> Method:
     params = network.init(jax.random.fold_in(key, 1), jnp.zeros((1, 1)))
 
     def measure(state, tasks, rng):
-        # Good after one step and after many, with few points and with more: the mean over all.
+        # The mean over all numbers of steps and of points.
         errors = []
         for shots in SHOTS:
             task_rng, rng = jax.random.split(jax.random.fold_in(rng, shots))
@@ -127,7 +127,7 @@ def build(command: Command) -> Method:
                 dataclasses.replace(tasks, shots=shots), VALIDATION_TASKS, task_rng
             )
             scores = metajax.evaluate(validated, metric, state, episodes, rng)
-            errors.append(jnp.mean(scores["mean"][min(1, settings.validation_steps) :]))
+            errors.append(jnp.mean(scores["mean"][min(1, validated.num_steps) :]))
         return {"mse": jnp.mean(jnp.stack(errors))}
 
     validation_tasks = make_tasks(settings, shots=10, queries=GRID_POINTS, query_grid=True)
@@ -140,7 +140,7 @@ def build(command: Command) -> Method:
 
     def evaluate(fitted: train.FitResult) -> Evaluation:
         models = {settings.algorithm: Model(adapt, score, fitted.best)}
-        # One step size, an argument of the compiled program rather than a constant in it.
+        # The step size is an argument of the compiled program, which then serves for all of them.
         fine_tune = metajax.inner_loop(
             loss,
             metajax.LearnedOptimizer(lambda params: jnp.zeros(()), optax.sgd),
@@ -226,7 +226,6 @@ def draw(
     settings: SineWaves = command.settings
     models: dict[str, Model] = evaluation.shown
     key = jax.random.fold_in(jax.random.key(settings.seed), 3)
-    steps = sorted({0, min(1, settings.num_eval_steps), settings.num_eval_steps})
     half = make_tasks(
         settings, shots=5, queries=GRID_POINTS, query_grid=True, support_range=(-5.0, 0.0)
     )
@@ -246,6 +245,8 @@ def draw(
             )[1].probe
 
         curves = jax.jit(jax.vmap(predict))(episodes.support, jax.random.split(key, 3))
+        last = model.adapt.num_steps
+        steps = sorted({0, min(1, last), last})
         predictions[label] = {step: np.asarray(curves[:, step, :, 0]) for step in steps}
     plots.regression_tasks(
         folder / "adaptation.png",

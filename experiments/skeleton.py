@@ -20,13 +20,13 @@ from metajax.train.weights import FILE
 
 
 class Evaluation(NamedTuple):
-    """How a run was judged.
+    """The evaluation of a run.
 
     Attributes:
       rows: the entry `evaluation` of `result.json`.
-      table: the same for the console.
+      table: the same, for the console.
       extra: further entries of `result.json`.
-      shown: whatever the figures need.
+      shown: further data for the figures.
     """
 
     rows: Mapping[str, Any]
@@ -36,18 +36,18 @@ class Evaluation(NamedTuple):
 
 
 class Method(NamedTuple):
-    """What is trained, and how it is judged.
+    """A learner with everything that its training and evaluation need.
 
     Attributes:
       learner: the meta-learner.
-      params: what it starts from.
-      tasks: what it learns from.
-      validation: how the state that is tested is chosen; the last one without.
-      evaluate: judges what was trained.
-      rescore: the rows of the evaluation that depend on the learner's state alone, anew from it.
+      params: the initial parameters.
+      tasks: the training tasks.
+      validation: how the state to test is chosen; without it the last state is tested.
+      evaluate: evaluates the trained learner.
+      rescore: computes the rows of the evaluation that depend only on the learner's state.
       draw: writes the figures to a folder.
-      trains: whether there is anything to train.
-      progress_metric: what the progress line shows, see `train.fit`.
+      trains: whether it is trained at all.
+      progress_metric: the metric in the progress line, see `train.fit`.
     """
 
     learner: metajax.MetaLearner
@@ -62,7 +62,7 @@ class Method(NamedTuple):
 
 
 def run(command: Command, build: Callable[[Command], Method]) -> int:
-    """Carries a command out, and returns the exit status."""
+    """Executes a command and returns the exit status."""
     if not command.evaluates_only:
         claim(command)
     with as_usage_error():
@@ -84,13 +84,13 @@ def run(command: Command, build: Callable[[Command], Method]) -> int:
 
 
 def claim(command: Command) -> None:
-    """Makes the workdir this run's, before anything is written to it."""
+    """Reserves the workdir for this run, before anything is written to it."""
     with writing(command.workdir):
         train.claim(command.workdir, command.config)
 
 
 def fit(command: Command, method: Method) -> train.FitResult:
-    """Trains or continues a run or, to evaluate it once more, reads it."""
+    """Trains or continues a run or, for another evaluation, only reads it."""
     settings, workdir = command.settings, command.workdir
     if command.evaluates_only and method.trains:
         with as_usage_error():
@@ -124,7 +124,7 @@ def fit(command: Command, method: Method) -> train.FitResult:
 
 
 def stopped(command: Command, fitted: train.FitResult) -> int:
-    """Says how a run that was told to stop is continued, and returns the exit status for that."""
+    """Prints how to continue a run that a signal stopped, and returns the exit status."""
     print(
         f"stopped by {fitted.stopped_by} after {int(fitted.state.step)} meta-steps, which are "
         f"saved: repeat the command with --workdir={command.workdir} to continue."
@@ -137,7 +137,7 @@ def write(command: Command, folder: Path, fitted: train.FitResult, evaluation: E
     settings = command.settings
     weights = {}
     with writing(folder):
-        if not command.evaluates_only:  # whose weights are those of the run
+        if not command.evaluates_only:  # the weights are those of the run
             digest = train.save_weights(folder / FILE, fitted.best)
             weights = {"weights": {"file": FILE, "sha256": digest}}
         train.write_json(
@@ -167,7 +167,7 @@ def write(command: Command, folder: Path, fitted: train.FitResult, evaluation: E
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Says in one line what cannot be written."""
+    """Turns a failure to write into one line."""
     try:
         yield
     except OSError as error:
@@ -175,7 +175,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _trained_on(command: Command, fitted: train.FitResult) -> dict[str, Any]:
-    """The devices that the wall time is of; an evaluation elsewhere does not change them."""
+    """The devices of the training, also after an evaluation on others."""
     here = {
         "num_devices": command.launch.num_devices,
         "device": train.provenance()["device"],

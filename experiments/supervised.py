@@ -15,14 +15,14 @@ from metajax import nn
 
 
 class Parts(NamedTuple):
-    """What the algorithms are made of, apart from the settings of their own.
+    """The parts that all algorithms take, besides the settings of each.
 
     Attributes:
       loss: `(params, batch, rng) -> (scalar, metrics)`.
       inner: the inner optimizer.
       outer: the outer optimizer.
-      head: the predicate on parameter paths that tells body and head apart.
-      features: `(params, x) -> what the head sees`, for algorithms with a head of their own.
+      head: `parameter path -> whether it belongs to the head`.
+      features: `(params, x) -> the input of the head`, for algorithms with another head.
       options: the number of steps and `metajax.Options`.
     """
 
@@ -35,8 +35,8 @@ class Parts(NamedTuple):
 
 
 def _exact(s: Any) -> metajax.MetaGradient:
-    # Both exact. Of several steps the first keeps the parameters only, which for convolutions takes
-    # less time as well.
+    # Both are exact. For several steps `mixed_mode` stores only the parameters of each, which is
+    # faster for convolutions, too.
     return metajax.mixed_mode() if s.num_steps > 1 else metajax.second_order()
 
 
@@ -112,7 +112,7 @@ class Supervised(Training):
     )
     tail: str = setting(
         "none",
-        "What the outer gradient of fomaml is: that of the query loss (none), or the last update, "
+        "The outer gradient of fomaml: the gradient of the query loss (none), or the last update, "
         "on a mini-batch of the support (shared) or on the query (separate).",
         choices=("none", "shared", "separate"),
         only={"algorithm": ("fomaml",)},
@@ -143,7 +143,7 @@ class Supervised(Training):
 
     @property
     def loss_scale(self) -> float | None:
-        """The factor from the gradient of the mean loss to that which the optimizer sees."""
+        """The factor on the gradient of the mean loss before the outer optimizer; `None` for 1."""
         return None
 
     def check(self) -> None:
@@ -182,7 +182,7 @@ def make_learner(
 
 
 def make_batches(settings: Any, inner_batch: int) -> Any:
-    """What an inner step sees of the support."""
+    """The batches of the inner steps."""
     if not inner_batch:
         return metajax.full_batch()
     draw = metajax.cycle if settings.batches == "cycle" else metajax.replacement
@@ -202,7 +202,7 @@ def make_inner_optimizer(settings: Any) -> Any:
 
 
 def make_schedule(settings: Any, value: float) -> float | optax.Schedule:
-    """`value` over the meta-updates, as `--outer_schedule` says."""
+    """The schedule of `value` over the meta-updates, by `--outer_schedule`."""
     if settings.outer_schedule == "linear":
         return optax.linear_schedule(value, 0.0, settings.num_meta_steps)
     if settings.outer_schedule == "cosine":

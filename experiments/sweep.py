@@ -1,4 +1,4 @@
-"""Many short runs on 5-shot 5-way Omniglot: what figures 3 and 4 of Nichol 2018 share.
+"""Many short runs on 5-shot 5-way Omniglot, for figures 3 and 4 of Nichol 2018.
 
 The hyper-parameters are those of tables 5 and 6: SGD in both loops, no meta-batches, the outer step
 size annealed to 0.
@@ -19,14 +19,14 @@ from experiments.skeleton import Evaluation, Method
 from metajax import train
 from metajax.data import Splits
 
-# The paper's inner step size of 0.003 is on a sum over a mini-batch: on its mean it is as many
-# times more as there are examples in it.
+# The paper's inner step size of 0.003 is for the sum over a mini-batch. For the mean it is
+# multiplied by the number of examples.
 SUMMED_LEARNING_RATE = 3e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep(Omniglot):
-    """Runs whose last state is tested, and which are validated for their curves all the same."""
+    """Runs that are validated for their curves, while the last state is tested."""
 
     validation_tasks: int = setting(200, "Tasks of the meta-validation.", least=1)
 
@@ -57,9 +57,9 @@ class Run(NamedTuple):
     """One curve or one point of a figure.
 
     Attributes:
-      name: of its folder in the workdir.
-      changes: to the settings of the sweep.
-      objective: in place of the algorithm's.
+      name: its folder in the workdir.
+      changes: changes to the settings of the sweep.
+      objective: replaces the algorithm's objective.
     """
 
     name: str
@@ -73,7 +73,7 @@ def execute(command: Command, runs: list[Run]) -> dict[str, Any] | int:
     Returns:
       By name the `accuracy` of the last state on the meta-test tasks, transductive, with `ci95`,
       and the `curve` of meta-steps and accuracies on the meta-validation tasks; or the exit status
-      if it was told to stop.
+      if a signal stopped it.
     """
     skeleton.claim(command)
     data = images.load(command.settings, command.launch.data_dir)
@@ -94,7 +94,7 @@ def execute(command: Command, runs: list[Run]) -> dict[str, Any] | int:
             fitted = skeleton.fit(each, method)
             if fitted.stopped_by:
                 return skeleton.stopped(command, fitted)
-            # With the step size annealed to 0 it is the last state that counts.
+            # The step size is annealed to 0, so the last state is tested.
             fitted = fitted._replace(best=fitted.state)
             evaluation = method.evaluate(fitted)
             skeleton.write(each, each.workdir, fitted, evaluation)
@@ -104,7 +104,7 @@ def execute(command: Command, runs: list[Run]) -> dict[str, Any] | int:
 
 
 def finished(command: Command) -> Any:
-    """The evaluation of a run that is finished, `None` where there is none of these settings."""
+    """The evaluation of a finished run with these settings, or `None`."""
     path = command.workdir / "result.json"
     if not path.exists():
         return None

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells in columns."""
+    """Rows of cells, aligned in columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -22,9 +22,9 @@ def presets(settings: Mapping[str, Any], columns: Sequence[str]) -> str:
 
 
 def by_step(title: str, rows: Mapping[str, Mapping[str, Any]], *, scale: float = 1.0) -> str:
-    """Evaluations, one row each, at eleven evenly spaced adaptation steps.
+    """A table of evaluations, one row each, at up to eleven evenly spaced adaptation steps.
 
-    A row with `steps` has entries for these only.
+    An evaluation with `steps` has values for these steps only.
     """
     width = max(map(len, rows))
     values = {

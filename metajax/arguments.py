@@ -10,17 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import partial_eval
 
-from metajax.base import (
-    Array,
-    Params,
-    PyTree,
-    as_arrays,
-    check_function,
-    leaf_shapes,
-    named_leaves,
-    split_state,
-    strongly_typed,
-)
+from metajax import base
+from metajax.base import Array, Params, PyTree
 from metajax.batches import full_batch
 from metajax.gradients import MetaGradient, equations
 
@@ -29,18 +20,15 @@ CARRIES = (None, "mean", "serial")
 
 def check_arguments(loss, meta_gradient, proximal, batches, carry) -> None:
     """Raises `ValueError` for wrong arguments of `inner_loop`."""
-    check_function("inner_loop: loss", loss, "params, batch, rng")
-    check_function(
+    base.check_function("inner_loop: loss", loss, "params, batch, rng")
+    base.check_function(
         "inner_loop: batches",
         batches,
         "support, num_steps, rng",
         " such as full_batch() or cycle(size) (mind the parentheses)",
     )
-    if not isinstance(meta_gradient, MetaGradient):
-        raise ValueError(
-            "inner_loop: meta_gradient must be second_order(), mixed_mode(), first_order() or "
-            f"implicit() (mind the parentheses), got {meta_gradient!r}."
-        )
+    engine = "such as first_order() (mind the parentheses)"
+    base.check_kind("inner_loop: meta_gradient", meta_gradient, MetaGradient, engine)
     known = isinstance(proximal, int | float | np.number) and not isinstance(proximal, bool)
     traced = isinstance(proximal, jax.Array) and proximal.ndim == 0
     if not (0 <= proximal < np.inf if known else traced):
@@ -63,8 +51,8 @@ def is_zero(proximal: Any) -> bool:
 
 def adaptable(params: Params) -> tuple[Params, PyTree]:
     """The parameters and the model's state, after a check that they can be adapted."""
-    params, model = split_state(params)
-    leaves = named_leaves(params, "params")
+    params, model = base.split_state(params)
+    leaves = base.named_leaves(params, "params")
     if not leaves:
         raise ValueError("there is nothing to adapt: params has no arrays.")
     for name, leaf in leaves.items():
@@ -77,7 +65,7 @@ def adaptable(params: Params) -> tuple[Params, PyTree]:
                 "floating-point arrays can be adapted. Pass the trainable part of the model and "
                 "let the loss close over the rest (equinox.partition, nnx.split)."
             )
-    as_arrays("params", params)
+    base.as_arrays("params", params)
     # An array that a module holds twice would become two leaves.
     classes = {(each.__module__.rpartition(".")[0], each.__name__) for each in type(params).__mro__}
     if classes & {("flax.nnx", "Module"), ("flax.nnx", "Pytree"), ("flax.nnx", "Object")}:
@@ -123,7 +111,7 @@ def update_reads(update: Callable[..., Any], grads: Params, state: PyTree, value
             "inner_loop: the inner optimizer's update cannot be called with (gradients, state, "
             f"parameters, value=, grad=, value_fn=): {error}. Choose one without other arguments."
         ) from error
-    sizes, updated = leaf_shapes(grads), leaf_shapes(shapes[0])
+    sizes, updated = base.leaf_shapes(grads), base.leaf_shapes(shapes[0])
     if sizes != updated:
         raise ValueError(
             f"inner_loop: the inner optimizer's updates have the shapes {updated}, but the "
@@ -178,7 +166,7 @@ def check_learned(inner: PyTree, meta_gradient: MetaGradient) -> None:
             "inner_loop: implicit() requires an inner optimizer without learned hyper-parameters, "
             "because the minimizer does not depend on them."
         )
-    for name, leaf in named_leaves(inner, "inner").items():
+    for name, leaf in base.named_leaves(inner, "inner").items():
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
@@ -190,7 +178,7 @@ def check_learned(inner: PyTree, meta_gradient: MetaGradient) -> None:
 
 def check_same_learned(inner: PyTree, expected: PyTree) -> None:
     """Raises `ValueError` unless the state's learned inner parameters fit this inner loop."""
-    there, here = leaf_shapes(inner), leaf_shapes(expected)
+    there, here = base.leaf_shapes(inner), base.leaf_shapes(expected)
     for path in sorted({*there, *here}):
         if there.get(path) != here.get(path):
             raise ValueError(
@@ -212,15 +200,18 @@ def check_loss(result: tuple[Any, ...], model: PyTree = ()) -> tuple[Array, PyTr
             "the loss must return (scalar, metrics), for example `return value, {}`; it returned "
             f"{type(result).__name__}."
         )
-    value = as_arrays("the loss' value", result[0])
+    value = base.as_arrays("the loss' value", result[0])
     if jnp.shape(value) != () or not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(
             "the loss must return a floating-point scalar, such as jnp.mean over the examples; it "
             f"returned {value.dtype}{list(value.shape)}."
         )
-    written = strongly_typed(result[2]) if len(result) == 3 else model
+    written = base.strongly_typed(result[2]) if len(result) == 3 else model
     given, returned = (
-        {name: f"{jnp.result_type(x)}{list(x.shape)}" for name, x in named_leaves(state).items()}
+        {
+            name: f"{jnp.result_type(x)}{list(x.shape)}"
+            for name, x in base.named_leaves(state).items()
+        }
         for state in (model, written)
     )
     if given != returned:
@@ -229,4 +220,4 @@ def check_loss(result: tuple[Any, ...], model: PyTree = ()) -> tuple[Array, PyTr
             "start from metajax.Stateful(params, state), and return a state with the same "
             "structure, shapes and types."
         )
-    return value, as_arrays("the loss' metrics", result[1]), written
+    return value, base.as_arrays("the loss' metrics", result[1]), written

@@ -166,15 +166,15 @@ class Adapt(NamedTuple):
       apply: `(meta_params, support, rng, *, inner_state=(), probe=None) -> (adapted, AdaptInfo)`,
         for one task. `probe(params, step)` is evaluated on the parameters before every step and
         after the last one.
-      rebuild: `(*, num_steps, batches) -> Adapt`, the same inner loop with another number of steps
-        or other batches; an argument that is left out keeps its value. Evaluation often takes more
-        steps than training.
+      rebuild: `(*, num_steps, batches, ...) -> Adapt`, the same inner loop with some keyword
+        arguments of `inner_loop` changed. Evaluation often takes more steps than training.
       carry: how the inner optimizer's state passes from task to task: `None`, `"mean"` or
         `"serial"`.
       differentiates_steps: whether the parameters after every step carry a meta-gradient, or only
         the final ones (implicit differentiation).
       forward: whether adaptation supports forward-mode differentiation.
       optimizer: the inner optimizer if the meta-gradient differentiates its update, else `None`.
+      num_steps: the number of adaptation steps.
 
     Example, three times as many steps as in training:
 
@@ -194,6 +194,7 @@ class Adapt(NamedTuple):
     differentiates_steps: bool = True
     forward: bool = True
     optimizer: Any = None
+    num_steps: int = 0
 
 
 class Objective(Protocol):
@@ -230,6 +231,13 @@ def check_integer(what: str, value: Any, minimum: int = 1) -> int:
         kind = "a positive" if minimum else "a non-negative"
         raise ValueError(f"{what} must be {kind} integer, got {value!r}.")
     return int(value)
+
+
+def check_kind(what: str, value: Any, kind: type, source: str) -> None:
+    """Raises `ValueError` unless `value` is a `kind`; `source` says where to get one."""
+    if not isinstance(value, kind):
+        name = type(value).__name__
+        raise ValueError(f"{what} must be of type {kind.__name__}, {source}; got {name}.")
 
 
 def split_key(rng: Key, num: int = 2, what: str = "rng") -> Array:
@@ -289,7 +297,12 @@ def num_numbers(batch: Batch) -> int:
 
 def strongly_typed(tree: PyTree) -> PyTree:
     """Arrays without weak types, which turn strong in an update and make it compile twice."""
-    return jax.tree.map(lambda x: x if _is_key(x) else jnp.asarray(x, jnp.result_type(x)), tree)
+
+    def strong(x):
+        is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return x if is_key else jnp.asarray(x, jnp.result_type(x))
+
+    return jax.tree.map(strong, tree)
 
 
 def split_inner(inner_state: PyTree) -> InnerState:
@@ -352,11 +365,7 @@ def squared_distance(a: Params, b: Params) -> Array | float:
     return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum((x - y) ** 2), a, b)), start=0.0)
 
 
-def _is_key(x: Any) -> bool:
-    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
 def same_structure(a: PyTree, b: PyTree) -> bool:
     """Whether two trees have the same structure."""
-    structures: list[Any] = [jax.tree.structure(a), jax.tree.structure(b)]
-    return structures[0] == structures[1]
+    first: Any = jax.tree.structure(a)
+    return first == jax.tree.structure(b)

@@ -10,17 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metajax.base import (
-    Array,
-    Batch,
-    Key,
-    LossFn,
-    Params,
-    Stateful,
-    check_function,
-    split_key,
-    split_state,
-)
+from metajax import base
+from metajax.base import Array, Batch, Key, LossFn, Params, Stateful
 from metajax.optimizers import LearnedOptimizer, Optimizer, as_learned, only
 
 
@@ -53,7 +44,7 @@ def check_differentiable(
     ValueError: the derivative of the inner optimizer's update is not finite where ...
     """
     learned = as_learned(optimizer)
-    params = split_state(params)[0]
+    params = base.split_state(params)[0]
     inner = learned.init(params)
     moving = only(params, learned.moves)
     transform = learned.make(inner)
@@ -104,9 +95,9 @@ def check_symmetric(
       Kemaev et al., `Scalable Meta-Learning via Mixed-Mode Differentiation
       <https://arxiv.org/abs/2505.00793>`_, 2025, section 3.
     """
-    check_function("check_symmetric: loss", loss, "params, batch, rng")
-    loss_rng, *rngs = split_key(rng, 3)
-    stateful, (params, model) = isinstance(params, Stateful), split_state(params)
+    base.check_function("check_symmetric: loss", loss, "params, batch, rng")
+    loss_rng, *rngs = base.split_key(rng, 3)
+    stateful, (params, model) = isinstance(params, Stateful), base.split_state(params)
 
     def value(params: Params) -> Array:
         return loss(Stateful(params, model) if stateful else params, batch, loss_rng)[0]

@@ -10,19 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from metajax.base import (
-    Adapt,
-    Array,
-    Episode,
-    Key,
-    MetaParams,
-    MetaState,
-    Params,
-    PyTree,
-    as_arrays,
-    check_function,
-    split_key,
-)
+from metajax import base
+from metajax.base import Adapt, Array, Episode, Key, MetaParams, MetaState, Params, PyTree
 from metajax.learner import check_episodes, check_state
 from metajax.losses import Apply, check_labels, hits, masked_mean, squared_error, unpack
 from metajax.machine import CPU_CHUNK_BYTES
@@ -108,19 +97,15 @@ def evaluate(
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
       section 5.2 (600 tasks, 95% intervals over tasks).
     """
-    if not isinstance(adapt, Adapt):
-        raise ValueError(
-            "evaluate: adapt must be an inner loop, from metajax.inner_loop or learner.inner (not "
-            f"learner.adapt, which returns only the final parameters), got {adapt!r}."
-        )
+    base.check_kind("evaluate: adapt", adapt, Adapt, "from inner_loop or learner.inner")
     for each in jax.tree.leaves(metric, is_leaf=_is_at_steps) or [None]:
         fn = each.metric if _is_at_steps(each) else each
-        check_function("evaluate: metric", fn, "params, episode, rng", " such as accuracy(apply)")
+        base.check_function(
+            "evaluate: metric", fn, "params, episode, rng", " such as accuracy(apply)"
+        )
     if isinstance(meta_state, MetaParams):
-        carried: tuple[Any, Any] = (meta_state, ())
-    else:
-        check_state(meta_state)
-        carried = (meta_state.meta_params, meta_state.inner_state)
+        meta_state = MetaState(meta_state, (), (), jnp.zeros(()))
+    check_state(meta_state)
     num_tasks = check_episodes(episodes)
 
     def score(shared, tasks, carry):
@@ -144,8 +129,8 @@ def evaluate(
         return map_tasks(one, *tasks), carry
 
     scores, _ = over_tasks(score, task_chunk=task_chunk, mesh=mesh, stack=True)(
-        carried,
-        (episodes, split_key(rng, num_tasks)),
+        (meta_state.meta_params, meta_state.inner_state),
+        (episodes, base.split_key(rng, num_tasks)),
     )
 
     def interval(x: Array) -> Array:
@@ -174,7 +159,7 @@ def _measured(metric: Metric | AtSteps, step: Array | int, *args: Any) -> PyTree
                 jax.eval_shape(lambda: _measured(metric.metric, step, *args)),
             ),
         )
-    return as_arrays("evaluate: metric", metric(*args))
+    return base.as_arrays("evaluate: metric", metric(*args))
 
 
 def _selected(metric: Metric | AtSteps, probed: PyTree) -> PyTree:
@@ -222,7 +207,7 @@ def accuracy(apply: Apply, *, transductive: bool = True) -> Metric:
       Nichol et al., `On First-Order Meta-Learning Algorithms
       <https://arxiv.org/abs/1803.02999>`_, 2018, section 6.1.
     """
-    check_function("accuracy: apply", apply, "params, x")
+    base.check_function("accuracy: apply", apply, "params, x")
 
     def metric(params: Params, episode: Episode, rng: Key) -> Array:
         query, labels, mask = unpack(episode.query)
@@ -266,6 +251,6 @@ def mse(apply: Apply) -> Metric:
     >>> float(metric(jnp.zeros(2), metajax.Episode(batch, batch), jax.random.key(0)))
     9.0
     """
-    check_function("mse: apply", apply, "params, x")
+    base.check_function("mse: apply", apply, "params, x")
     loss = squared_error(apply)
     return lambda params, episode, rng: loss(params, episode.query, rng)[0]

@@ -7,28 +7,13 @@ from typing import Unpack
 import jax
 import jax.numpy as jnp
 
+from metajax import base, optimizers
 from metajax.algorithms import Options, build_learner
-from metajax.base import (
-    Array,
-    Episode,
-    Key,
-    LossFn,
-    MetaLearner,
-    MetaState,
-    Metrics,
-    check_integer,
-)
+from metajax.base import Array, Episode, Key, LossFn, MetaLearner, MetaState, Metrics
 from metajax.gradients import MetaGradient, first_order, implicit, second_order
 from metajax.learner import check_state
 from metajax.objectives import multi_step_query_loss, query_loss
-from metajax.optimizers import (
-    LearnedOptimizer,
-    Optimizer,
-    PathPredicate,
-    adapt_only,
-    learned_step_sizes,
-    other_than,
-)
+from metajax.optimizers import LearnedOptimizer, Optimizer, PathPredicate
 
 
 def maml_plus_plus(
@@ -78,9 +63,9 @@ def maml_plus_plus(
       Antoniou et al., `How to train your MAML <https://arxiv.org/abs/1810.09502>`_, 2019,
       section 4.
     """
-    num_steps = check_integer("maml_plus_plus: num_steps", num_steps)
-    annealed = check_integer("maml_plus_plus: annealed_updates", annealed_updates, minimum=0)
-    first = check_integer("maml_plus_plus: first_order_updates", first_order_updates, minimum=0)
+    num_steps = base.check_integer("maml_plus_plus: num_steps", num_steps)
+    annealed = base.check_integer("maml_plus_plus: annealed_updates", annealed_updates, 0)
+    first = base.check_integer("maml_plus_plus: first_order_updates", first_order_updates, 0)
 
     exact = second_order() if meta_gradient is None else meta_gradient
 
@@ -146,7 +131,7 @@ def imaml(
       <https://arxiv.org/abs/1909.04630>`_, 2019, algorithms 1 and 2.
     """
     inner = {
-        "num_steps": check_integer("imaml: num_steps", num_steps),
+        "num_steps": base.check_integer("imaml: num_steps", num_steps),
         "meta_gradient": implicit(cg_steps=cg_steps),
         "proximal": proximal,
     }
@@ -190,7 +175,7 @@ def meta_sgd(
       Li et al., `Meta-SGD: Learning to Learn Quickly for Few-Shot Learning
       <https://arxiv.org/abs/1707.09835>`_, 2017, equation 2 and algorithm 1.
     """
-    optimizer = learned_step_sizes(learning_rate)
+    optimizer = optimizers.learned_step_sizes(learning_rate)
     inner = {"num_steps": num_steps, "meta_gradient": meta_gradient}
     return build_learner(loss, optimizer, inner, query_loss(loss), outer_optimizer, options)
 
@@ -237,7 +222,7 @@ def anil(
       Raghu et al., `Rapid Learning or Feature Reuse? <https://arxiv.org/abs/1909.09157>`_, 2020,
       section 4.
     """
-    optimizer = adapt_only(inner_optimizer, head)
+    optimizer = optimizers.adapt_only(inner_optimizer, head)
     inner = {"num_steps": num_steps, "meta_gradient": meta_gradient}
     return build_learner(loss, optimizer, inner, query_loss(loss), outer_optimizer, options)
 
@@ -272,6 +257,6 @@ def boil(
       Oh et al., `BOIL: Towards Representation Change for Few-shot Learning
       <https://arxiv.org/abs/2008.08882>`_, 2021, section 3.
     """
-    optimizer = adapt_only(inner_optimizer, other_than(head))
+    optimizer = optimizers.adapt_only(inner_optimizer, optimizers.other_than(head))
     inner = {"num_steps": num_steps, "meta_gradient": meta_gradient}
     return build_learner(loss, optimizer, inner, query_loss(loss), outer_optimizer, options)

@@ -15,17 +15,7 @@ from jax.scipy.sparse.linalg import cg
 
 from metajax.base import Array, Params, PyTree, check_integer, inexact_leaves
 
-
-def _identity(fn):
-    return fn
-
-
-def _reverse(fn: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.value_and_grad(fn, has_aux=True)
-
-
-def _as_computed(adapted: Params, optimality: Callable[[Params], Params]) -> Params:
-    return adapted
+_reverse = functools.partial(jax.value_and_grad, has_aux=True)
 
 
 class MetaGradient(NamedTuple):
@@ -53,8 +43,8 @@ class MetaGradient(NamedTuple):
     """
 
     gradient: Callable[[Callable[..., Any]], Callable[..., Any]] = _reverse
-    step: Callable[[Callable], Callable] = _identity
-    solution: Callable[[Params, Callable[[Params], Params]], Params] = _as_computed
+    step: Callable[[Callable], Callable] = lambda fn: fn
+    solution: Callable[[Params, Callable[[Params], Params]], Params] = lambda adapted, _: adapted
     crosses_optimizer: bool = True
     implicit: bool = False
     forward: bool = True
@@ -87,7 +77,7 @@ def second_order(*, remat: bool = False) -> MetaGradient:
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
       section 2.2.
     """
-    return MetaGradient(step=jax.checkpoint if remat else _identity)
+    return MetaGradient(step=jax.checkpoint) if remat else MetaGradient()
 
 
 def mixed_mode() -> MetaGradient:
@@ -211,7 +201,7 @@ def implicit(*, cg_steps: int = 5) -> MetaGradient:
 
 def _stopped(fn: Callable[..., Any]) -> Callable[..., Any]:
     def gradient(params: Params, *operands: PyTree) -> tuple[tuple[Array, PyTree], Params]:
-        (value, aux), grads = jax.value_and_grad(fn, has_aux=True)(params, *operands)
+        (value, aux), grads = _reverse(fn)(params, *operands)
         value, grads = jax.lax.stop_gradient((value, grads))
         return (value, aux), grads
 
@@ -223,7 +213,7 @@ def _forward_over_reverse(fn: Callable[..., Any]) -> Callable[..., Any]:
         # Arrays in the closure of the loss may be meta-learned or mapped, so they become operands.
         closed, closed_over, traced = _closed(fn, params, *operands)
         if _has_own_rule(traced):
-            return jax.checkpoint(jax.value_and_grad(fn, has_aux=True))(params, *operands)
+            return jax.checkpoint(_reverse(fn))(params, *operands)
         value_and_aux, grads = _symmetric(closed, params, (*operands, closed_over))
         return jax.lax.stop_gradient(value_and_aux), grads
 
@@ -287,12 +277,12 @@ def _closed(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _symmetric(fn: Callable[..., Any], params: Params, operands: PyTree) -> tuple[Any, Params]:
-    return jax.value_and_grad(fn, has_aux=True)(params, *operands)
+    return _reverse(fn)(params, *operands)
 
 
 def _symmetric_forward(fn, params, operands):
     # Calling `_symmetric` here would give wrong derivatives of this rule within a scan.
-    return jax.value_and_grad(fn, has_aux=True)(params, *operands), (params, operands)
+    return _reverse(fn)(params, *operands), (params, operands)
 
 
 def _symmetric_backward(fn, residuals, cotangents):

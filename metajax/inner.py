@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.arguments import (
-    adaptable,
-    check_arguments,
-    check_inner_update,
-    check_learned,
-    check_loss,
-    check_same_learned,
-    is_zero,
-    update_reads,
-)
-from metajax.base import (
-    Adapt,
-    AdaptInfo,
-    Array,
-    Batch,
-    Episode,
-    Key,
-    LossFn,
-    MetaParams,
-    Params,
-    PyTree,
-    Stateful,
-    as_arrays,
-    check_integer,
-    join_inner,
-    num_numbers,
-    same_structure,
-    split_inner,
-    split_key,
-    split_state,
-    squared_distance,
-    strongly_typed,
-)
+from metajax import arguments, base
+from metajax.base import Adapt, AdaptInfo, Array, Batch, Key, LossFn, MetaParams, Params, PyTree
 from metajax.batches import Batches, full_batch
 from metajax.gradients import MetaGradient, second_order, without_derivative
-from metajax.optimizers import (
-    LearnedOptimizer,
-    as_learned,
-    check_optimizer,
-    merged,
-    only,
-    other_than,
-)
+from metajax.optimizers import LearnedOptimizer, as_learned, check_optimizer, merged, only
 
 
 def inner_loop(
@@ -116,31 +79,32 @@ def inner_loop(
     """
     meta_gradient = second_order() if meta_gradient is None else meta_gradient
     batches = full_batch() if batches is None else batches
-    num_steps = check_integer("inner_loop: num_steps is static and", num_steps, minimum=0)
-    unroll = check_integer("inner_loop: unroll", unroll)
-    check_arguments(loss, meta_gradient, proximal, batches, carry)
+    num_steps = base.check_integer("inner_loop: num_steps is static and", num_steps, minimum=0)
+    unroll = base.check_integer("inner_loop: unroll", unroll)
+    arguments.check_arguments(loss, meta_gradient, proximal, batches, carry)
     inner_optimizer = as_learned(optimizer)
+    pulled = not arguments.is_zero(proximal)
     moves = inner_optimizer.moves
 
-    def rebuild(*, num_steps: int = num_steps, batches: Batches = batches) -> Adapt:
-        return inner_loop(
-            loss,
-            optimizer,
-            num_steps,
-            meta_gradient=meta_gradient,
-            proximal=proximal,
-            batches=batches,
-            carry=carry,
-            unroll=unroll,
-        )
+    rebuild = functools.partial(
+        inner_loop,
+        loss,
+        optimizer,
+        num_steps=num_steps,
+        meta_gradient=meta_gradient,
+        proximal=proximal,
+        batches=batches,
+        carry=carry,
+        unroll=unroll,
+    )
 
     def init(params: Params) -> tuple[PyTree, PyTree]:
-        params, model = strongly_typed(adaptable(params))
+        params, model = base.strongly_typed(arguments.adaptable(params))
         inner = inner_optimizer.init(params)
-        check_learned(inner, meta_gradient)
-        inner = strongly_typed(inner)
+        arguments.check_learned(inner, meta_gradient)
+        inner = base.strongly_typed(inner)
         opt_state = inner_optimizer.make(inner).init(only(params, moves)) if carry else ()
-        return inner, join_inner(strongly_typed(opt_state), model)
+        return inner, base.join_inner(base.strongly_typed(opt_state), model)
 
     def apply(
         meta_params: MetaParams,
@@ -150,37 +114,33 @@ def inner_loop(
         inner_state: PyTree = (),
         probe: Callable[[Params, Array | int], PyTree] | None = None,
     ) -> tuple[Params, AdaptInfo]:
-        if not isinstance(meta_params, MetaParams):
-            raise ValueError(
-                "adaptation starts from metajax.MetaParams(params), such as state.meta_params, got "
-                f"{type(meta_params).__name__}."
-            )
-        params, model = split_state(meta_params.params)
-        params, inner = strongly_typed((params, meta_params.inner))
-        carried, carried_model = split_inner(inner_state)
-        check_same_learned(inner, jax.eval_shape(inner_optimizer.init, params))
-        if isinstance(support, Episode):
+        base.check_kind("meta_params", meta_params, MetaParams, "such as state.meta_params")
+        params, model = base.split_state(meta_params.params)
+        params, inner = base.strongly_typed((params, meta_params.inner))
+        carried, carried_model = base.split_inner(inner_state)
+        arguments.check_same_learned(inner, jax.eval_shape(inner_optimizer.init, params))
+        if isinstance(support, base.Episode):
             raise ValueError("adaptation takes episode.support, got the whole Episode.")
-        support = as_arrays("support", support)
-        if num_steps and jax.tree.leaves(support) and not num_numbers(support):
+        support = base.as_arrays("support", support)
+        if num_steps and jax.tree.leaves(support) and not base.num_numbers(support):
             raise ValueError("the support has no examples: give each task at least one shot.")
-        batch_rng, loss_rng = split_key(rng)
+        batch_rng, loss_rng = base.split_key(rng)
         batch_at = batches(support, num_steps, batch_rng)
 
         # The carried state is newer than the state in the initial parameters.
-        model = model if same_structure(carried_model, ()) else carried_model
-        stateful = not same_structure(model, ())
-        model = jax.lax.stop_gradient(strongly_typed(model))
-        initial, frozen = only(params, moves), only(params, other_than(moves))
+        model = model if base.same_structure(carried_model, ()) else carried_model
+        stateful = not base.same_structure(model, ())
+        model = jax.lax.stop_gradient(base.strongly_typed(model))
+        initial, frozen = only(params, moves), only(params, lambda path: not moves(path))
 
         def whole(moving, model):
             params = merged(moving, frozen)
             # A copy, because variables of NNX can be written only in the trace that made them.
-            return Stateful(params, jax.tree.map(lambda x: x, model)) if stateful else params
+            return base.Stateful(params, jax.tree.map(lambda x: x, model)) if stateful else params
 
         def penalized(moving, model, batch, rng):
-            value, aux, model = check_loss(loss(whole(moving, model), batch, rng), model)
-            pull = 0 if is_zero(proximal) else 0.5 * proximal * squared_distance(moving, initial)
+            value, aux, model = arguments.check_loss(loss(whole(moving, model), batch, rng), model)
+            pull = 0.5 * proximal * base.squared_distance(moving, initial) if pulled else 0
             return value + pull, (value, aux, jax.lax.stop_gradient(model))
 
         transform = inner_optimizer.make(inner)
@@ -188,21 +148,18 @@ def inner_loop(
         transform = optax.with_extra_args_support(transform)
 
         def update(grads, opt_state, moving, value, *operands):
-            return transform.update(
-                grads,
-                opt_state,
-                moving,
-                value=value,
-                grad=grads,
-                value_fn=lambda moving: penalized(moving, *operands)[0],
-            )
+            def value_fn(moving):
+                return penalized(moving, *operands)[0]
+
+            extra = {"value": value, "grad": grads, "value_fn": value_fn}
+            return transform.update(grads, opt_state, moving, **extra)
 
         def operands(model, step):
             return model, batch_at(step), jax.random.fold_in(loss_rng, step)
 
         opt_state = transform.init(initial)
         if jax.tree.leaves(carried):
-            if not (carry and same_structure(carried, opt_state)):
+            if not (carry and base.same_structure(carried, opt_state)):
                 raise ValueError(
                     f"inner_loop: built with carry={carry!r}, it cannot continue from an "
                     f"inner_state of {jax.tree.structure(carried)}. Use the carry and the inner "
@@ -214,10 +171,10 @@ def inner_loop(
         if num_steps:
             first = operands(model, 0)
             (value, _), _ = jax.eval_shape(gradient, initial, *first)
-            reads = update_reads(
+            reads = arguments.update_reads(
                 lambda *args: update(*args, *first), initial, opt_state, jnp.zeros((), value.dtype)
             )
-            check_inner_update(reads, meta_gradient)
+            arguments.check_inner_update(reads, meta_gradient)
             if reads.searches:
                 update = without_derivative(update)
 
@@ -249,7 +206,7 @@ def inner_loop(
             probed = jax.tree.map(
                 lambda xs, x: jnp.concatenate([xs, jnp.asarray(x)[None]]), probed, last
             )
-        ended = join_inner(opt_state if carry else (), model)
+        ended = base.join_inner(opt_state if carry else (), model)
         return adapted, AdaptInfo(values, auxes, probed, ended)
 
     return Adapt(
@@ -260,6 +217,7 @@ def inner_loop(
         differentiates_steps=not meta_gradient.implicit,
         forward=meta_gradient.forward,
         optimizer=inner_optimizer if num_steps and meta_gradient.crosses_optimizer else None,
+        num_steps=num_steps,
     )
 
 

@@ -7,25 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from metajax.base import (
-    Adapt,
-    Batch,
-    Episode,
-    Key,
-    MetaLearner,
-    MetaParams,
-    MetaState,
-    Metrics,
-    Objective,
-    Params,
-    PyTree,
-    check_function,
-    leading_size,
-    same_structure,
-    split_key,
-    split_state,
-    strongly_typed,
-)
+from metajax import base
+from metajax.base import Adapt, Episode, MetaLearner, MetaParams, MetaState, Objective, PyTree
 from metajax.optimizers import check_optimizer, check_outer_update
 from metajax.parallel import map_tasks, over_tasks
 
@@ -86,9 +69,8 @@ def meta_learner(
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
       algorithm 1.
     """
-    if not isinstance(adapt, Adapt):
-        raise ValueError(f"meta_learner: adapt must come from inner_loop, got {adapt!r}.")
-    check_function(
+    base.check_kind("meta_learner: adapt", adapt, Adapt, "from inner_loop")
+    base.check_function(
         "meta_learner: the objective",
         objective,
         "adapt, meta_params, episode, rng, *, inner_state",
@@ -109,11 +91,9 @@ def meta_learner(
 
         def mean_objective(meta_params):
             def run_task(episode, rng):
-                value, (metrics, ended) = objective(
-                    adapt, meta_params, episode, rng, inner_state=start
-                )
-                check_carried(adapt, start, ended)
-                return value, (metrics, ended)
+                value, aux = objective(adapt, meta_params, episode, rng, inner_state=start)
+                check_carried(adapt, start, aux[1])
+                return value, aux
 
             values, (metrics, ended) = map_tasks(run_task, *tasks)
             value = jnp.mean(values)
@@ -125,34 +105,31 @@ def meta_learner(
     # A serial carry passes from task to task, so every chunk is a single task.
     mean_gradient = over_tasks(chunk_gradient, task_chunk=1 if serial else task_chunk, mesh=mesh)
 
-    def init(params: Params) -> MetaState:
+    def init(params):
         inner, inner_state = adapt.init(params)
-        meta_params = strongly_typed(MetaParams(split_state(params)[0], inner))
+        meta_params = base.strongly_typed(MetaParams(base.split_state(params)[0], inner))
         check_outer_update(outer_optimizer, meta_params)
-        opt_state = strongly_typed(outer_optimizer.init(meta_params))
+        opt_state = base.strongly_typed(outer_optimizer.init(meta_params))
         return MetaState(meta_params, opt_state, inner_state, jnp.zeros((), jnp.int32))
 
-    def adapt_to(state: MetaState, support: Batch, rng: Key) -> Params:
+    def adapt_to(state, support, rng):
         check_state(state)
         adapted, info = adapt.apply(state.meta_params, support, rng, inner_state=state.inner_state)
         check_carried(adapt, state.inner_state, info.inner_state)
         return adapted
 
-    def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
+    def update(state, episodes, rng):
         check_state(state)
         expected = jax.eval_shape(outer_optimizer.init, state.meta_params)
-        if not same_structure(state.opt_state, expected):
+        if not base.same_structure(state.opt_state, expected):
             raise ValueError(
                 "the state's opt_state belongs to another outer optimizer: "
                 f"{jax.tree.structure(state.opt_state)} instead of {jax.tree.structure(expected)}. "
                 "Start from this learner's init(params)."
             )
-        rngs = split_key(rng, check_episodes(episodes))
-        (gradient, metrics, ended), carry = mean_gradient(
-            (state.meta_params, state.inner_state),
-            (episodes, rngs),
-            state.inner_state if serial else (),
-        )
+        rngs = base.split_key(rng, check_episodes(episodes))
+        shared, start = (state.meta_params, state.inner_state), state.inner_state if serial else ()
+        (gradient, metrics, ended), carry = mean_gradient(shared, (episodes, rngs), start)
         updates, opt_state = outer_optimizer.update(
             gradient, state.opt_state, state.meta_params, value=metrics["objective"]
         )
@@ -168,15 +145,12 @@ def meta_learner(
 
 def check_state(state: MetaState) -> None:
     """Raises `ValueError` unless `state` is a `MetaState`."""
-    if not isinstance(state, MetaState):
-        raise ValueError(
-            f"expected the MetaState that learner.init(params) returns, got {type(state).__name__}."
-        )
+    base.check_kind("the state", state, MetaState, "from learner.init(params)")
 
 
 def check_carried(adapt: Adapt, before: PyTree, after: PyTree) -> None:
     """Raises `ValueError` if an update would change the structure of the carried state."""
-    if not same_structure(before, after):
+    if not base.same_structure(before, after):
         raise ValueError(
             f"this learner was built with carry={adapt.carry!r}, but the state's inner_state is "
             f"{jax.tree.structure(before)} instead of {jax.tree.structure(after)}. Start from this "
@@ -186,12 +160,9 @@ def check_carried(adapt: Adapt, before: PyTree, after: PyTree) -> None:
 
 def check_episodes(episodes: Episode) -> int:
     """Returns the number of tasks, on which all arrays of a meta-batch must agree."""
-    if not isinstance(episodes, Episode):
-        raise ValueError(
-            f"expected a metajax.Episode(support=..., query=...), got {type(episodes).__name__}."
-        )
+    base.check_kind("a meta-batch", episodes, Episode, "of support= and query=")
     remedy = " For a single task add the axis: jax.tree.map(lambda x: x[None], episode)."
-    return leading_size("episodes", episodes, "task", remedy)
+    return base.leading_size("episodes", episodes, "task", remedy)
 
 
 def _mean(stacked: PyTree) -> PyTree:

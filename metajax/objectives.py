@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax import base
 from metajax.arguments import check_loss
-from metajax.base import (
-    Adapt,
-    Array,
-    Batch,
-    Key,
-    LossFn,
-    Metrics,
-    Objective,
-    Params,
-    PyTree,
-    check_function,
-    join_inner,
-    num_numbers,
-    split_inner,
-    split_state,
-    squared_distance,
-)
+from metajax.base import Adapt, Array, Batch, Key, LossFn, MetaParams, Objective, Params, PyTree
 
 
 def query_loss(loss: LossFn) -> Objective:
@@ -53,7 +39,7 @@ def query_loss(loss: LossFn) -> Objective:
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
       equation 1.
     """
-    check_function("query_loss: loss", loss, "params, batch, rng")
+    base.check_function("query_loss: loss", loss, "params, batch, rng")
 
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
         _check_query("query_loss", episode.query)
@@ -61,9 +47,9 @@ def query_loss(loss: LossFn) -> Objective:
         adapted, info = adapt.apply(
             meta_params, episode.support, adapt_rng, inner_state=inner_state
         )
-        optimizer, model = split_inner(info.inner_state)
+        optimizer, model = base.split_inner(info.inner_state)
         value, aux, model = check_loss(loss(adapted, episode.query, query_rng), model)
-        return value, (_metrics(info, value, aux), join_inner(optimizer, model))
+        return value, (_metrics(info, value, aux), base.join_inner(optimizer, model))
 
     return objective
 
@@ -98,7 +84,7 @@ def multi_step_query_loss(
       Antoniou et al., `How to train your MAML <https://arxiv.org/abs/1810.09502>`_, 2019,
       section 4, equation 2.
     """
-    check_function("multi_step_query_loss: loss", loss, "params, batch, rng")
+    base.check_function("multi_step_query_loss: loss", loss, "params, batch, rng")
 
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
         if not adapt.differentiates_steps:
@@ -110,7 +96,7 @@ def multi_step_query_loss(
         adapt_rng, query_rng = jax.random.split(rng)
 
         def probe(params, step):
-            return check_loss(loss(params, episode.query, query_rng), split_state(params)[1])
+            return check_loss(loss(params, episode.query, query_rng), base.split_state(params)[1])
 
         _, info = adapt.apply(
             meta_params, episode.support, adapt_rng, inner_state=inner_state, probe=probe
@@ -121,7 +107,7 @@ def multi_step_query_loss(
         w = jnp.full(num_steps, 1 / num_steps) if weights is None else jnp.asarray(weights)
         value = jnp.sum(w.astype(values.dtype) * values[1:])
         *final, model = jax.tree.map(lambda x: x[-1], (values, aux, models))
-        ended = join_inner(split_inner(info.inner_state).optimizer, model)
+        ended = base.join_inner(base.split_inner(info.inner_state).optimizer, model)
         return value, (_metrics(info, *final), ended)
 
     return objective
@@ -157,15 +143,15 @@ def displacement(loss: LossFn | None = None) -> Objective:
       <https://arxiv.org/abs/1803.02999>`_, 2018, algorithm 2 and section 4.
     """
     if loss is not None:
-        check_function("displacement: loss", loss, "params, batch, rng")
+        base.check_function("displacement: loss", loss, "params, batch, rng")
 
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
         adapt_rng, query_rng = jax.random.split(rng)
         adapted, info = jax.lax.stop_gradient(
             adapt.apply(meta_params, episode.support, adapt_rng, inner_state=inner_state)
         )
-        start, end = split_state(meta_params.params)[0], split_state(adapted)[0]
-        value = 0.5 * squared_distance(start, end)
+        start, end = base.split_state(meta_params.params)[0], base.split_state(adapted)[0]
+        value = 0.5 * base.squared_distance(start, end)
         measured = _measured(loss, adapted, episode.query, query_rng)
         return value, (_metrics(info, *measured), info.inner_state)
 
@@ -209,9 +195,9 @@ def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Obj
       <https://arxiv.org/abs/1803.02999>`_, 2018, sections 5.1 and 6.3.
     """
     if loss is not None:
-        check_function("last_update: loss", loss, "params, batch, rng")
-    if tail is not None and not isinstance(tail, Adapt):
-        raise ValueError(f"last_update: tail must come from inner_loop, got {tail!r}.")
+        base.check_function("last_update: loss", loss, "params, batch, rng")
+    if tail is not None:
+        base.check_kind("last_update: tail", tail, Adapt, "from inner_loop")
 
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
         if tail is not None and tail.carry != adapt.carry:
@@ -241,9 +227,8 @@ def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Obj
             before = jax.tree.map(lambda x: x[-2], info.probe)
         else:
             raise ValueError("last_update: an inner loop without steps has no last update.")
-        last, before_last = split_state(adapted)[0], split_state(before)[0]
-        step = jax.tree.map(jnp.subtract, last, before_last)
-        value = _descends(split_state(meta_params.params)[0], step)
+        ends = base.split_state(adapted)[0], base.split_state(before)[0]
+        value = _descends(meta_params, jax.tree.map(jnp.subtract, *ends))
         info, ended, before, adapted = jax.lax.stop_gradient((info, ended, before, adapted))
         # With a tail, the query loss is that before the update on the query.
         measured = _measured(loss, before if tail else adapted, episode.query, query_rng)
@@ -290,14 +275,14 @@ def weighted_updates(weights: Sequence[float], loss: LossFn | None = None) -> Ob
             episode.support,
             adapt_rng,
             inner_state=inner_state,
-            probe=lambda params, step: split_state(params)[0],
+            probe=lambda params, step: base.split_state(params)[0],
         )
         _check_weights("weighted_updates", weights, len(info.loss))
 
         def combined(path):
             return jnp.tensordot(jnp.asarray(weights, path.dtype), jnp.diff(path, axis=0), axes=1)
 
-        value = _descends(split_state(meta_params.params)[0], jax.tree.map(combined, info.probe))
+        value = _descends(meta_params, jax.tree.map(combined, info.probe))
         adapted, info = jax.lax.stop_gradient((adapted, info))
         measured = _measured(loss, adapted, episode.query, query_rng)
         return value, (_metrics(info, *measured), info.inner_state)
@@ -309,9 +294,9 @@ def _measured(
     loss: LossFn | None, params: Params, query: Batch, rng: Key
 ) -> tuple[Array, PyTree] | tuple[()]:
     """The query loss and its metrics, for reports only; `()` without a loss or examples."""
-    if loss is None or not num_numbers(query):
+    if loss is None or not base.num_numbers(query):
         return ()
-    return check_loss(loss(params, query, rng), split_state(params)[1])[:2]
+    return check_loss(loss(params, query, rng), base.split_state(params)[1])[:2]
 
 
 def _check_weights(name: str, weights: Sequence[float] | Array | None, num_steps: int) -> None:
@@ -323,30 +308,27 @@ def _check_weights(name: str, weights: Sequence[float] | Array | None, num_steps
 
 
 def _check_query(name: str, query: Batch) -> None:
-    if jax.tree.leaves(query) and not num_numbers(query):
+    if jax.tree.leaves(query) and not base.num_numbers(query):
         raise ValueError(
             f"{name}: the query set has no examples. Sample some (queries=), or use "
             "displacement(), last_update() or weighted_updates(), which need none."
         )
 
 
-def _descends(params: Params, step: Params) -> Array:
-    """Half the squared length of `step`, with `-step` as its gradient in `params`."""
-    squares = jax.tree.map(
-        lambda p, s: jnp.sum((p - jax.lax.stop_gradient(p) - jax.lax.stop_gradient(s)) ** 2),
-        params,
-        step,
-    )
+def _descends(meta_params: MetaParams, step: Params) -> Array:
+    """Half the squared length of `step`, with `-step` as its gradient in the parameters."""
+
+    def square(p, s):
+        return jnp.sum((p - jax.lax.stop_gradient(p) - jax.lax.stop_gradient(s)) ** 2)
+
+    squares = jax.tree.map(square, base.split_state(meta_params.params)[0], step)
     return 0.5 * sum(jax.tree.leaves(squares), start=jnp.zeros(()))
 
 
-def _metrics(info, value=None, aux: PyTree = ()) -> Metrics:
+def _metrics(info, value=None, aux: PyTree = ()) -> dict[str, Any]:
+    """The metrics of an objective, integers as floats, because they are averaged over tasks."""
     query = {} if value is None else {"query_loss": value, "query": aux}
-    return _inexact({**query, "support_loss": info.loss, "support": info.aux})
-
-
-def _inexact(metrics: Metrics) -> Metrics:
-    """Converts integer metrics to floats, because metrics are averaged over tasks."""
     return jax.tree.map(
-        lambda x: x if jnp.issubdtype(jnp.result_type(x), np.inexact) else jnp.float32(x), metrics
+        lambda x: x if jnp.issubdtype(jnp.result_type(x), np.inexact) else jnp.float32(x),
+        {**query, "support_loss": info.loss, "support": info.aux},
     )

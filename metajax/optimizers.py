@@ -10,21 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metajax.base import (
-    MetaParams,
-    Params,
-    PyTree,
-    check_function,
-    check_integer,
-    named_leaves,
-)
+from metajax import base
+from metajax.base import MetaParams, Params, PyTree
 
 Optimizer: TypeAlias = optax.GradientTransformation
 PathPredicate = Callable[[tuple[Any, ...]], bool]
-
-
-def _any_path(path: tuple[Any, ...]) -> bool:
-    return True
 
 
 class LearnedOptimizer(NamedTuple):
@@ -48,7 +38,7 @@ class LearnedOptimizer(NamedTuple):
 
     init: Callable[[Params], PyTree]
     make: Callable[[PyTree], Optimizer]
-    moves: PathPredicate = _any_path
+    moves: PathPredicate = lambda path: True
 
 
 def as_learned(optimizer: Optimizer | LearnedOptimizer) -> LearnedOptimizer:
@@ -144,7 +134,7 @@ def learned_per_step_sizes(learning_rate: float, num_steps: int) -> LearnedOptim
       Antoniou et al., `How to train your MAML <https://arxiv.org/abs/1810.09502>`_, 2019,
       section 4, "learning per-layer per-step learning rates".
     """
-    num_steps = check_integer("learned_per_step_sizes: num_steps", num_steps)
+    num_steps = base.check_integer("learned_per_step_sizes: num_steps", num_steps)
     check_rate("learned_per_step_sizes", learning_rate)
 
     def init(params: Params) -> PyTree:
@@ -229,7 +219,7 @@ def adapt_only(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) ->
     >>> learner = metajax.maml(loss, optimizer, optax.adam(1e-3))
     >>> state = learner.init({"body": jnp.ones((2, 2)), "head": jnp.ones((2, 1))})
     """
-    check_function("the path predicate", where, "path")
+    base.check_function("the path predicate", where, "path")
     whole = as_learned(optimizer)
 
     def moves(path: tuple[Any, ...]) -> bool:
@@ -241,7 +231,7 @@ def adapt_only(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) ->
             raise ValueError(
                 "the path predicate must accept some of the parameters and reject others, but it "
                 f"accepts {'all' if accepted == {True} else 'none'} of "
-                f"{', '.join(named_leaves(params))}."
+                f"{', '.join(base.named_leaves(params))}."
             )
         return whole.init(only(params, where))
 
@@ -250,7 +240,7 @@ def adapt_only(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) ->
 
 def other_than(where: PathPredicate) -> PathPredicate:
     """The negation of a path predicate."""
-    check_function("the path predicate", where, "path")
+    base.check_function("the path predicate", where, "path")
     return lambda path: not where(path)
 
 
@@ -340,13 +330,12 @@ def lookahead(fast: Optimizer, sync_period: int, slow_step_size: float) -> Optim
 
 def check_outer_update(optimizer: Optimizer, meta_params: MetaParams) -> None:
     """Raises `ValueError` if an outer optimizer needs arguments that it does not get."""
+
+    def first_updates(grads):
+        return optimizer.update(grads, optimizer.init(grads), grads, value=jnp.ones(()))[0]
+
     try:
-        jax.eval_shape(
-            lambda grads: optimizer.update(grads, optimizer.init(grads), grads, value=jnp.ones(()))[
-                0
-            ],
-            meta_params,
-        )
+        jax.eval_shape(first_updates, meta_params)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise ValueError(
             "meta_learner: the outer optimizer's update cannot be called with (gradients, state, "

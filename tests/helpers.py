@@ -79,3 +79,11 @@ def distance(a, b):
         float(jnp.max(jnp.abs(x - y)))
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
+
+
+def relu_loss(params, x, rng):
+    return jnp.mean((jax.nn.relu(x @ params["w"]) @ params["v"]) ** 2), {}
+
+
+# Its second unit is dead.
+DEAD = {"w": jnp.asarray([[1.0, -100.0]]), "v": jnp.ones((2, 1))}

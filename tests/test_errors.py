@@ -81,7 +81,10 @@ def inner(**kwargs):
             "multi_step_query_loss: the query set has no examples",
         ),
         (lambda: metajax.last_update(3), "last_update: loss must be"),
-        (lambda: metajax.last_update(tail=SGD), "last_update: tail must come from inner_loop"),
+        (
+            lambda: metajax.last_update(tail=SGD),
+            "tail must be of type Adapt",
+        ),
         (
             lambda: metajax.meta_learner(inner(), metajax.query_loss, SGD),
             r"objective must be a function .* such as query_loss\(loss\)",
@@ -92,7 +95,10 @@ def inner(**kwargs):
         (lambda: metajax.reptile(mlp_loss, SGD, SGD, num_steps=0), "num_steps must be a positive"),
         (lambda: metajax.maml(mlp_loss, SGD, 0.1), "outer optimizer must be an optax"),
         (lambda: metajax.maml(mlp_loss, SGD, SGD, task_chunk=0), "task_chunk must be a positive"),
-        (lambda: metajax.meta_learner(SGD, mlp_loss, SGD), "adapt must come from inner_loop"),
+        (
+            lambda: metajax.meta_learner(SGD, mlp_loss, SGD),
+            "adapt must be of type Adapt",
+        ),
         (lambda: metajax.meta_learner(inner(), None, SGD), "objective must be a function"),
     ],
 )
@@ -159,7 +165,7 @@ def test_support_and_query_of_different_numbers_of_tasks():
         (metajax.Episode(jnp.ones(()), jnp.ones(())), "episodes.support is a scalar.*add the axis"),
         (metajax.Episode((), ()), "no tasks in episodes"),
         (metajax.Episode(jnp.ones((0, 2)), jnp.ones((0, 2))), "no tasks in episodes"),
-        ({"support": 1, "query": 2}, "expected a metajax.Episode.*got dict"),
+        ({"support": 1, "query": 2}, "of type Episode, of support= and query=; got dict"),
     ],
 )
 def test_what_is_no_meta_batch(episodes, message):
@@ -168,9 +174,9 @@ def test_what_is_no_meta_batch(episodes, message):
 
 
 def test_parameters_in_place_of_the_state():
-    with pytest.raises(ValueError, match=r"expected the MetaState that learner\.init"):
+    with pytest.raises(ValueError, match=r"of type MetaState, from learner\.init"):
         update(state=mlp_params())
-    with pytest.raises(ValueError, match="expected the MetaState"):
+    with pytest.raises(ValueError, match="of type MetaState"):
         metajax.maml(mlp_loss, SGD, SGD).adapt(mlp_params(), regression().support, KEY)
 
 

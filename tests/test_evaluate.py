@@ -109,9 +109,9 @@ def test_transduction_matters():
 
 def test_the_state_must_be_a_state_and_the_adaptation_an_adapt():
     adapt, state = setting()
-    with pytest.raises(ValueError, match=r"expected the MetaState that learner\.init"):
+    with pytest.raises(ValueError, match=r"of type MetaState, from learner\.init"):
         metajax.evaluate(adapt, metajax.mse(mlp), state.meta_params.params, EPISODES, KEY)
-    with pytest.raises(ValueError, match="must be an inner loop"):
+    with pytest.raises(ValueError, match="must be of type Adapt, from inner_loop"):
         metajax.evaluate(lambda *_: None, metajax.mse(mlp), state, EPISODES, KEY)
 
 

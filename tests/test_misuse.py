@@ -68,8 +68,8 @@ CASES = {
     "apply, key": (lambda: ADAPT.apply(STATE.meta_params, ONE.support, 3), "one key"),
     "evaluate, key": (lambda: scored(rng=1), "rng must be one key"),
     # states
-    "no state": (lambda: update(state=PARAMS), r"expected the MetaState .* got dict"),
-    "arguments swapped": (lambda: update(state=EPISODES, episodes=STATE), "expected the MetaState"),
+    "no state": (lambda: update(state=PARAMS), r"of type MetaState, from learner.init.*got dict"),
+    "arguments swapped": (lambda: update(state=EPISODES, episodes=STATE), "of type MetaState"),
     "state of an outer Adam": (
         lambda: update(state=metajax.maml(loss, SGD, optax.adam(0.1)).init(PARAMS)),
         "opt_state .* another outer optimizer: .*ScaleByAdamState",
@@ -82,14 +82,14 @@ CASES = {
     "carried state unasked": (lambda: update(state=CARRY.init(PARAMS)), "built with carry=None"),
     "parameters for meta-parameters": (
         lambda: ADAPT.apply(PARAMS, ONE.support, KEY),
-        r"metajax\.MetaParams\(params\).* got dict",
+        r"MetaParams, such as state\.meta_params; got dict",
     ),
     "state for meta-parameters": (
         lambda: ADAPT.apply(STATE, ONE.support, KEY),
-        r"state\.meta_params, got MetaState",
+        r"state\.meta_params; got MetaState",
     ),
     # episodes
-    "tuple for an episode": (lambda: update(episodes=(BATCH, BATCH)), r"expected a metajax\.Ep"),
+    "tuple for an episode": (lambda: update(episodes=(BATCH, BATCH)), "of type Episode"),
     "support without examples": (
         lambda: update(episodes=metajax.Episode(shots(0), BATCH)),
         "the support has no examples",
@@ -178,7 +178,7 @@ CASES = {
     ),
     "no steps": (lambda: metajax.maml(loss, SGD, SGD, num_steps=None), "got None"),
     "reptile's steps": (lambda: metajax.reptile(loss, SGD, SGD, num_steps="1"), "got '1'"),
-    "engine by name": (lambda: metajax.maml(loss, SGD, SGD, meta_gradient="first"), "got 'first'"),
+    "engine by name": (lambda: metajax.maml(loss, SGD, SGD, meta_gradient="first"), "got str"),
     "batches by name": (lambda: metajax.maml(loss, SGD, SGD, batches="full"), "got 'full'"),
     "carry is true": (lambda: metajax.maml(loss, SGD, SGD, carry=True), "carry must be one of"),
     "carry is a list": (lambda: metajax.maml(loss, SGD, SGD, carry=[]), "carry must be one of"),
@@ -240,7 +240,7 @@ CASES = {
     # objectives
     "query_loss of a number": (lambda: metajax.query_loss(3), "loss must be a function"),
     "displacement of a number": (lambda: metajax.displacement(3), "loss must be a function"),
-    "a tail of a number": (lambda: metajax.last_update(tail=3), "tail must come from inner_loop"),
+    "a tail of a number": (lambda: metajax.last_update(tail=3), "tail must be of type Adapt"),
     "weights are text": (
         lambda: weighted(metajax.multi_step_query_loss(loss, "ab")),
         r"as many weights.* got the shape \(\)",
@@ -259,15 +259,18 @@ CASES = {
     ),
     "a loss for an adaptation": (
         lambda: metajax.meta_learner(loss, metajax.query_loss(loss), SGD),
-        "adapt must come from inner_loop",
+        "adapt must be of type Adapt, from inner_loop",
     ),
     "a loss for an objective": (
         lambda: metajax.meta_learner(ADAPT, loss, SGD),
         r"objective must be a function .*query_loss\(loss\)",
     ),
     # evaluation
-    "evaluating a learner": (lambda: scored(adapt=LEARNER), "must be an inner loop"),
-    "evaluating parameters": (lambda: scored(state=PARAMS), "expected the MetaState"),
+    "evaluating a learner": (
+        lambda: scored(adapt=LEARNER),
+        "must be of type Adapt",
+    ),
+    "evaluating parameters": (lambda: scored(state=PARAMS), "must be of type MetaState"),
     "no metric": (lambda: scored({}), "metric must be a function"),
     "a metric of text": (lambda: scored(lambda p, e, r: "a"), "is str"),
     "a step too far": (

@@ -152,28 +152,6 @@ def test_lookahead_keeps_the_slow_parameters_in_its_state():
         metajax.maml(mlp_loss, SGD, optax.lookahead(SGD, 2, 0.5)).init(params)
 
 
-def test_an_asymmetric_loss_is_found():
-    @jax.custom_vjp
-    def reverse(x):
-        return x
-
-    reverse.defvjp(lambda x: (x, None), lambda _, g: (-g,))
-
-    def adversarial(p, x, rng):
-        return jnp.mean(jnp.tanh(reverse(x @ p["body"]) @ p["head"]) ** 2), {}
-
-    params = {"body": jnp.asarray([[0.5, -1.0]]), "head": jnp.asarray([[1.0], [2.0]])}
-    x = jnp.linspace(-1, 1, 5).reshape(5, 1)
-    with pytest.raises(ValueError, match="not symmetric"):
-        metajax.check_symmetric(adversarial, params, x, KEY)
-    assert metajax.check_symmetric(mlp_loss, mlp_params(), regression().support, KEY) < 1e-3
-    stateful = metajax.Stateful(params, jnp.ones(()))
-    with pytest.raises(ValueError, match="not symmetric"):
-        metajax.check_symmetric(
-            lambda s, x, rng: (*adversarial(s.params, x, rng), s.state), stateful, x, KEY
-        )
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_rate_that_is_no_number(bad):
     for make in (metajax.learned_step_sizes, lambda r: metajax.learned_per_step_sizes(r, 3)):

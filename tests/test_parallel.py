@@ -13,7 +13,7 @@ from metajax import train
 from metajax.machine import CPU_CHUNK_BYTES
 from metajax.parallel import default_chunk
 from tests.helpers import assert_close, mlp, mlp_loss, mlp_params, regression
-from tests.test_invariants import ALGORITHMS, BY_PLACE
+from tests.test_learner import ALGORITHMS, BY_PLACE
 
 EPISODES = regression(tasks=12, dtype=jnp.float32)
 KEY = jax.random.key(7)

@@ -112,7 +112,7 @@ def test_a_head_from_prototypes(names):
         return -jnp.mean(jnp.take_along_axis(logs, batch[1][:, None], 1))
 
     def total(body, support, query):
-        adapted = names["prototypes"](body, support)
+        adapted = names["prototypes"](body, support, None)
         for _ in range(3):
             adapted = descent(loss, adapted, support, 0.1)
         return loss(adapted, query)
@@ -120,6 +120,15 @@ def test_a_head_from_prototypes(names):
     body = names["params"]["body"]
     gradient = meta_gradient(total, body, names["few_shot"])
     assert_close(names["proto_state"].meta_params.params, body - 0.1 * gradient, rtol=1e-4)
+
+
+def test_a_rebuilt_loop_keeps_its_start(names):
+    rebuilt = names["proto_maml"].inner.rebuild(num_steps=0)
+    support, key = jax.tree.map(lambda x: x[0], names["few_shot"].support), jax.random.key(0)
+    body = names["params"]["body"]
+    adapted, info = rebuilt.apply(metajax.MetaParams(body), support, key)
+    assert_close(adapted, names["prototypes"](body, support, None))
+    assert len(info.loss) == rebuilt.num_steps == 0
 
 
 def test_tasks_of_unequal_size_and_state_train(names):

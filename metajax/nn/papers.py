@@ -1,4 +1,8 @@
-"""The networks of the papers, in the sizes of their experiments."""
+"""The networks of the papers, in the sizes of their experiments.
+
+A network for images takes the number of classes, `ways`, and may compute its hidden layers in
+another `dtype`, see `Conv`.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,6 @@ from metajax.nn.models import MLP, ConvNet, ResNet
 
 def resnet12(ways: int, dtype: DTypeLike | None = None) -> ResNet:
     """ResNet-12: four residual blocks of three convolutions, with 64, 128, 256 and 512 channels.
-
-    Args:
-      ways: number of classes.
-      dtype: compute type of the convolutions, see `Conv`.
 
     Example:
 
@@ -41,7 +41,7 @@ def conv_per_step(
       ways: number of classes.
       features: channels of every convolution.
       num_steps: number of inner steps.
-      dtype: compute type of the convolutions, see `Conv`.
+      dtype: the compute type.
 
     Example, where `metajax.count_steps` moves the parameter `step` on:
 
@@ -114,10 +114,6 @@ def sinusoid_mlp_nichol() -> MLP:
 def omniglot_conv(ways: int, dtype: DTypeLike | None = None) -> ConvNet:
     """Four strided convolutions of 64 channels, averaged feature maps, a head drawn from N(0, 1).
 
-    Args:
-      ways: number of classes.
-      dtype: compute type of the convolutions, see `Conv`.
-
     Example:
 
     >>> import jax, jax.numpy as jnp
@@ -137,10 +133,6 @@ def omniglot_conv(ways: int, dtype: DTypeLike | None = None) -> ConvNet:
 def omniglot_conv_nichol(ways: int, dtype: DTypeLike | None = None) -> ConvNet:
     """Four strided convolutions of 64 channels with gamma and beta, flattened to 256 features.
 
-    Args:
-      ways: number of classes.
-      dtype: compute type of the convolutions, see `Conv`.
-
     Example:
 
     >>> import jax, jax.numpy as jnp
@@ -159,10 +151,6 @@ def omniglot_conv_nichol(ways: int, dtype: DTypeLike | None = None) -> ConvNet:
 
 def mini_imagenet_conv(ways: int, dtype: DTypeLike | None = None) -> ConvNet:
     """Four convolutions of 32 channels with maximum pooling; 84 x 84 images become 800 features.
-
-    Args:
-      ways: number of classes.
-      dtype: compute type of the convolutions, see `Conv`.
 
     Example:
 
@@ -184,10 +172,6 @@ def mini_imagenet_conv_nichol(ways: int, dtype: DTypeLike | None = None) -> Conv
     """Four convolutions of 32 channels with gamma, beta and maximum pooling that rounds sizes up.
 
     84 x 84 images become 1152 features.
-
-    Args:
-      ways: number of classes.
-      dtype: compute type of the convolutions, see `Conv`.
 
     Example:
 
@@ -215,10 +199,6 @@ def mini_imagenet_conv_nichol(ways: int, dtype: DTypeLike | None = None) -> Conv
 
 def omniglot_mlp(ways: int, dtype: DTypeLike | None = None) -> MLP:
     """The network without convolutions: layers of 256, 128, 64 and 64, batch norm and ReLU.
-
-    Args:
-      ways: number of classes.
-      dtype: compute type of the hidden layers, see `Conv`.
 
     Example:
 

@@ -53,16 +53,7 @@ def likelihood_ratio(policy: Policy, params: Params, trajectories: Trajectories)
     It is also the outer loss. The ratio corrects for the changed probabilities of the actions, but
     not for those of the states.
 
-    Args:
-      policy: `(params, observations) -> Distribution`.
-      params: the policy's parameters.
-      trajectories: trajectories with advantages.
-
-    Returns:
-      The loss, a scalar: the mean over all steps.
-
-    Raises:
-      ValueError: for trajectories without advantages.
+    Arguments and errors are those of `log_likelihood`.
 
     Example, at the sampling policy, where the ratio is 1 and the advantages have mean 0:
 
@@ -98,16 +89,7 @@ def dice(policy: Policy, params: Params, trajectories: Trajectories) -> Array:
     Derivatives of every order are unbiased if the advantages are. The variance grows with the
     horizon.
 
-    Args:
-      policy: `(params, observations) -> Distribution`.
-      params: the policy's parameters.
-      trajectories: trajectories with advantages.
-
-    Returns:
-      The loss, a scalar: the mean over all steps.
-
-    Raises:
-      ValueError: for trajectories without advantages.
+    Arguments and errors are those of `log_likelihood`.
 
     References:
       Foerster et al., `DiCE <https://arxiv.org/abs/1802.05098>`_, 2018, equation 6; Farquhar et

@@ -29,7 +29,6 @@ SMALL = [
     "--validation_steps=1",
 ]
 FEW = "--validation_tasks=2"
-NO_STEPS = ["--num_eval_steps=0", "--validation_steps=0"]
 
 
 def test_every_cell_of_the_tables_is_a_preset():
@@ -107,7 +106,7 @@ def test_what_nichol_trains_on(random_images):
     [
         (miniimagenet, "finn2017/miniimagenet_5w1s_first_order", ["--queries=2"]),
         (miniimagenet, "finn2017/miniimagenet_5w1s_fine_tuning", []),
-        (miniimagenet, "finn2017/miniimagenet_5w1s_nearest_neighbour", NO_STEPS),
+        (miniimagenet, "finn2017/miniimagenet_5w1s_nearest_neighbour", []),
         (omniglot, "nichol2018/omniglot_5w1s_fomaml_separate_tail", ["--carry=serial"]),
         pytest.param(
             omniglot,

@@ -156,7 +156,7 @@ CASES = {
     "oracle": (lambda: rl.oracle("Ant"), "oracle: env must be of type Env"),
     "policy_return": (lambda: rl.policy_return(ENV, MODEL, 3), "policy must be a function"),
     "tasks": (lambda: rl.Tasks(ENV), r"sample_tasks must be a function \(rng, n\)"),
-    "state": (lambda: TRPO.update(START, TASKS, KEY), "expected the MetaState .* got dict"),
+    "state": (lambda: TRPO.update(START, TASKS, KEY), "of type MetaState, .* got dict"),
     "another's state": (
         lambda: TRPO.update(PROMP.init(START)._replace(opt_state=()), TASKS, KEY),
         r"maml_trpo: state.opt_state .* learner's own init\(params\)",
@@ -178,7 +178,7 @@ CASES = {
         lambda: rl.promp(REAL, optax.lbfgs()).init(START),
         "the outer optimizer's update cannot be called",
     ),
-    "episodes": (lambda: PROMP.update(PROMP.init(START), TASK, KEY), "expected a metajax.Episode"),
+    "episodes": (lambda: PROMP.update(PROMP.init(START), TASK, KEY), "of type Episode"),
     "meta_params": (lambda: rl.collect(REAL, START, TASK, KEY), "must be of type MetaParams"),
     "replay": (lambda: rl.replay(REAL, START, ()), "must be of type MetaParams"),
     "collected": (

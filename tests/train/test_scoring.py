@@ -87,7 +87,7 @@ def test_pooling_equals_all_at_once():
         (lambda: train.scorer(ADAPT, METRIC)(STATE, None, 2, KEY), "the tasks must be a function"),
         (
             lambda: train.scorer(LEARNER, METRIC)(STATE, TASKS, 2, KEY),
-            "adapt must be an inner loop",
+            "adapt must be of type Adapt",
         ),
     ],
 )

@@ -66,33 +66,6 @@ def test_padded_tasks_have_the_gradient_of_the_tasks_alone(form, engine):
     assert_close(together, jax.tree.map(lambda *xs: sum(xs) / len(xs), *singles), rtol=1e-4)
 
 
-@pytest.mark.parametrize("batches", [metajax.cycle(2), metajax.replacement(2)])
-def test_no_padding_is_drawn(batches):
-    support = {"x": jnp.arange(6), "mask": jnp.asarray([0, 1, 1, 0, 1, 0]) > 0}
-
-    @jax.jit
-    def drawn(key):
-        at = batches(support, 30, key)
-        return jax.vmap(lambda step: at(step)["x"])(jnp.arange(30))
-
-    rows = np.asarray(drawn(jax.random.key(3)))
-    assert set(rows.ravel()) == {1, 2, 4}
-
-
-def test_a_cycle_sees_every_example_before_any_again():
-    support = (jnp.arange(6), jnp.arange(6), jnp.asarray([0, 1, 1, 0, 1, 0]) > 0)
-    at = metajax.cycle(2)(support, 30, jax.random.key(0))
-    rows = np.concatenate([np.asarray(at(step)[0]) for step in range(30)]).reshape(-1, 3)
-    assert all(set(epoch) == {1, 2, 4} for epoch in rows)
-    assert len({tuple(epoch) for epoch in rows}) > 1  # shuffled anew
-
-
-def test_a_batch_with_replacement_holds_no_example_twice():
-    support = {"x": jnp.arange(6), "mask": jnp.arange(6) < 4}
-    at = metajax.replacement(3)(support, 9, jax.random.key(0))
-    assert all(len(set(np.asarray(at(step)["x"]).tolist())) == 3 for step in range(9))
-
-
 @pytest.mark.parametrize("form", ["tuple", "dict"])
 def test_metrics_leave_out_the_padding(form):
     def formed(each):
@@ -126,12 +99,3 @@ def test_losses_are_those_by_hand():
 def test_a_batch_of_another_form():
     with pytest.raises(ValueError, match=r"a batch must be .* got a dict of \['image'\]"):
         metajax.squared_error(mlp)(mlp_params(), {"image": 0}, jax.random.key(0))
-
-
-def test_a_batch_larger_than_the_task_repeats_its_examples():
-    support = jnp.arange(4.0), jnp.zeros(4), jnp.asarray([True, False, True, False])
-    at = metajax.replacement(3)(support, 5, jax.random.key(0))
-    for step in range(5):
-        x, _, mask = at(step)
-        assert set(x.tolist()) == {0.0, 2.0}
-        assert mask.all()
