@@ -254,6 +254,10 @@ def _existing(
         raise UsageError(
             f"--workdir={launch.workdir} is of the experiment {config.get('experiment')}."
         )
+    expected = {"preset": str, "algorithm": str, "overrides": list}
+    for key, kind in expected.items():
+        if not isinstance(config.get(key), kind):
+            raise UsageError(f"{launch.workdir}/config.json has no {key}: it is damaged.")
     name = config["preset"]
     if launch.preset not in (None, name):
         raise UsageError(
@@ -271,6 +275,11 @@ def _existing(
         )
     known = {field.name for field in dataclasses.fields(preset)}
     kept = {k: v for k, v in config.items() if k in known}
+    for key, value in kept.items():
+        default = getattr(preset, key)
+        kinds = (int, float) if type(default) is float else (type(default), type(None))
+        if default is not None and not isinstance(value, kinds):
+            raise UsageError(f"{launch.workdir}/config.json has {key}={value}: it is damaged.")
     settings = dataclasses.replace(preset, **{**kept, **changes})
     return name, settings, tuple(config["overrides"])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 import jax
@@ -88,7 +87,8 @@ def look_for_leaks(command: Command, data: Splits, tasks: Any, test_tasks: Any) 
         found["episodes"]["train"] = audit_episodes(tasks, key, AUDITED_TASKS)
     path = command.workdir / "audit.json"
     if path.exists():
-        changed = datasets.changed_classes(json.loads(path.read_text()), found)
+        with as_usage_error():
+            changed = datasets.changed_classes(train.read_json(path), found)
         if changed:
             raise UsageError(
                 f"the classes of {', '.join(changed)} are not those that {path} says the run was "

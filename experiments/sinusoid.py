@@ -183,6 +183,8 @@ def pretrain(settings: SineWaves, loss: metajax.LossFn, params: Any, tasks: Sinu
         meta_batch_size=settings.meta_batch_size,
         steps_per_call=settings.steps_per_call,
     )
+    if fitted.stopped_by:
+        raise skeleton.Stopped(fitted.stopped_by)
     return fitted.state.meta_params.params
 
 

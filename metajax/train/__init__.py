@@ -13,8 +13,11 @@ from metajax.train.weights import WeightsError as WeightsError
 from metajax.train.weights import load_weights as load_weights
 from metajax.train.weights import save_weights as save_weights
 from metajax.train.workdir import WorkdirError as WorkdirError
+from metajax.train.workdir import accessing as accessing
 from metajax.train.workdir import claim as claim
+from metajax.train.workdir import locked as locked
 from metajax.train.workdir import provenance as provenance
 from metajax.train.workdir import read_config as read_config
+from metajax.train.workdir import read_json as read_json
 from metajax.train.workdir import write_json as write_json
 from metajax.train.writers import read_metrics as read_metrics

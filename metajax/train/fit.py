@@ -44,7 +44,8 @@ class FitResult(NamedTuple):
       best_step: the number of meta-updates behind `best`.
       best_metrics: the validation metrics of `best`.
       wall_seconds: seconds of the whole run, including the parts before it was resumed.
-      stopped_by: the signal that ended the run early, or `None`.
+      stopped_by: the signal that asked the run to stop, or `None`. A run that had just made its
+        last meta-step is complete all the same.
     """
 
     state: MetaState
@@ -213,7 +214,7 @@ def fit(
             progress.update(step, highlights(averages, record["best_metrics"], progress_metric))
 
             record = {**record, "seconds": time.monotonic() - start}
-            stopped_by = None if last else stop.received  # read once: a signal may come any time
+            stopped_by = stop.received  # read once: a signal may come any time
             if last or stopped_by or step % checkpoint_every == 0:
                 files.save(Checkpoint(state, best, record))
             if stopped_by:
