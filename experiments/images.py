@@ -94,7 +94,7 @@ def look_for_leaks(command: Command, data: Splits, tasks: Any, test_tasks: Any) 
                 f"the classes of {', '.join(changed)} are not those that {path} says the run was "
                 "trained with: testing would be on classes that were trained on. Use the same data."
             )
-    elif not command.evaluates_only:
+    elif not command.evaluates_only and train.is_first():
         train.write_json(path, found)
     if not found["disjoint"]["classes"]:
         raise UsageError(f"the sets share classes: {found['shared_classes']}.")

@@ -91,9 +91,10 @@ def _run(command: Command, build: Callable[[Command], Method]) -> int:
     if command.evaluates_only:
         values = typed.evaluation_config(command.settings).values()
         folder /= "evaluations/" + "-".join(map(str, values))
-    write(command, folder, fitted, evaluation)
-    with complete(folder) as figures:
-        method.draw(figures, fitted, evaluation)
+    if train.is_first():
+        write(command, folder, fitted, evaluation)
+        with complete(folder) as figures:
+            method.draw(figures, fitted, evaluation)
     print(f"\n{folder / RESULT}, figures beside it; {fitted.wall_seconds:.0f} s of training")
     return 0
 
@@ -101,8 +102,13 @@ def _run(command: Command, build: Callable[[Command], Method]) -> int:
 @contextlib.contextmanager
 def claimed(command: Command) -> Iterator[None]:
     """Keeps the workdir for this run, before anything is written to it."""
-    with train.locked(command.workdir):
+
+    def claim(stack: contextlib.ExitStack) -> None:
+        stack.enter_context(train.locked(command.workdir))
         train.claim(command.workdir, command.config)
+
+    with contextlib.ExitStack() as stack:
+        train.from_first(lambda: claim(stack))
         yield
 
 
@@ -136,7 +142,7 @@ def fit(command: Command, method: Method) -> train.FitResult:
     if not method.trains:
         state = method.learner.init(method.params)
         return train.FitResult(state, state, 0, {}, 0.0, None)
-    return train.fit(
+    fitted = train.fit(
         method.learner,
         method.params,
         method.tasks,
@@ -152,6 +158,10 @@ def fit(command: Command, method: Method) -> train.FitResult:
         mesh=command.mesh,
         progress_metric=method.progress_metric,
     )
+    if jax.process_count() == 1:
+        return fitted
+    # Each process judges what was trained, where it does not share the tasks with the others.
+    return fitted._replace(state=train.local(fitted.state), best=train.local(fitted.best))
 
 
 def stopped(command: Command, fitted: train.FitResult) -> int:

@@ -7,6 +7,9 @@ from metajax.train.checkpoints import load_meta_params as load_meta_params
 from metajax.train.finite import NonFiniteError as NonFiniteError
 from metajax.train.fit import FitResult as FitResult
 from metajax.train.fit import fit as fit
+from metajax.train.processes import from_first as from_first
+from metajax.train.processes import is_first as is_first
+from metajax.train.processes import local as local
 from metajax.train.scoring import scorer as scorer
 from metajax.train.validation import Validation as Validation
 from metajax.train.weights import WeightsError as WeightsError

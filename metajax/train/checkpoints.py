@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
 from metajax.base import (
@@ -27,7 +26,7 @@ from metajax.base import (
     Stateful,
     split_state,
 )
-from metajax.train.processes import from_first, is_first
+from metajax.train.processes import from_first, is_first, local
 from metajax.train.workdir import WorkdirError, accessing, write_json
 from metajax.train.writers import leaf_name, named
 
@@ -82,6 +81,7 @@ class Checkpoints:
         with accessing(self._directory):
             self._manager.save(
                 step,
+                force=True,  # or orbax would ask for a preemption, which the run does itself
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(checkpoint.state),
                     best=ocp.args.StandardSave(checkpoint.best),
@@ -315,9 +315,4 @@ def _types(tree: PyTree) -> dict[str, str]:
 
 
 def _uncommitted(x: Array) -> Array:
-    if len(x.sharding.device_set) > 1:
-        return x
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        data = _uncommitted(jax.random.key_data(x))
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-    return jnp.asarray(np.asarray(x))
+    return x if len(x.sharding.device_set) > 1 else local(x)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from metajax.base import Episode, Key, MetaLearner, MetaState, Params, split_key
 from metajax.tasks import TaskDistribution
@@ -28,6 +28,7 @@ from metajax.train.checkpoints import Checkpoint
 from metajax.train.files import run_files
 from metajax.train.finite import check_finite
 from metajax.train.identity import digest
+from metajax.train.processes import is_first, on_mesh, replicated, shardings
 from metajax.train.progress import Progress, highlights
 from metajax.train.signals import StopRequest
 from metajax.train.task_sources import advance, make_source
@@ -104,15 +105,17 @@ def fit(
       validate_every: meta-steps between validations, a multiple of `steps_per_call`; by default
         ten calls.
       checkpoint_every: meta-steps between checkpoints, likewise.
-      mesh: the devices of the learner, if it was built with a mesh; all of them get the state and
-        the data.
+      mesh: the devices of the learner, if it was built with a mesh. All of them get the state and
+        the data, but for arrays of `params` that are sharded over the mesh, which stay so. A run of
+        many processes, after `jax.distributed.initialize()`, needs one over all of their devices:
+        every process calls `fit` with the same arguments, and the first one writes.
       show_progress: shows a progress bar, or plain lines if there is no terminal.
       progress_metric: the training metric to show, such as `"query/accuracy"`; by default
         `query_loss` or else `objective`.
 
     Returns:
       A `FitResult`. On SIGTERM or Ctrl-C it is returned early, after a checkpoint, with
-      `stopped_by` set.
+      `stopped_by` set; many processes stop after the same meta-step.
 
     Raises:
       ValueError: if an argument is of the wrong kind, the step counts do not fit together, or
@@ -147,14 +150,14 @@ def fit(
     check_mesh(mesh)
     tasks, validation = check_tasks(tasks), check_validation(validation)
     train_key, validation_key = split_key(key, what="fit: key")
-    on_devices = functools.partial(_replicated, mesh)
+    on_devices = functools.partial(on_mesh, mesh)
 
     def rngs(step):
         return jax.random.split(jax.random.fold_in(train_key, step))
 
-    initial = initial_state(learner, params)
-    source = make_source(on_devices(tasks), meta_batch_size, lambda step: rngs(step)[0])
-    validator = make_validator(validation, initial, validation_key, on_devices)
+    initial = on_devices(initial_state(learner, params))
+    source = make_source(tasks, meta_batch_size, lambda step: rngs(step)[0], mesh)
+    validator = make_validator(validation, initial, validation_key, mesh)
 
     # Its text identifies the run, whatever the length of a call. Inlined, it compiles nothing more.
     @functools.partial(jax.jit, inline=True)
@@ -163,7 +166,12 @@ def fit(
         episodes = source.episodes(tasks, fetched, task_rng)
         return check_updated(learner.update(state, episodes, update_rng))
 
-    @functools.partial(jax.jit, static_argnames="length", donate_argnames="state")
+    # What the processes of a mesh fetch is on all of their devices.
+    outputs = None if mesh is None else (shardings(mesh, initial), replicated(mesh))
+
+    @functools.partial(
+        jax.jit, static_argnames="length", donate_argnames="state", out_shardings=outputs
+    )
     def run(state: MetaState, tasks: Any, block: Any, *, length: int):
         def body(state, fetched):
             return meta_step(state, tasks, fetched, rngs(state.step))
@@ -171,14 +179,15 @@ def fit(
         return jax.lax.scan(body, state, block, length=length)
 
     def digests() -> dict[str, str]:
-        state, fetched = on_devices(initial), source.first()
+        fetched = source.first()
+        lowered = meta_step.lower(initial, source.tasks, fetched, rngs(0))
         found = {
-            "program": digest(meta_step.lower(state, source.tasks, fetched, rngs(0)).as_text()),
+            "program": digest(lowered.as_text()),
             "initial state": digest(initial),
             "key": digest(key),
             "tasks": digest(source.tasks, fetched),
         }
-        return found if validator is None else {**found, "validation": validator.digest(state)}
+        return found if validator is None else {**found, "validation": validator.digest(initial)}
 
     fresh = Checkpoint(initial, initial, {"seconds": 0.0, "best_step": 0, "best_metrics": {}})
     with contextlib.ExitStack() as stack:
@@ -190,7 +199,8 @@ def fit(
         step, start = int(state.step), time.monotonic() - record["seconds"]
         calls = list(_calls(step, num_meta_steps, steps_per_call))
         blocks = stack.enter_context(contextlib.closing(source.blocks(calls)))
-        progress = Progress(num_meta_steps, step, meta_batch_size, show=show_progress)
+        shown = show_progress and is_first()
+        progress = Progress(num_meta_steps, step, meta_batch_size, show=shown)
         stack.enter_context(contextlib.closing(progress))
         stop, stopped_by = stack.enter_context(StopRequest()), None
         for first, length in calls:
@@ -214,7 +224,7 @@ def fit(
             progress.update(step, highlights(averages, record["best_metrics"], progress_metric))
 
             record = {**record, "seconds": time.monotonic() - start}
-            stopped_by = stop.received  # read once: a signal may come any time
+            stopped_by = stop.agreed()  # asked once: a signal may come any time
             if last or stopped_by or step % checkpoint_every == 0:
                 files.save(Checkpoint(state, best, record))
             if stopped_by:
@@ -222,10 +232,6 @@ def fit(
     return FitResult(
         state, best, record["best_step"], record["best_metrics"], record["seconds"], stopped_by
     )
-
-
-def _replicated(mesh: Mesh | None, tree: Any) -> Any:
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def _calls(step: int, total: int, interval: int) -> Iterator[tuple[int, int]]:

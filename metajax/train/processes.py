@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from metajax.base import PyTree
+from metajax.base import Array, PyTree
 from metajax.train.workdir import WorkdirError
 
 
@@ -66,6 +67,22 @@ def shardings(mesh: Mesh, tree: PyTree) -> PyTree:
         found = getattr(x, "sharding", None)
         if isinstance(found, NamedSharding) and found.mesh == mesh:
             return found
-        return NamedSharding(mesh, PartitionSpec())
+        return replicated(mesh)
 
     return jax.tree.map(of, tree)
+
+
+def local(tree: PyTree) -> PyTree:
+    """The arrays on the default device of this process, uncommitted, like those of a new run."""
+
+    def of(x: Any) -> Array:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(of(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        return jnp.asarray(np.asarray(x))
+
+    return jax.tree.map(of, tree)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device of a mesh."""
+    return NamedSharding(mesh, PartitionSpec())
