@@ -67,7 +67,7 @@ def measure(name: str, order: int, rounds: int, slow: bool) -> list[dict[str, An
         # The outer step is the meta-gradient itself.
         updated = torch_peers.arrays(case()[0].meta_params.params, problem)
         detail: dict[str, Any] = {"temporary_bytes": timing.temporary_bytes(program)}
-        if not jax.config.jax_compilation_cache_dir:
+        if not jax.config.values["jax_compilation_cache_dir"]:
             detail["compile_seconds"] = seconds
         enter(label, case, initial - flat(updated.values()), **detail)
 

@@ -66,8 +66,9 @@ def meta_gradient(rows: Sequence[Row]) -> list[str]:
         "of the rate of a 4096 x 4096 product of float32 arrays in the same run, at JAX's default",
         "precision, as the networks (TF32 on an NVIDIA GPU, for PyTorch alike); `differs` is the",
         "distance from the first row's meta-gradient, relative in norm: on a CPU, what is a",
-        "tenth away does not race. On a GPU, TF32 alone moves these gradients by a quarter, because",
-        "the images are noise: products rounded so on a CPU do the same, by either convolution.",
+        "tenth away does not race. On a GPU, TF32 alone moves these gradients by a quarter,",
+        "because the images are noise: products rounded so on a CPU do the same, by either",
+        "convolution.",
         "",
     ]
 

@@ -16,6 +16,7 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 
 import metajax
+from experiments import processes
 from experiments import settings as typed
 from experiments.settings import Launch, Training, UsageError
 from metajax import train
@@ -122,6 +123,8 @@ def run(experiment: Experiment) -> None:
             _fail("interrupted; the training up to the last checkpoint is saved.", 130)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
+                if jax.process_count() > 1:
+                    processes.end_without(error)
                 raise
             _fail(
                 "the device has not enough memory: lower --task_chunk, --meta_batch_size "
@@ -157,7 +160,9 @@ def main(experiment: Experiment, argv: Sequence[str]) -> int:
     if given.get("preset") == "list":
         experiment.print_presets(experiment.presets)
         return 0
-    return experiment.execute(resolve(experiment, given))
+    command = resolve(experiment, given)
+    with processes.one_voice():
+        return experiment.execute(command)
 
 
 def _help(experiment: Experiment, given: Mapping[str, Any]) -> str:
@@ -183,7 +188,9 @@ def resolve(experiment: Experiment, given: Mapping[str, Any]) -> Command:
         # JAX refuses this once it has been used. Then `task_mesh` reports the number of devices.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", launch.num_devices)
+    processes.start(launch)
     _check_platform()
+    num_devices = processes.check(launch)
     if launch.mode == "eval":
         name, settings, overrides = _existing(experiment, launch, changes)
         workdir = Path(launch.workdir)
@@ -197,11 +204,11 @@ def resolve(experiment: Experiment, given: Mapping[str, Any]) -> Command:
     typed.check_bounds(settings)
     typed.check_effect(changes, settings)
     settings.check()
-    _check_shared(settings, launch.num_devices)
-    mesh = None
-    if launch.num_devices > 1:
+    _check_shared(settings, num_devices)
+    launch, mesh = dataclasses.replace(launch, num_devices=num_devices), None
+    if num_devices > 1:
         with as_usage_error():
-            mesh = metajax.task_mesh(launch.num_devices)
+            mesh = metajax.task_mesh(num_devices)
     return Command(experiment.name, name, settings, overrides, launch, workdir, mesh)
 
 
@@ -254,6 +261,10 @@ def _existing(
         raise UsageError(
             f"--workdir={launch.workdir} is of the experiment {config.get('experiment')}."
         )
+    expected = {"preset": str, "algorithm": str, "overrides": list}
+    for key, kind in expected.items():
+        if not isinstance(config.get(key), kind):
+            raise UsageError(f"{launch.workdir}/config.json has no {key}: it is damaged.")
     name = config["preset"]
     if launch.preset not in (None, name):
         raise UsageError(
@@ -271,6 +282,11 @@ def _existing(
         )
     known = {field.name for field in dataclasses.fields(preset)}
     kept = {k: v for k, v in config.items() if k in known}
+    for key, value in kept.items():
+        default = getattr(preset, key)
+        kinds = (int, float) if type(default) is float else (type(default), type(None))
+        if default is not None and not isinstance(value, kinds):
+            raise UsageError(f"{launch.workdir}/config.json has {key}={value}: it is damaged.")
     settings = dataclasses.replace(preset, **{**kept, **changes})
     return name, settings, tuple(config["overrides"])
 

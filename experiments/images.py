@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 import jax
@@ -88,13 +87,14 @@ def look_for_leaks(command: Command, data: Splits, tasks: Any, test_tasks: Any) 
         found["episodes"]["train"] = audit_episodes(tasks, key, AUDITED_TASKS)
     path = command.workdir / "audit.json"
     if path.exists():
-        changed = datasets.changed_classes(json.loads(path.read_text()), found)
+        with as_usage_error():
+            changed = datasets.changed_classes(train.read_json(path), found)
         if changed:
             raise UsageError(
                 f"the classes of {', '.join(changed)} are not those that {path} says the run was "
                 "trained with: testing would be on classes that were trained on. Use the same data."
             )
-    elif not command.evaluates_only:
+    elif not command.evaluates_only and train.is_first():
         train.write_json(path, found)
     if not found["disjoint"]["classes"]:
         raise UsageError(f"the sets share classes: {found['shared_classes']}.")

@@ -66,6 +66,21 @@ class Launch:
     num_devices: int = setting(
         1, "Devices that share the tasks, on a CPU as many threads.", least=1, most=4096
     )
+    distributed: bool = setting(
+        False,
+        "Be one of many processes, which share the tasks with all of their devices: those of Slurm "
+        "(srun), Open MPI, Cloud TPU or GKE. Without the flag as well where srun or mpirun starts "
+        "several.",
+    )
+    coordinator_address: str | None = setting(
+        None, "HOST:PORT of process 0 of many, where nothing tells the processes of each other."
+    )
+    num_processes: int = setting(
+        1, "How many processes there are, with --coordinator_address.", least=1
+    )
+    process_id: int = setting(
+        0, "Which of the processes this is, with --coordinator_address.", least=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)

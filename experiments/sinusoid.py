@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 import metajax
 from experiments import plots, skeleton, supervised, tables
@@ -149,7 +150,10 @@ def build(command: Command) -> Method:
         start = metajax.maml(loss, optax.identity(), optax.identity()).init(params)
         untuned = Model(fine_tune, train.scorer(fine_tune, metric), start)
         print("the baseline: joint training on all tasks", flush=True)
-        starts = {"pretrained": pretrain(settings, loss, params, tasks), "random": params}
+        starts = {
+            "pretrained": pretrain(settings, loss, params, tasks, command.mesh),
+            "random": params,
+        }
         for name, each in starts.items():
             models[name] = tuned(untuned, each, validation_tasks, jax.random.fold_in(key, 4))
         rows = test(settings, models, jax.random.fold_in(key, 2))
@@ -172,18 +176,23 @@ def build(command: Command) -> Method:
     )
 
 
-def pretrain(settings: SineWaves, loss: metajax.LossFn, params: Any, tasks: Sinusoid) -> Any:
+def pretrain(
+    settings: SineWaves, loss: metajax.LossFn, params: Any, tasks: Sinusoid, mesh: Mesh | None
+) -> Any:
     """Joint training on all tasks at once: MAML with zero inner steps."""
     fitted = train.fit(
-        metajax.maml(loss, optax.identity(), optax.adam(1e-3), num_steps=0),
+        metajax.maml(loss, optax.identity(), optax.adam(1e-3), num_steps=0, mesh=mesh),
         params,
         tasks,
         key=jax.random.key(settings.seed + 1),
         num_meta_steps=settings.num_meta_steps,
         meta_batch_size=settings.meta_batch_size,
         steps_per_call=settings.steps_per_call,
+        mesh=mesh,
     )
-    return fitted.state.meta_params.params
+    if fitted.stopped_by:
+        raise skeleton.Stopped(fitted.stopped_by)
+    return train.local(fitted.state.meta_params.params)
 
 
 def tuned(model: Model, params: Any, tasks: Sinusoid, key: jax.Array) -> Model:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,9 +15,14 @@ import jax
 import metajax
 from experiments import settings as typed
 from experiments.command import Command, as_usage_error
-from experiments.settings import UsageError
 from metajax import train
 from metajax.train.weights import FILE
+
+RESULT = "result.json"
+
+
+class Stopped(Exception):
+    """A signal, by its name, asked the run to stop while something was trained besides."""
 
 
 class Evaluation(NamedTuple):
@@ -63,30 +69,62 @@ class Method(NamedTuple):
 
 def run(command: Command, build: Callable[[Command], Method]) -> int:
     """Executes a command and returns the exit status."""
-    if not command.evaluates_only:
-        claim(command)
+    if command.evaluates_only:
+        return _run(command, build)
+    with claimed(command):
+        return _run(command, build)
+
+
+def _run(command: Command, build: Callable[[Command], Method]) -> int:
     with as_usage_error():
         method = build(command)
     fitted = fit(command, method)
     if fitted.stopped_by:
         return stopped(command, fitted)
     print("evaluating", flush=True)
-    evaluation = method.evaluate(fitted)
+    try:
+        evaluation = method.evaluate(fitted)
+    except Stopped as request:
+        return stopped(command, fitted._replace(stopped_by=str(request)))
     print(evaluation.table)
     folder = command.workdir
     if command.evaluates_only:
         values = typed.evaluation_config(command.settings).values()
         folder /= "evaluations/" + "-".join(map(str, values))
-    write(command, folder, fitted, evaluation)
-    method.draw(folder, fitted, evaluation)
-    print(f"\n{folder / 'result.json'}, figures beside it; {fitted.wall_seconds:.0f} s of training")
+    if train.is_first():
+        write(command, folder, fitted, evaluation)
+        with complete(folder) as figures:
+            method.draw(figures, fitted, evaluation)
+    print(f"\n{folder / RESULT}, figures beside it; {fitted.wall_seconds:.0f} s of training")
     return 0
 
 
-def claim(command: Command) -> None:
+@contextlib.contextmanager
+def claimed(command: Command) -> Iterator[None]:
     """Reserves the workdir for this run, before anything is written to it."""
-    with writing(command.workdir):
+
+    def claim(stack: contextlib.ExitStack) -> None:
+        stack.enter_context(train.locked(command.workdir))
         train.claim(command.workdir, command.config)
+
+    with contextlib.ExitStack() as stack:
+        train.from_first(lambda: claim(stack))
+        yield
+
+
+@contextlib.contextmanager
+def complete(folder: Path) -> Iterator[Path]:
+    """A folder whose files are moved to another one when all of them are written."""
+    partial = folder / "partial"
+    with train.accessing(folder):
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            for path in sorted(partial.iterdir(), key=lambda path: path.name == RESULT):
+                os.replace(path, folder / path.name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def fit(command: Command, method: Method) -> train.FitResult:
@@ -105,7 +143,7 @@ def fit(command: Command, method: Method) -> train.FitResult:
     if not method.trains:
         state = method.learner.init(method.params)
         return train.FitResult(state, state, 0, {}, 0.0, None)
-    return train.fit(
+    fitted = train.fit(
         method.learner,
         method.params,
         method.tasks,
@@ -121,6 +159,10 @@ def fit(command: Command, method: Method) -> train.FitResult:
         mesh=command.mesh,
         progress_metric=method.progress_metric,
     )
+    if jax.process_count() == 1:
+        return fitted
+    # Each process judges what was trained, where it does not share the tasks with the others.
+    return fitted._replace(state=train.local(fitted.state), best=train.local(fitted.best))
 
 
 def stopped(command: Command, fitted: train.FitResult) -> int:
@@ -136,12 +178,12 @@ def write(command: Command, folder: Path, fitted: train.FitResult, evaluation: E
     """Writes `result.json` and the weights."""
     settings = command.settings
     weights = {}
-    with writing(folder):
+    with complete(folder) as partial:
         if not command.evaluates_only:  # the weights are those of the run
-            digest = train.save_weights(folder / FILE, fitted.best)
+            digest = train.save_weights(partial / FILE, fitted.best)
             weights = {"weights": {"file": FILE, "sha256": digest}}
         train.write_json(
-            folder / "result.json",
+            partial / RESULT,
             {
                 "experiment": command.experiment,
                 "algorithm": settings.algorithm,
@@ -165,15 +207,6 @@ def write(command: Command, folder: Path, fitted: train.FitResult, evaluation: E
         )
 
 
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns a failure to write into one line."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
-
-
 def _trained_on(command: Command, fitted: train.FitResult) -> dict[str, Any]:
     """The devices of the training, also after an evaluation on others."""
     here = {
@@ -181,10 +214,10 @@ def _trained_on(command: Command, fitted: train.FitResult) -> dict[str, Any]:
         "device": train.provenance()["device"],
         "seconds": dict(fitted.seconds_on),
     }
-    path = command.workdir / "result.json"
+    path = command.workdir / RESULT
     if not command.evaluates_only or not path.exists():
         return here
-    earlier = json.loads(path.read_text())
+    earlier = train.read_json(path)
     return earlier.get("trained_on", {key: earlier.get(key, here[key]) for key in here})
 
 

@@ -7,7 +7,6 @@ size annealed to 0.
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any, NamedTuple
 
 import metajax
@@ -75,7 +74,11 @@ def execute(command: Command, runs: list[Run]) -> dict[str, Any] | int:
       and the `curve` of meta-steps and accuracies on the meta-validation tasks; or the exit status
       if a signal stopped it.
     """
-    skeleton.claim(command)
+    with skeleton.claimed(command):
+        return _execute(command, runs)
+
+
+def _execute(command: Command, runs: list[Run]) -> dict[str, Any] | int:
     data = images.load(command.settings, command.launch.data_dir)
     train_tasks, test_tasks = (
         images.make_tasks(command.settings, data, part) for part in ("train", "test")
@@ -89,15 +92,15 @@ def execute(command: Command, runs: list[Run]) -> dict[str, Any] | int:
         )
         if (result := finished(each)) is None:
             print(f"\n{number} of {len(runs)}: {run.name}", flush=True)
-            skeleton.claim(each)
-            method = build(each, data, run.objective)
-            fitted = skeleton.fit(each, method)
-            if fitted.stopped_by:
-                return skeleton.stopped(command, fitted)
-            # The step size is annealed to 0, so the last state is tested.
-            fitted = fitted._replace(best=fitted.state)
-            evaluation = method.evaluate(fitted)
-            skeleton.write(each, each.workdir, fitted, evaluation)
+            with skeleton.claimed(each):
+                method = build(each, data, run.objective)
+                fitted = skeleton.fit(each, method)
+                if fitted.stopped_by:
+                    return skeleton.stopped(command, fitted)
+                # The step size is annealed to 0, so the last state is tested.
+                fitted = fitted._replace(best=fitted.state)
+                evaluation = method.evaluate(fitted)
+                skeleton.write(each, each.workdir, fitted, evaluation)
             result = evaluation.rows
         found[run.name] = result
     return found
@@ -108,7 +111,7 @@ def finished(command: Command) -> Any:
     path = command.workdir / "result.json"
     if not path.exists():
         return None
-    result = json.loads(path.read_text())
+    result = train.read_json(path)
     wanted = {**training_config(command.settings), **evaluation_config(command.settings)}
     same = all(result["config"].get(key) == value for key, value in wanted.items())
     return result["evaluation"] if same else None
@@ -159,8 +162,7 @@ def build(command: Command, data: Splits, objective: metajax.Objective | None) -
 def write(command: Command, runs: list[Run], found: dict[str, Any], **extra: Any) -> None:
     """Writes `result.json` of the whole sweep."""
     seconds = [
-        json.loads((command.workdir / run.name / "result.json").read_text())["wall_seconds"]
-        for run in runs
+        train.read_json(command.workdir / run.name / "result.json")["wall_seconds"] for run in runs
     ]
     train.write_json(
         command.workdir / "result.json",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from metajax.base import Array, PyTree, check_integer, equal_chunk, inexact_leaves
 from metajax.machine import CPU_CHUNK_BYTES, CPU_CHUNK_TASKS
+
+TASKS = "tasks"  # the axis of a mesh that the tasks are shared over
 
 
 def task_mesh(num_devices: int | None = None) -> Mesh:
@@ -41,7 +42,7 @@ def task_mesh(num_devices: int | None = None) -> Mesh:
             f"({jax.default_backend()}). A CPU has n devices after "
             'jax.config.update("jax_num_cpu_devices", n), called before its first use.'
         )
-    return Mesh(np.asarray(devices[:num_devices]), ("tasks",))
+    return Mesh(np.asarray(devices[:num_devices]), (TASKS,))
 
 
 def over_tasks(
@@ -53,9 +54,10 @@ def over_tasks(
 ) -> Callable[..., tuple[PyTree, PyTree]]:
     """Maps a function of a chunk of tasks over all tasks: the only task map of the library.
 
-    The devices of a mesh share the tasks equally. Each device scans over its chunks, so memory
-    grows with `task_chunk` and not with the number of tasks. The result depends on neither beyond
-    rounding.
+    The axis `"tasks"` of a mesh shares the tasks equally; its other axes, such as one that the
+    parameters are sharded over, are left to the compiler. Each device scans over its chunks, so
+    memory grows with `task_chunk` and not with the number of tasks. The result depends on neither
+    beyond rounding.
 
     Args:
       fn: `(shared, tasks, carry) -> (result, carry)` for one chunk, where the leaves of `tasks` are
@@ -71,8 +73,9 @@ def over_tasks(
       `[tasks, ...]`.
 
     Raises:
-      ValueError: if `task_chunk` is not a positive integer or `mesh` not a mesh; when traced, if
-        the devices cannot share the tasks equally, or for a carry on a mesh.
+      ValueError: if `task_chunk` is not a positive integer or `mesh` not a mesh with the axis
+        `"tasks"`; when traced, if the devices cannot share the tasks equally, or for a carry on a
+        mesh.
 
     Example, the mean of squares in chunks of two tasks:
 
@@ -87,6 +90,11 @@ def over_tasks(
         task_chunk = check_integer("task_chunk", task_chunk)
     if mesh is not None and not isinstance(mesh, Mesh):
         raise ValueError(f"mesh must be a jax.sharding.Mesh such as task_mesh(), got {mesh!r}.")
+    if mesh is not None and TASKS not in mesh.axis_names:
+        raise ValueError(
+            f"mesh must have an axis {TASKS!r}, which the tasks are shared over, but has "
+            f"{', '.join(map(repr, mesh.axis_names))}: rename one of them."
+        )
 
     def on_one_device(shared: PyTree, tasks: PyTree, carry: PyTree) -> tuple[PyTree, PyTree]:
         num_tasks = _num_tasks(tasks)
@@ -137,24 +145,31 @@ def over_tasks(
             raise ValueError(
                 "over_tasks: a carry passes from task to task, so it cannot be used with a mesh."
             )
-        num_tasks, axes = _num_tasks(tasks), mesh.axis_names
-        if num_tasks % mesh.size:
+        num_tasks, num_shares = _num_tasks(tasks), mesh.shape[TASKS]
+        if num_shares == 1:
+            return on_one_device(shared, tasks, carry)
+        if num_tasks % num_shares:
             raise ValueError(
-                f"{num_tasks} tasks cannot be shared equally by the {mesh.size} devices of the "
-                f"mesh: make their number a multiple of {mesh.size}."
+                f"{num_tasks} tasks cannot be shared equally by the {num_shares} devices of the "
+                f"mesh: make their number a multiple of {num_shares}."
             )
 
         def on_each(shared: PyTree, tasks: PyTree) -> PyTree:
             result, _ = on_one_device(shared, tasks, ())
-            return result if stack else _mean_over_devices(result, axes)
+            if stack:
+                return result
+            # One vector would gather what is sharded over the other axes.
+            mean = _mean_of_vector if mesh.size == num_shares else _mean_of_leaves
+            return mean(result)
 
         # With the check, loss functions would have to declare which values in their scans vary over
         # devices. It is not needed: derivatives are taken inside, and no collective is in them.
         across = jax.shard_map(
             on_each,
             mesh=mesh,
-            in_specs=(PartitionSpec(), PartitionSpec(axes)),
-            out_specs=PartitionSpec(axes) if stack else PartitionSpec(),
+            in_specs=(PartitionSpec(), PartitionSpec(TASKS)),
+            out_specs=PartitionSpec(TASKS) if stack else PartitionSpec(),
+            axis_names={TASKS},
             check_vma=False,
         )
         return across(shared, tasks), ()
@@ -188,12 +203,19 @@ def map_tasks(fn: Callable[..., PyTree], *tasks: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.expand_dims(x, 0), result)
 
 
-def _mean_over_devices(tree: PyTree, axes: Any) -> PyTree:
+def _mean_of_vector(tree: PyTree) -> PyTree:
     """Averages all floating-point leaves over devices, as one vector in one all-reduce."""
     leaves, treedef = jax.tree.flatten(tree)
     flat, unravel = ravel_pytree(inexact_leaves(leaves))
-    means = unravel(jax.lax.pmean(flat, axes))
+    means = unravel(jax.lax.pmean(flat, TASKS))
     return jax.tree.unflatten(treedef, [means.get(i, leaf) for i, leaf in enumerate(leaves)])
+
+
+def _mean_of_leaves(tree: PyTree) -> PyTree:
+    """Averages every floating-point leaf over devices, sharded as it is."""
+    return jax.tree.map(
+        lambda x: jax.lax.pmean(x, TASKS) if jnp.issubdtype(x.dtype, jnp.inexact) else x, tree
+    )
 
 
 def _num_tasks(tasks: PyTree) -> int:

@@ -84,7 +84,16 @@ def test_every_public_name_has_a_docstring():
 
 
 def test_the_launchers_import_downward():
-    order = ["settings", "plots", "tables", "animation", "command", "skeleton", "supervised"]
+    order = [
+        "settings",
+        "plots",
+        "tables",
+        "animation",
+        "processes",
+        "command",
+        "skeleton",
+        "supervised",
+    ]
     order += ["classification", "protocols", "baselines", "images", "few_shot", "meta_rl", "sweep"]
     folder = PACKAGE.parent / "experiments"
     for path in folder.glob("*.py"):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import metajax
 from metajax import train
@@ -118,3 +119,75 @@ def test_a_rest_counts_by_its_tasks(chunk):
     found, carried = metajax.over_tasks(mean, task_chunk=chunk)(2.0, numbers, 0.0)
     np.testing.assert_allclose(found, 2 * np.mean(np.arange(8.0) ** 2), rtol=1e-6)
     assert float(carried) == 140.0
+
+
+def wide(params, batch, rng):
+    x, y = batch
+    hidden = jnp.tanh(x @ params["w"] + params["b"][None])
+    return jnp.mean((hidden @ params["v"] - y) ** 2), {}
+
+
+WIDE = {"w": (1, 16), "b": (16,), "v": (16, 1)}
+BY_MODEL = {"w": (None, "model"), "b": ("model",), "v": ("model", None)}
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (1, 4)])
+def test_a_model_axis_is_left_to_the_compiler(tmp_path, shape):
+    mesh = Mesh(np.asarray(jax.devices()[:4]).reshape(shape), ("tasks", "model"))
+    rng = np.random.default_rng(0)
+    whole = {k: jnp.asarray(rng.normal(size=s) / 4, jnp.float32) for k, s in WIDE.items()}
+    sharded = {
+        name: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*BY_MODEL[name])))
+        for name, x in whole.items()
+    }
+    inner = optax.adam(0.01, b1=0.0, eps_root=1e-8)
+
+    def fitted(params, mesh, workdir=None, num_meta_steps=8):
+        learner = metajax.maml(wide, inner, optax.adam(1e-2), num_steps=3, mesh=mesh)
+        return train.fit(
+            learner,
+            params,
+            metajax.tasks.Sinusoid(),
+            key=KEY,
+            num_meta_steps=num_meta_steps,
+            meta_batch_size=4,
+            steps_per_call=2,
+            checkpoint_every=4,
+            workdir=workdir,
+            config={},
+            mesh=mesh,
+            show_progress=False,
+        ).state
+
+    expected = fitted(whole, None)
+    fitted(sharded, mesh, tmp_path, 4)
+    found = fitted(sharded, mesh, tmp_path)
+    assert_close(found.meta_params, expected.meta_params, rtol=1e-4, atol=1e-6)
+    adam = next(x for x in found.opt_state if hasattr(x, "mu"))
+    for params in (found.meta_params.params, adam.mu.params, adam.nu.params):
+        for name, x in params.items():
+            assert x.sharding.spec == PartitionSpec(*BY_MODEL[name])
+    # Onto a mesh of another shape, from the same checkpoint.
+    assert_close(fitted(whole, None, tmp_path).meta_params, found.meta_params, rtol=0, atol=0)
+
+
+def test_a_mesh_without_the_axis_of_the_tasks_is_refused():
+    mesh = Mesh(np.asarray(jax.devices()[:2]), ("devices",))
+    with pytest.raises(ValueError, match=r"must have an axis 'tasks', .* but has 'devices'"):
+        metajax.maml(mlp_loss, SGD, SGD, mesh=mesh)
+
+
+@pytest.mark.optimized
+def test_the_collectives_over_a_model_axis():
+    mesh = Mesh(np.asarray(jax.devices()[:4]).reshape(2, 2), ("tasks", "model"))
+    params = {
+        name: jax.device_put(jnp.ones(shape), NamedSharding(mesh, PartitionSpec(*BY_MODEL[name])))
+        for name, shape in {**WIDE, "w": (2, 16)}.items()
+    }
+    learner = metajax.maml(wide, SGD, SGD, num_steps=2, mesh=mesh)
+    state = learner.init(params)
+    module = jax.jit(learner.update).lower(state, EPISODES, KEY).compile().as_text()
+    found = re.findall(r"= (.+) (all-[a-z]+|reduce-scatter|collective-permute)[a-z-]*\(", module)
+    # No parameter is gathered: what is reduced are halves of gradients, hidden sums and scalars.
+    assert {kind for _, kind in found} == {"all-reduce"}
+    assert not re.search(r"f32\[(\d+,)*16\]", " ".join(shape for shape, _ in found))

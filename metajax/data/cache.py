@@ -30,6 +30,9 @@ def cached(
     directory: str | os.PathLike[str],
     identity: Mapping[str, Any],
     build: Callable[[Path], str],
+    origin: Callable[[], str] = str,
+    *,
+    compare: bool = False,
 ) -> dict[str, np.ndarray]:
     """Returns the arrays kept in `directory`, built first where they are absent or damaged.
 
@@ -48,27 +51,32 @@ def cached(
     """
     directory = Path(directory).expanduser()
     wanted = json.loads(json.dumps(identity))
-    stored = _read(directory, wanted, warn=True)
+    asked = origin() if compare else None
+    stored = _read(directory, wanted, asked, warn=True)
     if stored is not None:
         return stored
     directory.mkdir(parents=True, exist_ok=True)
     with _alone(directory):
         # Another process may have built it in the meantime.
-        stored = _read(directory, wanted)
+        stored = _read(directory, wanted, asked)
         if stored is None:
-            _write(directory, wanted, build)
-            stored = _read(directory, wanted)
+            _write(directory, wanted, build, origin)
+            stored = _read(directory, wanted, None)
     if stored is None:
         raise OSError(f"what was just written to {directory} reads back differently")
     return stored
 
 
-def _read(directory: Path, identity: Any, *, warn: bool = False) -> dict[str, np.ndarray] | None:
+def _read(
+    directory: Path, identity: Any, origin: str | None, *, warn: bool = False
+) -> dict[str, np.ndarray] | None:
     """Returns what `_write` wrote, or None where it is absent or not to be trusted."""
     try:
         manifest = json.loads((directory / _MANIFEST).read_text())
         if manifest["identity"] != identity:
             raise ValueError("it was made by another version, or holds other classes or sizes")
+        if origin not in (None, manifest.get("origin")):
+            raise ValueError("it was made from other data than those that are named now")
         names = tuple(manifest["sha256"])
         with concurrent.futures.ThreadPoolExecutor() as pool:
             found = tuple(pool.map(_digest, [_file(directory, name) for name in names]))
@@ -86,7 +94,9 @@ def _read(directory: Path, identity: Any, *, warn: bool = False) -> dict[str, np
         return None
 
 
-def _write(directory: Path, identity: Any, build: Callable[[Path], str]) -> None:
+def _write(
+    directory: Path, identity: Any, build: Callable[[Path], str], origin: Callable[[], str]
+) -> None:
     # Written aside and moved into place, the manifest last: without it nothing else counts.
     partial = directory / "partial"
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
@@ -95,7 +105,7 @@ def _write(directory: Path, identity: Any, build: Callable[[Path], str]) -> None
         source = build(partial)
         files = sorted(partial.glob("*.npy"))
         sha256 = {file.stem: _digest(file) for file in files}
-        manifest = {"identity": identity, "source": source, "sha256": sha256}
+        manifest = {"identity": identity, "source": source, "origin": origin(), "sha256": sha256}
         (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         (directory / _MANIFEST).unlink(missing_ok=True)
         for file in [*files, partial / _MANIFEST]:

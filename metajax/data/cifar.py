@@ -90,6 +90,8 @@ def _load(
         cache_dir or cache.default_dir("cifar100"),
         {"version": _CACHE_VERSION, "classes": names, "examples": examples},
         lambda directory: _convert(names, examples, data_dir, directory),
+        lambda: prepared.fingerprint(data_dir, _TITLE, "cifar100"),
+        compare=bool(data_dir),
     )
     row = {name: i for i, name in enumerate(names)}
     images = arrays["images"]

@@ -1,8 +1,10 @@
-"""Where data are: the folder that the user named, or the usual one."""
+"""Where data are: the folder that the user named, or the usual one; and whether they changed."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -31,3 +33,18 @@ def data_folder(
             )
         return path
     return Path(usual).expanduser()
+
+
+def fingerprint(root: Path, patterns: Sequence[str]) -> str:
+    """A digest of the names, sizes and times of files, without reading them.
+
+    Args:
+      root: the folder that they are in.
+      patterns: of `Path.glob`, which choose them.
+    """
+    found = {path for pattern in patterns for path in root.glob(pattern) if path.is_file()}
+    sha = hashlib.sha256()
+    for path in sorted(found):
+        stat = path.stat()
+        sha.update(f"{path.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return sha.hexdigest()

@@ -19,13 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metajax.data import cache
-from metajax.data.folders import data_folder
+from metajax.data.folders import data_folder, fingerprint
 from metajax.data.images import Images, Splits
 
 _EXAMPLES, _SIZE = 600, 84
 _CACHE_VERSION = 1  # raised whenever the conversion below changes what it returns
 # Our name of each split, and the one in the names of the files.
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
+_FILES = ("*.csv", "*.zip", "*.pkl", "images/*")
 _REMEDY = (
     "pass as data_dir, or in $MINI_IMAGENET_DIR, a directory that holds train.csv, val.csv and "
     "test.csv of Ravi & Larochelle with the images they name in images/ or in zip files, or "
@@ -58,8 +59,9 @@ def load(
     calls read only that, and check it against its checksums.
 
     Args:
-      data_dir: where the data are; by default `$MINI_IMAGENET_DIR` or `~/mini-imagenet`. Not
-        read once the cache exists.
+      data_dir: where the data are; by default `$MINI_IMAGENET_DIR` or `~/mini-imagenet`.
+        Once the cache exists they are not read, unless `data_dir` names others than those that it
+        was made from, by the names, sizes and times of the files.
       cache_dir: where the converted images are kept; by default `metajax/mini_imagenet` in
         `$XDG_CACHE_HOME` or `~/.cache`.
 
@@ -157,6 +159,8 @@ def _load(
         cache_dir or cache.default_dir("mini_imagenet"),
         identity,
         lambda directory: _convert(spec, data_dir, directory),
+        lambda: fingerprint(_root(data_dir), _FILES),
+        compare=bool(data_dir),
     )
     return Splits(*(Images(arrays[split], spec.classes[split]) for split in _SPLITS))
 

@@ -42,7 +42,8 @@ def load(
 
     The first call reads the prepared data (TensorFlow itself is not needed for that), resizes the
     105 x 105 drawings, inverts them, and keeps the result in `cache_dir`. Later calls read only
-    that: 25 MB at 28 x 28, checked against its checksum, rebuilt where it is damaged.
+    that: 25 MB at 28 x 28, checked against its checksum, rebuilt where it is damaged, or where
+    `data_dir` names other data than those that it was made from.
 
     Args:
       data_dir: where TensorFlow Datasets keeps its data; by default `$TFDS_DATA_DIR` or
@@ -93,10 +94,11 @@ def load(
         prepared.directory(data_dir, _TITLE)  # a wrong name is no less wrong where a cache exists
     cache_dir = Path(cache_dir or cache.default_dir("omniglot")).expanduser()
     path = cache_dir / f"{resample}-{size}.npz"
-    characters = _read_cache(path)
+    origin = prepared.fingerprint(data_dir, _TITLE, "omniglot") if data_dir else None
+    characters = _read_cache(path, origin)
     if characters is None:
         characters = _convert(data_dir, size, resample)
-        _write_cache(path, characters)
+        _write_cache(path, characters, prepared.fingerprint(data_dir, _TITLE, "omniglot"))
 
     splits = _finn_split(characters.names) if split == "finn" else _vinyals_split()
     row = {name: i for i, name in enumerate(characters.names)}
@@ -190,7 +192,7 @@ def _convert(data_dir: str | os.PathLike[str] | None, size: int, resample: Resam
     return _Characters(np.stack([np.stack(drawings[name]) for name in names]), names)
 
 
-def _read_cache(path: Path) -> _Characters | None:
+def _read_cache(path: Path, origin: str | None = None) -> _Characters | None:
     """Returns what `_write_cache` wrote, or None where the file is absent or not to be trusted."""
     try:
         with path.open("rb") as file, np.load(file) as stored:
@@ -199,6 +201,8 @@ def _read_cache(path: Path) -> _Characters | None:
             characters = _Characters(stored["images"], tuple(stored["names"].tolist()))
             if stored["sha256"] != characters.checksum():
                 raise ValueError("its checksum does not match")
+            if origin is not None and str(stored.get("origin")) != origin:
+                raise ValueError("it was made from other data than those that are named now")
             return characters
     except FileNotFoundError:
         return None
@@ -207,7 +211,7 @@ def _read_cache(path: Path) -> _Characters | None:
         return None
 
 
-def _write_cache(path: Path, characters: _Characters) -> None:
+def _write_cache(path: Path, characters: _Characters, origin: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Written aside and moved into place, so that a half-written file never has the name.
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
@@ -216,6 +220,7 @@ def _write_cache(path: Path, characters: _Characters) -> None:
             written,
             version=_CACHE_VERSION,
             sha256=characters.checksum(),
+            origin=origin,
             names=characters.names,
             images=characters.images,
         )

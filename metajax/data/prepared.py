@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from metajax.data import folders
 from metajax.data.folders import data_folder
 
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5, 10
@@ -27,6 +28,11 @@ def directory(data_dir: str | os.PathLike[str] | None, title: str) -> Path:
     remedy = "correct the name, or make the folder to have the data downloaded into it"
     usual = "~/tensorflow_datasets"
     return data_folder(data_dir, "TFDS_DATA_DIR", usual, f"prepared {title}", remedy)
+
+
+def fingerprint(data_dir: str | os.PathLike[str] | None, title: str, name: str) -> str:
+    """The fingerprint of the data set `name` in `directory(data_dir, title)`."""
+    return folders.fingerprint(directory(data_dir, title), [f"{name}/**/*"])
 
 
 def prepare(builder: Any, title: str) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import itertools
+import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
 from metajax.base import (
@@ -22,10 +26,16 @@ from metajax.base import (
     Stateful,
     split_state,
 )
-from metajax.train.workdir import WorkdirError
+from metajax.train.processes import from_first, is_first, local
+from metajax.train.workdir import WorkdirError, accessing, write_json
 from metajax.train.writers import leaf_name, named
 
 T = TypeVar("T")
+
+# Beside the files of a checkpoint, written last: their SHA-256. Older checkpoints have none.
+DIGESTS = "sha256.json"
+
+_logger = logging.getLogger(__name__)
 
 
 class Checkpoint(NamedTuple):
@@ -45,31 +55,78 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """The checkpoints of a working directory, written by orbax; the last two are kept."""
 
-    def __init__(self, workdir: Path):
-        self._manager = ocp.CheckpointManager(
-            (workdir / "checkpoints").absolute(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=2,
-                # A donated buffer may be reused before a background write has read it.
-                enable_async_checkpointing=False,
-            ),
-        )
+    def __init__(self, workdir: Path, *, repair: bool = False):
+        """Opens them.
+
+        Args:
+          workdir: the working directory.
+          repair: whether damaged checkpoints are moved to the folder `damaged` of the workdir.
+        """
+        self._directory = (workdir / "checkpoints").absolute()
+        self._repair = repair
+        with accessing(workdir):
+            self._manager = ocp.CheckpointManager(
+                self._directory,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=2,
+                    # A donated buffer may be reused before a background write has read it.
+                    enable_async_checkpointing=False,
+                ),
+            )
 
     def save(self, checkpoint: Checkpoint) -> None:
         step = int(checkpoint.state.step)
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(checkpoint.state),
-                best=ocp.args.StandardSave(checkpoint.best),
-                record=ocp.args.JsonSave({"leaves": _types(checkpoint.state), **checkpoint.record}),
-            ),
-        )
+        with accessing(self._directory):
+            self._manager.save(
+                step,
+                force=True,  # or orbax would ask for a preemption, which the run does itself
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(checkpoint.state),
+                    best=ocp.args.StandardSave(checkpoint.best),
+                    record=ocp.args.JsonSave(
+                        {"leaves": _types(checkpoint.state), **checkpoint.record}
+                    ),
+                ),
+            )
+            if is_first():
+                folder = self._directory / str(step)
+                write_json(folder / DIGESTS, _digests(folder))
+
+    def _newest(self, read: Callable[[int], T]) -> T | None:
+        """What `read` makes of the newest checkpoint that is whole, `None` without one."""
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            folder = self._directory / str(step)
+            fault, verified = from_first(functools.partial(_verified, folder))
+            if not fault:
+                try:
+                    with accessing(self._directory):
+                        return read(step)
+                except WorkdirError:
+                    raise
+                except Exception as error:  # of orbax or TensorStore, depending on the damage
+                    if verified:
+                        raise
+                    fault = " ".join(str(error).split())[:200]
+            from_first(functools.partial(self._leave_out, folder, fault))
+        return None
+
+    def _leave_out(self, path: Path, fault: str) -> None:
+        where = "it is left out"
+        if self._repair:
+            kept = self._directory.parent / "damaged"
+            names = (f"{path.name}-{i}" if i else path.name for i in itertools.count())
+            to = next(kept / name for name in names if not (kept / name).exists())
+            with accessing(kept):
+                kept.mkdir(exist_ok=True)
+                path.rename(to)
+            self._manager.reload()
+            where = f"it is now {to}"
+        _logger.warning("the checkpoint %s is damaged (%s); %s.", path, fault, where)
 
     def restore(self, like: MetaState) -> Checkpoint | None:
-        """The latest checkpoint, or `None` where there is none.
+        """The newest checkpoint that is whole, or `None` where there is none.
 
         Args:
           like: a state of the same structure, shapes and types.
@@ -77,9 +134,9 @@ class Checkpoints:
         Raises:
           WorkdirError: if the checkpoint does not fit `like`.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            return None
+        return self._newest(lambda step: self._restore_state(step, like))
+
+    def _restore_state(self, step: int, like: MetaState) -> Checkpoint:
         record = self._restore(step, record=ocp.args.JsonRestore())["record"]
         like = jax.tree.map(jnp.asarray, like)  # checkpoints hold arrays, not numbers
         self._check(step, record.pop("leaves"), _types(like))
@@ -89,25 +146,23 @@ class Checkpoints:
             state=ocp.args.StandardRestore(abstract),
             best=ocp.args.StandardRestore(abstract),
         )
-        # Uncommitted, like the state of a new run: the learner's mesh may use other devices.
+        # On one device uncommitted, like the state of a new run.
         state, best = jax.tree.map(_uncommitted, (states["state"], states["best"]))
         return Checkpoint(state, best, record)
 
     def restore_meta_params(self, like: MetaParams) -> MetaParams | None:
-        """The best meta-parameters of the latest checkpoint, of any learner.
+        """The best meta-parameters of the newest checkpoint that is whole, of any learner.
 
         Raises:
           WorkdirError: if the checkpoint does not fit `like`.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            return None
+        return self._newest(lambda step: self._restore_best(step, like))
+
+    def _restore_best(self, step: int, like: MetaParams) -> MetaParams:
         # Orbax describes a checkpoint as nested dicts; their paths are those of the state. The
         # arrays are read onto a device of this process: the saved devices may not exist here.
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        held = ocp.StandardCheckpointHandler().metadata(
-            self._manager.directory / str(step) / "best"
-        )
+        held = ocp.StandardCheckpointHandler().metadata(self._directory / str(step) / "best")
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), _metadata_tree(held)
         )
@@ -139,7 +194,7 @@ class Checkpoints:
         ]
         if differing:
             raise WorkdirError(
-                f"the checkpoint of step {step} in {self._manager.directory} does not fit this "
+                f"the checkpoint of step {step} in {self._directory} does not fit this "
                 "model and learner:\n" + "\n".join(differing) + "\nUse the configuration that "
                 "made it, or choose another workdir."
             )
@@ -217,6 +272,36 @@ def _read(workdir: str | Path, restore: Callable[[Checkpoints], T | None]) -> T:
     return found
 
 
+def _digests(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file below a folder but that of the digests, by its path in it."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != DIGESTS:
+            with path.open("rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _verified(folder: Path) -> tuple[str, bool]:
+    """What is wrong with a checkpoint, empty for nothing, and whether it has digests."""
+    if not (folder / DIGESTS).exists():
+        return "", False
+    try:
+        wanted = json.loads((folder / DIGESTS).read_text())
+    except ValueError:
+        return f"{DIGESTS} is no JSON", True
+    found = _digests(folder)
+    if wanted == found:
+        return "", True
+    if not isinstance(wanted, dict):
+        return f"{DIGESTS} is no JSON object", True
+    differing = next(
+        name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)
+    )
+    return f"{differing} has changed since it was written", True
+
+
 def _metadata_tree(metadata: Any) -> PyTree:
     """The tree that metadata describe; older versions of orbax return the tree itself."""
     return getattr(metadata, "tree", metadata)
@@ -230,7 +315,4 @@ def _types(tree: PyTree) -> dict[str, str]:
 
 
 def _uncommitted(x: Array) -> Array:
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        data = _uncommitted(jax.random.key_data(x))
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-    return jnp.asarray(np.asarray(x))
+    return x if len(x.sharding.device_set) > 1 else local(x)

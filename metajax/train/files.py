@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metajax.train.checkpoints import Checkpoint, Checkpoints
+from metajax.train.processes import from_first, is_first
 from metajax.train.validation import Validation
-from metajax.train.workdir import WorkdirError, claim, claim_by_digests
+from metajax.train.workdir import WorkdirError, claim, claim_by_digests, locked
 from metajax.train.writers import MetricWriter
 
 
@@ -54,16 +55,26 @@ def run_files(
     if workdir is None:
         yield RunFiles(start, lambda step, metrics: None, lambda checkpoint: None)
         return
-    workdir = Path(workdir)
-    if config is None:
-        claim_by_digests(workdir, digests())
-    else:
-        claim(workdir, config)
-    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+    workdir, found = Path(workdir), digests() if config is None else {}
+
+    def claimed(stack: contextlib.ExitStack) -> None:
+        stack.enter_context(locked(workdir))
+        if config is None:
+            claim_by_digests(workdir, found)
+        else:
+            claim(workdir, config)
+
+    with contextlib.ExitStack() as stack:
+        from_first(lambda: claimed(stack))
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, repair=True)))
         checkpoint = checkpoints.restore(start.state) or start
         _check_resumed(checkpoint, workdir, num_meta_steps, validation)
-        with contextlib.closing(MetricWriter(workdir, int(checkpoint.state.step))) as writer:
-            yield RunFiles(checkpoint, writer.write, checkpoints.save)
+        write: Callable[[int, Mapping[str, Any]], None] = lambda step, metrics: None  # noqa: E731
+        if is_first():
+            writer = MetricWriter(workdir, int(checkpoint.state.step))
+            stack.enter_context(contextlib.closing(writer))
+            write = writer.write
+        yield RunFiles(checkpoint, write, checkpoints.save)
 
 
 def _check_resumed(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from metajax.base import Episode, Key, MetaLearner, MetaState, Params, split_key
 from metajax.tasks import TaskDistribution
@@ -27,6 +27,7 @@ from metajax.train.checkpoints import Checkpoint
 from metajax.train.files import run_files
 from metajax.train.finite import check_finite
 from metajax.train.identity import digest
+from metajax.train.processes import is_first, on_mesh, replicated, shardings
 from metajax.train.progress import Clock, Progress, highlights
 from metajax.train.signals import StopRequest
 from metajax.train.task_sources import advance, make_source
@@ -43,8 +44,9 @@ class FitResult(NamedTuple):
       best_step: the number of meta-updates behind `best`.
       best_metrics: the validation metrics of `best`.
       wall_seconds: seconds of the whole run, including the parts before it was resumed.
-      stopped_by: the signal that ended the run early, or `None`.
-      seconds_on: the same seconds by the kind of device, such as `{"NVIDIA H200": 83.5}`.
+      stopped_by: the signal that asked the run to stop, or `None`. A run that had just made its
+        last meta-step is complete all the same.
+      seconds_on: `wall_seconds` by the kind of device, such as `{"NVIDIA H200": 83.5}`.
     """
 
     state: MetaState
@@ -104,15 +106,17 @@ def fit(
       validate_every: meta-steps between validations, a multiple of `steps_per_call`; by default
         ten calls.
       checkpoint_every: meta-steps between checkpoints, likewise.
-      mesh: the devices of the learner, if it was built with a mesh; all of them get the state and
-        the data.
+      mesh: the devices of the learner, if it was built with a mesh. All of them get the state and
+        the data, but for arrays of `params` that are sharded over the mesh, which stay so. A run of
+        many processes, after `jax.distributed.initialize()`, needs one over all of their devices:
+        every process calls `fit` with the same arguments, and the first one writes.
       show_progress: shows a progress bar, or plain lines if there is no terminal.
       progress_metric: the training metric to show, such as `"query/accuracy"`; by default
         `query_loss` or else `objective`.
 
     Returns:
       A `FitResult`. On SIGTERM or Ctrl-C it is returned early, after a checkpoint, with
-      `stopped_by` set.
+      `stopped_by` set; many processes stop after the same meta-step.
 
     Raises:
       ValueError: if an argument is of the wrong kind, the step counts do not fit together, or
@@ -147,14 +151,14 @@ def fit(
     check_mesh(mesh)
     tasks, validation = check_tasks(tasks), check_validation(validation)
     train_key, validation_key = split_key(key, what="fit: key")
-    on_devices = functools.partial(_replicated, mesh)
+    on_devices = functools.partial(on_mesh, mesh)
 
     def rngs(step):
         return jax.random.split(jax.random.fold_in(train_key, step))
 
-    initial = initial_state(learner, params)
-    source = make_source(on_devices(tasks), meta_batch_size, lambda step: rngs(step)[0])
-    validator = make_validator(validation, initial, validation_key, on_devices)
+    initial = on_devices(initial_state(learner, params))
+    source = make_source(tasks, meta_batch_size, lambda step: rngs(step)[0], mesh)
+    validator = make_validator(validation, initial, validation_key, mesh)
 
     # Its text identifies the run, whatever the length of a call. Inlined, it compiles nothing more.
     @functools.partial(jax.jit, inline=True)
@@ -163,7 +167,12 @@ def fit(
         episodes = source.episodes(tasks, fetched, task_rng)
         return check_updated(learner.update(state, episodes, update_rng))
 
-    @functools.partial(jax.jit, static_argnames="length", donate_argnames="state")
+    # What the processes of a mesh fetch is on all of their devices.
+    outputs = None if mesh is None else (shardings(mesh, initial), replicated(mesh))
+
+    @functools.partial(
+        jax.jit, static_argnames="length", donate_argnames="state", out_shardings=outputs
+    )
     def run(state: MetaState, tasks: Any, block: Any, *, length: int):
         def body(state, fetched):
             return meta_step(state, tasks, fetched, rngs(state.step))
@@ -171,14 +180,15 @@ def fit(
         return jax.lax.scan(body, state, block, length=length)
 
     def digests() -> dict[str, str]:
-        state, fetched = on_devices(initial), source.first()
+        fetched = source.first()
+        lowered = meta_step.lower(initial, source.tasks, fetched, rngs(0))
         found = {
-            "program": digest(meta_step.lower(state, source.tasks, fetched, rngs(0)).as_text()),
+            "program": digest(lowered.as_text()),
             "initial state": digest(initial),
             "key": digest(key),
             "tasks": digest(source.tasks, fetched),
         }
-        return found if validator is None else {**found, "validation": validator.digest(state)}
+        return found if validator is None else {**found, "validation": validator.digest(initial)}
 
     fresh = Checkpoint(
         initial,
@@ -194,7 +204,8 @@ def fit(
         step, clock = int(state.step), Clock(record)
         calls = list(_calls(step, num_meta_steps, steps_per_call))
         blocks = stack.enter_context(contextlib.closing(source.blocks(calls)))
-        progress = Progress(num_meta_steps, step, meta_batch_size, show=show_progress)
+        shown = show_progress and is_first()
+        progress = Progress(num_meta_steps, step, meta_batch_size, show=shown)
         stack.enter_context(contextlib.closing(progress))
         stop, stopped_by = stack.enter_context(StopRequest()), None
         for first, length in calls:
@@ -218,17 +229,13 @@ def fit(
             progress.update(step, highlights(averages, record["best_metrics"], progress_metric))
 
             record = clock.stamp(record)
-            stopped_by = None if last else stop.received  # read once: a signal may come any time
+            stopped_by = stop.agreed()  # asked once: a signal may come any time
             if last or stopped_by or step % checkpoint_every == 0:
                 files.save(Checkpoint(state, best, record))
             if stopped_by:
                 break
     found = record["best_step"], record["best_metrics"], record["seconds"]
     return FitResult(state, best, *found, stopped_by, record.get("seconds_on", {}))
-
-
-def _replicated(mesh: Mesh | None, tree: Any) -> Any:
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def _calls(step: int, total: int, interval: int) -> Iterator[tuple[int, int]]:

@@ -7,12 +7,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from metajax.base import Adapt, Key, MetaParams, MetaState, PyTree, check_integer
 from metajax.evaluate import evaluate
+from metajax.parallel import TASKS
 from metajax.tasks import TaskDistribution, as_tasks, meta_batch
+from metajax.train.processes import on_mesh
 
 Scores = dict[str, Any]
 
@@ -35,8 +37,8 @@ def scorer(
         default all tasks, drawn from `key`. Otherwise call `i` draws its tasks from
         `fold_in(key, i)`, so the tasks depend on this number.
       task_chunk: tasks per `vmap`, see `meta_learner`.
-      mesh: devices that share the tasks; `tasks_per_call` is rounded up to a multiple of their
-        number.
+      mesh: devices whose axis `"tasks"` shares the tasks; `tasks_per_call` is rounded up to a
+        multiple of its size.
       progress: the title of a progress bar over the calls; `None` for no bar.
 
     Returns:
@@ -64,7 +66,8 @@ def scorer(
     if tasks_per_call is not None:
         tasks_per_call = check_integer("scorer: tasks_per_call", tasks_per_call)
         if mesh is not None:
-            tasks_per_call = -(-tasks_per_call // mesh.size) * mesh.size
+            shares = mesh.shape[TASKS]
+            tasks_per_call = -(-tasks_per_call // shares) * shares
 
     @jax.jit
     def scored(state, episodes, rng):
@@ -80,8 +83,7 @@ def scorer(
         state: MetaState | MetaParams, tasks: TaskDistribution, num_tasks: int, key: Key
     ) -> Scores:
         num_tasks, tasks = check_integer("scorer: num_tasks", num_tasks), as_tasks(tasks)
-        if mesh is not None:
-            state, tasks = jax.device_put((state, tasks), NamedSharding(mesh, PartitionSpec()))
+        state, tasks = on_mesh(mesh, (state, tasks))
         if tasks_per_call is None:
             found = sampled_and_scored(state, tasks, key, num_tasks)
             return {**jax.device_get(found), "num_tasks": num_tasks}

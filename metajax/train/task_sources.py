@@ -9,9 +9,12 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from metajax.base import Array, Episode, Key, MetaState, Metrics, PyTree
+from metajax.parallel import TASKS
 from metajax.tasks import StreamedTasks, TaskDistribution, meta_batch
+from metajax.train.processes import on_mesh
 
 # The most bytes of one block; up to four blocks exist at a time.
 BLOCK_BYTES = 64 * 2**20
@@ -53,16 +56,20 @@ class Source(Protocol):
         ...
 
 
-def make_source(tasks: Any, meta_batch_size: int, task_rng: Callable[[Array], Key]) -> Source:
+def make_source(
+    tasks: Any, meta_batch_size: int, task_rng: Callable[[Array], Key], mesh: Mesh | None = None
+) -> Source:
     """Chooses the source of the meta-batches by the kind of the tasks.
 
     Args:
       tasks: a distribution of tasks.
       meta_batch_size: tasks per meta-step.
       task_rng: `step -> rng` of the step's meta-batch; pure.
+      mesh: the devices of the run.
     """
-    kind = HostSource if isinstance(tasks, StreamedTasks) else DeviceSource
-    return kind(tasks, meta_batch_size, task_rng)
+    if isinstance(tasks, StreamedTasks):
+        return HostSource(tasks, meta_batch_size, task_rng, mesh)
+    return DeviceSource(on_mesh(mesh, tasks), meta_batch_size, task_rng)
 
 
 class DeviceSource(NamedTuple):
@@ -83,11 +90,15 @@ class DeviceSource(NamedTuple):
 
 
 class HostSource(NamedTuple):
-    """Reads meta-batches on the host while the device works on earlier ones."""
+    """Reads meta-batches on the host while the device works on earlier ones.
+
+    Each process reads the tasks of its own devices.
+    """
 
     tasks: StreamedTasks
     meta_batch_size: int
     task_rng: Callable[[Array], Key]
+    mesh: Mesh | None = None
 
     def episodes(self, tasks: StreamedTasks, fetched: PyTree, rng: Key) -> Episode:
         return jax.vmap(tasks.episode)(fetched)
@@ -112,7 +123,25 @@ class HostSource(NamedTuple):
             size = self._block_length(length)
             for start in range(0, length, size):
                 part = jax.tree.map(lambda x, s=start, n=size: x[s : s + n], draws)
-                yield Block(size, jax.device_put(self.tasks.fetch(part)))
+                yield Block(size, self._fetch(part))
+
+    def _fetch(self, draws: PyTree) -> PyTree:
+        """The arrays of tasks `[length, tasks, ...]`, on the devices that work on them."""
+        if self.mesh is None:
+            return jax.device_put(self.tasks.fetch(draws))
+        shared = NamedSharding(self.mesh, PartitionSpec(None, TASKS))
+        shape = jax.tree.leaves(draws)[0].shape[:2]
+        slices = [own[1] for own in shared.addressable_devices_indices_map(shape).values() if own]
+        # Devices in the order of the processes: those of one process have tasks in a row.
+        first = min(each.start or 0 for each in slices)
+        end = max(shape[1] if each.stop is None else each.stop for each in slices)
+        fetched = self.tasks.fetch(jax.tree.map(lambda x: x[:, first:end], draws))
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(
+                shared, np.asarray(x), (*shape, *np.shape(x)[2:])
+            ),
+            fetched,
+        )
 
     def _block_length(self, length: int) -> int:
         """The largest divisor of `length` within `BLOCK_BYTES`: each block length is compiled."""

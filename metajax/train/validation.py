@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from metajax.base import Key, MetaState, Metrics, check_function
 from metajax.tasks import TaskDistribution, as_tasks
 from metajax.train.identity import digest
+from metajax.train.processes import on_mesh, replicated
 from metajax.train.writers import flatten, named
 
 
@@ -57,7 +59,7 @@ class Validator(NamedTuple):
 
 
 def make_validator(
-    validation: Validation | None, state: MetaState, rng: Key, on_devices: Callable[[Any], Any]
+    validation: Validation | None, state: MetaState, rng: Key, mesh: Mesh | None = None
 ) -> Validator | None:
     """Compiles a validation; `None` makes `None`.
 
@@ -65,15 +67,16 @@ def make_validator(
       validation: from `check_validation`.
       state: a state of the run, for its shapes.
       rng: the key for every state.
-      on_devices: puts the tasks on the devices of the run.
+      mesh: the devices of the run.
 
     Raises:
       ValueError: if `measure` does not return its metric as a scalar.
     """
     if validation is None:
         return None
-    validation = validation._replace(tasks=on_devices(validation.tasks))
-    measure = jax.jit(validation.measure)
+    validation = validation._replace(tasks=on_mesh(mesh, validation.tasks))
+    everywhere = None if mesh is None else replicated(mesh)
+    measure = jax.jit(validation.measure, out_shardings=everywhere)
     check_measured(validation, jax.eval_shape(measure, state, validation.tasks, rng))
     return Validator(validation, measure, rng)
 

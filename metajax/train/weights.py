@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.flax import load_file, save
 
 from metajax.base import Adapt, MetaParams, MetaState, Params, Stateful, split_state
+from metajax.train.workdir import read_json
 from metajax.train.writers import named
 
 FILE = "weights.safetensors"
@@ -101,7 +101,8 @@ def _filled(path: str | Path, tree: dict[str, Any], within: Sequence[str]) -> di
         raise FileNotFoundError(f"there are no weights in {path}.")
     result = path.with_name("result.json")
     if result.exists():
-        expected = json.loads(result.read_text()).get("weights", {}).get("sha256")
+        weights = read_json(result).get("weights")
+        expected = weights.get("sha256") if isinstance(weights, dict) else None
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if expected not in (None, found):
             raise WeightsError(f"{path} has the SHA-256 {found}, {result} says {expected}.")

@@ -1,17 +1,20 @@
-"""The working directory of a run: the configuration that claims it, and provenance."""
+"""The working directory of a run: its lock, the configuration that claims it, and provenance."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
 import jax
 
 PACKAGES = ("metajax", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -24,7 +27,16 @@ ENVIRONMENT = (
     "MALLOC_TRIM_THRESHOLD_",
     "XLA_FLAGS",
 )
+# Of JAX, what changes the numbers of a run, and its default. The names are also those of the
+# environment variables.
+NUMERICS = {
+    "JAX_ENABLE_X64": False,
+    "JAX_DEFAULT_PRNG_IMPL": "threefry2x32",
+    "JAX_THREEFRY_PARTITIONABLE": True,
+    "JAX_DEFAULT_MATMUL_PRECISION": None,
+}
 CONFIG = "config.json"
+LOCK = "lock"
 # The only entry of a run without a configuration.
 DIGESTS = "digests"
 # The entry of a configuration that may grow, and the entry for its earlier values.
@@ -35,19 +47,67 @@ class WorkdirError(ValueError):
     """The working directory cannot be used for this run."""
 
 
+@contextlib.contextmanager
+def accessing(path: Path) -> Iterator[None]:
+    """Says in one line, as a `WorkdirError`, what the file system refuses."""
+    try:
+        yield
+    except WorkdirError:
+        raise
+    except (OSError, ValueError) as error:
+        # TensorStore, which writes the checkpoints, has the number in the text of a ValueError.
+        found = re.search(r"(?:OS error |os_error_code=')(\d+)", str(error))
+        number = error.errno if isinstance(error, OSError) else found and int(found[1])
+        if not number:
+            raise
+        raise WorkdirError(
+            f"{path} cannot be read or written: {os.strerror(number)}. Mend that and repeat the "
+            "run, which continues from its last checkpoint, or choose another workdir."
+        ) from error
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps other processes from running in a working directory, as long as the context lasts.
+
+    The operating system gives the lock back when the process ends, however it ends. Contexts of one
+    thread may be nested.
+
+    Raises:
+      WorkdirError: if another process runs there, or there can be no such directory.
+    """
+    lock = filelock.FileLock(workdir / LOCK, timeout=0, is_singleton=True)
+    with contextlib.ExitStack() as stack:
+        _make(workdir)
+        with accessing(workdir):
+            try:
+                stack.enter_context(lock)
+            except filelock.Timeout:
+                raise WorkdirError(
+                    f"{workdir} is in use by another process: wait until its run has ended, or "
+                    "choose another workdir."
+                ) from None
+        yield
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file atomically: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=True) + "\n")
-    os.replace(temporary, path)
+    with accessing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(json.dumps(value, indent=2, allow_nan=True) + "\n")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def claim(workdir: Path, config: Mapping[str, Any]) -> None:
     """Claims `workdir` for a configuration, or checks that it was claimed for the same one.
 
     A larger `num_meta_steps` lengthens the run. `config.json` keeps the earlier lengths as
-    `earlier_num_meta_steps`, because a schedule may have depended on them.
+    `earlier_num_meta_steps`, because a schedule may have depended on them. It also has what JAX
+    computes with, such as `JAX_ENABLE_X64`, where that is not the default.
 
     Raises:
       ValueError: if the configuration is not JSON data.
@@ -55,7 +115,9 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
         it holds checkpoints without a configuration; or if it is not a directory.
     """
     path, wanted = workdir / CONFIG, _json_data(config)
-    wanted.pop(EARLIER_LENGTHS, None)  # present if `read_config` returned it
+    for name in (EARLIER_LENGTHS, *NUMERICS):  # present if `read_config` returned them
+        wanted.pop(name, None)
+    wanted |= _numerics()
     found = _existing_claim(workdir)
     if found is None:
         write_json(path, wanted)
@@ -66,8 +128,12 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
             "that run, or choose another workdir."
         )
     earlier = found.pop(EARLIER_LENGTHS, [])
+    if not isinstance(earlier, list):
+        raise WorkdirError(f"{path} has no list in {EARLIER_LENGTHS}; choose another workdir.")
     differing = [name for name in sorted({*found, *wanted}) if not _same(name, found, wanted)]
-    if differing == [LENGTH] and found.get(LENGTH, 0) < wanted.get(LENGTH, 0):
+    lengths = found.get(LENGTH, 0), wanted.get(LENGTH, 0)
+    grown = all(isinstance(each, int) for each in lengths) and lengths[0] < lengths[1]
+    if differing == [LENGTH] and grown:
         write_json(path, {**wanted, EARLIER_LENGTHS: [*earlier, found[LENGTH]]})
     elif differing:
         lines = [
@@ -98,6 +164,8 @@ def claim_by_digests(workdir: Path, digests: Mapping[str, str]) -> None:
             "continue it, or choose another workdir."
         )
     there = found[DIGESTS] if found else digests  # none in an old run
+    if not isinstance(there, dict):
+        raise WorkdirError(f"{workdir / CONFIG} has no digests; choose another workdir.")
     differing = sorted(name for name in {*there, *digests} if there.get(name) != digests.get(name))
     if differing and _has_checkpoints(workdir):
         raise WorkdirError(
@@ -115,25 +183,32 @@ def read_config(workdir: Path) -> dict[str, Any]:
       WorkdirError: if `config.json` does not exist or is not a JSON object.
     """
     path = workdir / CONFIG
+    if not path.exists():
+        raise WorkdirError(f"{path} does not exist: train a run there first.")
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a file of `write_json` that holds a JSON object.
+
+    Raises:
+      WorkdirError: if it cannot be read or holds something else.
+    """
     try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise WorkdirError(f"{path} does not exist: train a run there first.") from None
+        with accessing(path):
+            value = json.loads(path.read_text())
     except ValueError as error:
+        if isinstance(error, WorkdirError):
+            raise
         raise WorkdirError(f"{path} is not valid JSON ({error}); choose another workdir.") from None
-    if not isinstance(config, dict):
+    if not isinstance(value, dict):
         raise WorkdirError(f"{path} is not a JSON object; choose another workdir.")
-    return config
+    return value
 
 
 def _existing_claim(workdir: Path) -> dict[str, Any] | None:
     """The contents of `config.json`; `None` if there is no run yet."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WorkdirError(
-            f"{workdir} cannot be made a directory ({error.strerror}): choose another workdir."
-        ) from None
+    _make(workdir)
     if (workdir / CONFIG).exists():
         return read_config(workdir)
     if _has_checkpoints(workdir):
@@ -142,6 +217,21 @@ def _existing_claim(workdir: Path) -> dict[str, Any] | None:
             "another workdir, or remove the checkpoints to start anew."
         )
     return None
+
+
+def _make(workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkdirError(
+            f"{workdir} cannot be made a directory ({error.strerror}): choose another workdir."
+        ) from None
+
+
+def _numerics() -> dict[str, Any]:
+    """What JAX computes with, other than by default."""
+    found = {name: getattr(jax.config, name.lower()) for name in NUMERICS}
+    return {name: value for name, value in found.items() if value != NUMERICS[name]}
 
 
 def _has_checkpoints(workdir: Path) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import logging
 import os
+import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import RecordWriter
 
 from metajax.base import PyTree
-
-# Metrics that are not finite are written without a warning for each.
-logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
+from metajax.train.workdir import accessing
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:
@@ -55,38 +57,68 @@ class MetricWriter:
 
     def __init__(self, workdir: Path, resumed_step: int):
         self._path = workdir / "metrics.jsonl"
-        self._keep_until(resumed_step)
-        self._file = self._path.open("a")
-        self._events = SummaryWriter(
-            str(workdir / "events"), purge_step=resumed_step + 1 if resumed_step else None
-        )
+        with accessing(self._path):
+            self._keep_until(resumed_step)
+            with contextlib.ExitStack() as stack:
+                self._file = stack.enter_context(self._path.open("a"))
+                self._events = _Events(workdir / "events", resumed_step)
+                stack.enter_context(contextlib.closing(self._events))
+                self._opened = stack.pop_all()
 
     def _keep_until(self, step: int) -> None:
         if not self._path.exists():
             return
         kept = []
-        for line in self._path.read_text().splitlines():
+        for line in self._path.read_text(errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):
+            except (ValueError, LookupError, TypeError):
                 continue  # the half-written last line of a killed run
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(kept))
         os.replace(temporary, self._path)
 
     def write(self, step: int, metrics: Mapping[str, float | list]) -> None:
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        with accessing(self._path):
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
+            self._events.write(step, metrics)
+
+    def close(self) -> None:
+        with accessing(self._path):
+            self._opened.close()
+
+
+class _Events:
+    """An event file of TensorBoard.
+
+    Written at once, not by a thread of tensorboardX, so that a full disk is found out here.
+    """
+
+    def __init__(self, folder: Path, resumed_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        self._file = RecordWriter(str(folder / name))
+        self._header: list[dict[str, Any]] = [{"file_version": "brain.Event:2"}]
+        if resumed_step:
+            # Readers drop what earlier files have from this step on.
+            start = SessionLog(status=SessionLog.START)
+            self._header.append({"step": resumed_step + 1, "session_log": start})
+
+    def write(self, step: int, metrics: Mapping[str, float | list]) -> None:
+        values = [
+            Summary.Value(tag=f"{name}/{i}" if np.ndim(value) else name, simple_value=entry)
+            for name, value in metrics.items()
+            for i, entry in enumerate(np.atleast_1d(value).reshape(-1))
+        ]
+        for event in (*self._header, {"step": step, "summary": Summary(value=values)}):
+            self._file.write(Event(wall_time=time.time(), **event).SerializeToString())
+        self._header = []
         self._file.flush()
-        for name, value in metrics.items():
-            entries = np.atleast_1d(value).reshape(-1)
-            for i, entry in enumerate(entries):
-                tag = f"{name}/{i}" if np.ndim(value) else name
-                self._events.add_scalar(tag, entry, step)
 
     def close(self) -> None:
         self._file.close()
-        self._events.close()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

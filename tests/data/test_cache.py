@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from metajax.data import cache
+from metajax.data.folders import fingerprint
 
 ARRAYS = {
     "train": np.arange(60, dtype=np.uint8).reshape(5, 12),
@@ -192,3 +193,38 @@ def test_the_default_directory(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache.default_dir("name") == tmp_path / ".cache" / "metajax" / "name"
+
+
+def test_data_that_are_named_are_those_that_the_cache_was_made_from(tmp_path, caplog):
+    built = []
+
+    def load(name, compare=True):
+        def build(directory):
+            np.save(directory / "train.npy", np.full(3, len(built), np.uint8))
+            built.append(name)
+            return name
+
+        return cache.cached(tmp_path, IDENTITY, build, lambda: name, compare=compare)
+
+    for name in ("one", "one", "other"):
+        assert load(name)["train"][0] == len(built) - 1
+    assert built == ["one", "other"]
+    assert "made from other data than those that are named now" in caplog.text
+    load("one", compare=False)
+    assert built == ["one", "other"]
+
+
+def test_a_fingerprint_is_of_names_sizes_and_times(tmp_path):
+    found = set()
+    for change in (
+        lambda: (tmp_path / "a.csv").write_text("1"),
+        lambda: (tmp_path / "a.csv").write_text("12"),
+        lambda: os.utime(tmp_path / "a.csv", ns=(0, 1)),
+        lambda: (tmp_path / "b.csv").write_text("1"),
+        lambda: (tmp_path / "b.csv").rename(tmp_path / "c.csv"),
+    ):
+        change()
+        found.add(fingerprint(tmp_path, ["*.csv"]))
+    (tmp_path / "other.txt").touch()
+    assert fingerprint(tmp_path, ["*.csv", "a*"]) in found
+    assert len(found) == 5

@@ -121,7 +121,9 @@ def test_converted_once_and_mapped(root, cache):
     load(Source().write(root), cache)
     for path in root.glob("*.csv"):
         path.unlink()
-    data = load(root, cache)
+    with pytest.raises(FileNotFoundError, match="no Mini-ImageNet in"):
+        load(root, cache)
+    data = load(None, cache)
     assert_right(data)
     assert isinstance(data.train.array, np.memmap)
     assert FewShot(data.train, ways=3, shots=1, queries=1).images.shape == (3, 4, 6, 6, 3)

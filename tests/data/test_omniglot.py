@@ -220,6 +220,16 @@ def test_converts_once_for_all_splits_and_once_per_kind_of_image(conversions, tm
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_damaged_data_that_are_named_are_not_covered_up_by_a_cache(conversions, tmp_path):
+    whole, damaged, caches = tmp_path / "whole", tmp_path / "damaged", tmp_path / "caches"
+    for size, folder in enumerate((whole, damaged)):
+        (folder / "omniglot").mkdir(parents=True)
+        (folder / "omniglot" / "records").write_bytes(b"." * size)
+    for folder in (whole, whole, None, damaged, None, whole):
+        omniglot.load(folder, size=1, cache_dir=caches)
+    assert [folder for folder, _, _ in conversions] == [whole, damaged, whole]
+
+
 def rewrite(path, **changes):
     with np.load(path) as stored:
         contents = dict(stored)

@@ -343,3 +343,57 @@ def test_an_interrupted_command_continues(tmp_path):
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert read(tmp_path)["meta_steps"] == 2000
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_a_baseline_trains_stops_the_run(tmp_path, monkeypatch, capsys, number):
+    fit, calls = train.fit, []
+
+    def signalled(*args, **kwargs):
+        calls.append(kwargs.get("workdir"))
+        if calls[-1] is not None:  # the run itself
+            return fit(*args, **kwargs)
+        return fit(*args, **kwargs)._replace(stopped_by=number.name)
+
+    arguments = (*SMALL, f"--workdir={tmp_path}")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "fit", signalled)
+        assert launch(sinusoid, *arguments) == 128 + number
+    assert len(calls) == 2
+    assert f"stopped by {number.name}" in capsys.readouterr().out
+    assert not (tmp_path / "result.json").exists()
+    assert launch(sinusoid, *arguments) == 0
+    assert not (tmp_path / "partial").exists()
+
+
+def test_nothing_half_done_is_left_of_a_result(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    arguments = (*SMALL, f"--workdir={tmp_path}")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "write_json", killed)
+        patch.setattr(train, "claim", lambda workdir, config: None)
+        with pytest.raises(KeyboardInterrupt):
+            launch(sinusoid, *arguments)
+    assert not [*tmp_path.glob("partial")] + [*tmp_path.glob("*.safetensors")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config.json", "[]", "is not a JSON object"),
+        ("config.json", "null", "is not a JSON object"),
+        ("config.json", '{"experiment": "sinusoid"}', "has no preset: it is damaged"),
+        (
+            "config.json",
+            '{"experiment": "sinusoid", "preset": "finn2017", "algorithm": "maml", '
+            '"overrides": [], "num_meta_steps": "many"}',
+            "has num_meta_steps=many: it is damaged",
+        ),
+    ],
+)
+def test_a_damaged_run_is_not_evaluated(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises((UsageError, train.WorkdirError), match=message):
+        launch(sinusoid, "--mode=eval", f"--workdir={tmp_path}")

@@ -37,6 +37,11 @@ def test_a_signal_at_any_moment_is_saved_before_it_is_obeyed(tmp_path, monkeypat
     assert listed(tmp_path) == ["20"]
 
 
-def test_a_signal_at_the_last_step_stops_nothing(monkeypatch, tmp_path):
-    at_step(monkeypatch, 20, lambda: signal.raise_signal(signal.SIGTERM))
-    assert fit(own(), workdir=tmp_path, num_meta_steps=20).stopped_by is None
+def test_a_signal_at_the_last_step_is_told_of_a_complete_run(monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        at_step(patch, 20, lambda: signal.raise_signal(signal.SIGTERM))
+        stopped = fit(own(), workdir=tmp_path, num_meta_steps=20)
+    assert (stopped.stopped_by, int(stopped.state.step)) == ("SIGTERM", 20)
+    again = fit(own(), workdir=tmp_path, num_meta_steps=20)
+    assert again.stopped_by is None
+    assert_same_run(stopped, again)
