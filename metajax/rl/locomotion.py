@@ -50,13 +50,15 @@ def physics(task: str, *, mode: str = "rllab", backend: str = "spring") -> Any:
 def locomotion(task: str, *, mode: str = "rllab", backend: str = "spring") -> Env:
     r"""A half-cheetah or an ant that has to reach a velocity, a direction or a position.
 
-    | task | reward before costs | tasks |
-    |---|---|---|
-    | `cheetah_vel` | :math:`-|v_x - g|` | g ~ U(0, 2) |
-    | `cheetah_dir` | :math:`\pm v_x` | forward or backward |
-    | `ant_vel` | :math:`1 - |v_x - g|` | g ~ U(0, 3) |
-    | `ant_dir` | :math:`\pm v_x` | forward or backward |
-    | `ant_goal` | :math:`4 - |x - g|_1` | g ~ U[-3, 3]^2 |
+    ===============  ========================  ===================
+    task             reward before costs       tasks
+    ===============  ========================  ===================
+    `cheetah_vel`    :math:`-|v_x - g|`        g ~ U(0, 2)
+    `cheetah_dir`    :math:`\pm v_x`           forward or backward
+    `ant_vel`        :math:`1 - |v_x - g|`     g ~ U(0, 3)
+    `ant_dir`        :math:`\pm v_x`           forward or backward
+    `ant_goal`       :math:`4 - |x - g|_1`     g ~ U[-3, 3]^2
+    ===============  ========================  ===================
 
     The control cost is 0.05 (cheetah) or 0.005 (ant) times the squared action. The ant receives
     0.05 per step, and its trajectories end when the torso's height leaves [0.2, 1] m. In mode

@@ -1,0 +1,97 @@
+"""Renders the records of `benchmarks/results` into a page, by the project's own report.
+
+A line `<!-- results -->` becomes the results page with its tables rendered anew, and a line
+`<!-- records -->` a section for each record: its commands, its verification and its figures. The
+tables link to these sections.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+
+from benchmarks import report
+from benchmarks.results_folder import RESULTS
+from metajax.train.weights import FILE
+
+LINK = re.compile(r"\]\((?:\.\./)*benchmarks/results/([^)]*)/seed\d+\)")
+OTHER_LINK = re.compile(r"\[([^\]]*)\]\((?:\.\./)*benchmarks/results\)")
+
+
+def results() -> str:
+    """The results page below its title, with links to the sections of this page."""
+    text = report.render(report.PAGE).partition("\n")[2]
+    text = OTHER_LINK.sub(r"`\1`", text)
+    return LINK.sub(lambda match: f"](#{anchor(match[1])})", text)
+
+
+def records() -> str:
+    """A section for each record; runs that differ in the seed only share one."""
+    groups = itertools.groupby(report.load(), key=lambda result: folder(result["name"]))
+    return "\n".join(section(name, list(runs)) for name, runs in groups)
+
+
+def section(name: str, runs: list[dict[str, Any]]) -> str:
+    experiment, *path, run = name.split("/")
+    algorithm, *settings = run.split(",")
+    lines = [f"({anchor(name)})=", f"### {experiment} {'/'.join(path)}: {algorithm}", ""]
+    if settings:
+        lines += ["Settings other than the preset's: " + ", ".join(f"`{s}`" for s in settings), ""]
+    # A command of a shortened run names its length; the longest flags wrap on a narrow screen.
+    lines += ["```bash", *(command(run) for run in runs), "```", ""]
+    verified = [run["name"] for run in runs if (RESULTS / run["name"] / FILE).exists()]
+    if verified:
+        lines += ["Verification, from the recorded weights:", "", "```bash"]
+        lines += [f"python -m benchmarks.verify {shlex.quote(each)}" for each in verified]
+        lines += ["```", ""]
+    else:
+        lines += ["This record has no weights; its verification is to run the command again.", ""]
+    lines += [f"{provenance(runs)}", ""]
+    figures = sorted(p for run in runs for p in (RESULTS / run["name"]).glob("*.[pg][ni][gf]"))
+    lines += [line for path in figures for line in (figure(path), "")]
+    return "\n".join(lines)
+
+
+def command(result: dict[str, Any]) -> str:
+    workdir = f"runs/{result['experiment']}"
+    given = result["command"]
+    return given if "--workdir" in given else f"{given} --workdir={workdir}"
+
+
+def provenance(runs: list[dict[str, Any]]) -> str:
+    first = runs[0]
+    commits = dict.fromkeys((run["commit"] or "unknown")[:10] for run in runs)
+    seconds = " and ".join(dict.fromkeys(f"{run['wall_seconds']:,.0f} s" for run in runs))
+    versions = ", ".join(f"{k} {first['versions'][k]}" for k in ("python", "jax", "optax"))
+    return f"{first['device']['kind']}, {versions}, commit {', '.join(commits)}; {seconds}."
+
+
+def figure(path: Path) -> str:
+    words = path.stem.replace("_", " ")
+    return f"![{words}](../{path.relative_to(report.ROOT)})"
+
+
+def folder(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def anchor(name: str) -> str:
+    return "record-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def insert(app: Sphinx, docname: str, source: list[str]) -> None:
+    for marker, render in (("<!-- results -->", results), ("<!-- records -->", records)):
+        if marker in source[0]:
+            source[0] = source[0].replace(marker, render())
+            for path in RESULTS.rglob("result.json"):
+                app.env.note_dependency(str(path), docname=docname)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("source-read", insert)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
