@@ -16,6 +16,7 @@ third works through the same list at toy size, in a copy of the project.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -174,6 +175,11 @@ class Worker:
             self._note(entry, start, "stopped" if status is None else f"exit status {status}")
         self._beside = []
 
+    def close(self) -> None:
+        """Waits for what runs beside, and closes the log."""
+        self.finish()
+        self._log.close()
+
     def _note(self, entry: Entry, start: float, outcome: str) -> None:
         self.table.append((entry.name, time.monotonic() - start, outcome))
         print(f"{entry.name}: {outcome} ({time.monotonic() - start:.0f} s)", flush=True)
@@ -292,10 +298,10 @@ def run(arguments: argparse.Namespace) -> None:
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }
     worker = Worker(out, arguments.budget, {**environment, **caches}, arguments.toy)
-    for entry in LIST:
-        if not arguments.only or entry.name in arguments.only:
-            worker.work(entry)
-    worker.finish()
+    with contextlib.closing(worker):
+        for entry in LIST:
+            if not arguments.only or entry.name in arguments.only:
+                worker.work(entry)
     left_out = gather(out, since)
     print("\n| entry | seconds | outcome |\n|---|---|---|")
     for name, seconds, outcome in worker.table:

@@ -37,8 +37,9 @@ def is_here(data: str) -> bool:
     if (cache.default_dir("mini_imagenet") / "manifest.json").exists():
         return True
     names = set()
-    for archive in folder.glob("*.zip"):
-        names |= set(zipfile.ZipFile(archive).namelist())
+    for path in folder.glob("*.zip"):
+        with zipfile.ZipFile(path) as archive:
+            names |= set(archive.namelist())
     tables = [folder / name for name in TABLES]
     return all(path.exists() for path in tables) and all(
         f"images/{line.split(',')[0]}" in names

@@ -1,0 +1,116 @@
+"""The list of runs that want a GPU: what is packed for it, what is worked on, what comes back."""
+
+import json
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+
+from benchmarks import accelerator, packing
+
+SPLITS = {"train": 5, "val": 2, "test": 3}
+
+
+def test_what_is_packed_in_parts_is_there_when_all_have_arrived(tmp_path, monkeypatch):
+    images = tmp_path / "images"
+    images.mkdir()
+    for split, count in SPLITS.items():
+        names = [f"{split}{i}.jpg" for i in range(count)]
+        (images / f"{split}.csv").write_text("".join(f"{n},c\n" for n in ["filename", *names]))
+        with zipfile.ZipFile(images / f"{split}.zip", "w") as archive:
+            for name in names:
+                archive.writestr(f"images/{name}", name.encode() * 100)
+    drawings = packing.cache.default_dir("omniglot") / "nearest-28.npz"
+    drawings.parent.mkdir(parents=True, exist_ok=True)
+    drawings.write_bytes(b"drawings")
+    monkeypatch.setenv("MINI_IMAGENET_DIR", str(images))
+    monkeypatch.setattr(packing, "_wheels", lambda folder: folder.mkdir(parents=True))
+    monkeypatch.setattr(packing, "PART_BYTES", 3000)
+    monkeypatch.setattr(packing, "UNPACKED", tmp_path / "unpacked")
+
+    packing.prepare(tmp_path / "pack")
+    drawings.unlink()
+    parts = sorted((tmp_path / "pack").iterdir())
+    assert len(parts) > 1
+    arrived = tmp_path / "arrived"
+    arrived.mkdir()
+    for i, part in enumerate(parts):
+        part.rename(arrived / part.name)
+        monkeypatch.setattr(subprocess, "run", lambda *a, **k: None)  # no wheel to install
+        there = packing.unpack(arrived)["MINI_IMAGENET_DIR"]
+        monkeypatch.setenv("MINI_IMAGENET_DIR", there)
+        assert packing.is_here("mini_imagenet") == (i == len(parts) - 1)
+    assert drawings.read_bytes() == b"drawings"
+    found = {}
+    for path in (tmp_path / "unpacked" / "mini-imagenet").glob("*.zip"):
+        with zipfile.ZipFile(path) as archive:
+            found |= {name: archive.read(name) for name in archive.namelist()}
+    assert len(found) == sum(SPLITS.values())
+    assert found["images/val1.jpg"] == b"val1.jpg" * 100
+
+
+def worker(tmp_path, budget):
+    return accelerator.Worker(tmp_path, budget, {})
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    monkeypatch.setattr(accelerator, "GRACE", 0.5)
+    monkeypatch.setattr(accelerator, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(accelerator, "RUNS", tmp_path / "runs")
+
+
+def outcomes(made):
+    made.close()
+    return [outcome for _, _, outcome in made.table]
+
+
+def test_what_is_recorded_or_lacks_data_is_left_out(tmp_path, quick, monkeypatch):
+    monkeypatch.setenv("MINI_IMAGENET_DIR", str(tmp_path))
+    record = tmp_path / "results" / "meta_gradient_gpu.jsonl"
+    record.parent.mkdir()
+    record.write_text(json.dumps({"case": "omniglot, 1 query"}) + "\n")
+    made = worker(tmp_path, 60.0)
+    made.work(accelerator.race("omniglot, 1 query"))
+    made.work(accelerator.cell("miniimagenet", "finn2017/miniimagenet_5w1s"))
+    assert outcomes(made) == ["is recorded", "mini_imagenet is not here"]
+
+
+def test_a_command_is_stopped_when_the_time_is_up(tmp_path, quick):
+    made = worker(tmp_path, 3.0)
+    made.work(accelerator.Entry("version", ("platform",)))
+    made.work(accelerator.Entry("endless", ("http.server", "0")))
+    made.work(accelerator.Entry("never", ("platform",)))
+    assert outcomes(made) == ["exit status 0", "stopped for lack of time", "no time left"]
+    assert "+ python -m platform" in (tmp_path / "log.txt").read_text()
+
+
+def test_new_records_and_the_last_checkpoint_come_back(tmp_path, quick):
+    out, workdir = tmp_path / "out", tmp_path / "runs" / "cell"
+    out.mkdir()
+    for name in ("config.json", "checkpoints/5/state", "checkpoints/10/state", "events.1"):
+        (workdir / name).parent.mkdir(parents=True, exist_ok=True)
+        (workdir / name).write_text(name)
+    record = tmp_path / "results" / "a" / "result.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+    assert accelerator.gather(out, since=0.0) == []
+    with tarfile.open(out / "records.tar.gz") as tar:
+        assert tar.getnames() == ["a/result.json"]
+    with tarfile.open(out / "run-cell.tar.gz") as tar:
+        assert sorted(tar.getnames()) == ["cell/checkpoints/10/state", "cell/config.json"]
+    assert accelerator.gather(out, since=record.stat().st_mtime + 1) == []
+    with tarfile.open(out / "records.tar.gz") as tar:
+        assert tar.getnames() == []
+
+
+@pytest.mark.slow
+def test_the_rehearsal_passes(omniglot_data_dir):
+    command = [sys.executable, "-m", "benchmarks.accelerator", "--rehearse", "--budget=900"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=accelerator.ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for line in ("| checks | ", "finished and recorded |", "run-finn2017_omniglot_5w1s.tar.gz"):
+        assert line in done.stdout
+    assert "exit status 1" not in done.stdout
