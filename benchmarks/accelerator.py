@@ -112,12 +112,16 @@ def cell(experiment: str, preset: str, algorithm: str = "maml") -> Entry:
     )
 
 
-CHECKS = ("tests/test_closed_forms.py", "tests/test_numpy_maml.py", "tests/test_gradients.py")
+CHECKS = (
+    "tests/test_algorithms_closed_forms.py",
+    "tests/test_algorithms_numpy.py",
+    "tests/test_gradients.py",
+)
 LIST = (
     Entry(
         "checks",
         ("pytest", "-q", "-n", "8", "--maxprocesses=8", "-W", "ignore", *CHECKS),
-        ("-q", "tests/test_numpy_maml.py"),
+        ("-q", "tests/test_algorithms_numpy.py"),
         limit=90.0,
         beside=True,
     ),

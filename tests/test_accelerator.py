@@ -106,6 +106,14 @@ def test_new_records_and_the_last_checkpoint_come_back(tmp_path, quick):
         assert tar.getnames() == []
 
 
+def test_what_the_list_names_exists():
+    files = [part for entry in accelerator.LIST for part in entry.command if part.endswith(".py")]
+    modules = {entry.command[0] for entry in accelerator.LIST} - {"pytest"}
+    assert files
+    for path in [*files, *(f"{module.replace('.', '/')}.py" for module in modules)]:
+        assert (accelerator.ROOT / path).exists(), path
+
+
 @pytest.mark.slow
 def test_the_rehearsal_passes(omniglot_data_dir):
     command = [sys.executable, "-m", "benchmarks.accelerator", "--rehearse", "--budget=900"]
