@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import sys
 import time
@@ -88,6 +89,8 @@ def end_without(error: Exception) -> None:
         file=sys.stderr,
         flush=True,
     )
-    # Meanwhile the coordinator finds out which process it is, says so, and ends the others.
+    # Meanwhile the coordinator finds out which process it is, says so, and ends the others, which
+    # absl would follow up by a stack of each thread.
+    faulthandler.disable()
     time.sleep(HEARTBEAT_SECONDS + 15)
     os._exit(1)
