@@ -27,7 +27,8 @@ def results() -> str:
     """The results page below its title, with links to the sections of this page."""
     text = report.render(report.PAGE).partition("\n")[2]
     text = OTHER_LINK.sub(r"`\1`", text)
-    return LINK.sub(lambda match: f"](#{anchor(match[1])})", text)
+    text = LINK.sub(lambda match: f"](#{anchor(match[1])})", text)
+    return text.replace(" ± ", "\u00a0±\u00a0")  # an interval stays on one line
 
 
 def records() -> str:
@@ -42,7 +43,6 @@ def section(name: str, runs: list[dict[str, Any]]) -> str:
     lines = [f"({anchor(name)})=", f"### {experiment} {'/'.join(path)}: {algorithm}", ""]
     if settings:
         lines += ["Settings other than the preset's: " + ", ".join(f"`{s}`" for s in settings), ""]
-    # A command of a shortened run names its length; the longest flags wrap on a narrow screen.
     lines += ["```bash", *(command(run) for run in runs), "```", ""]
     verified = [run["name"] for run in runs if (RESULTS / run["name"] / FILE).exists()]
     if verified:
@@ -52,15 +52,22 @@ def section(name: str, runs: list[dict[str, Any]]) -> str:
     else:
         lines += ["This record has no weights; its verification is to run the command again.", ""]
     lines += [f"{provenance(runs)}", ""]
-    figures = sorted(p for run in runs for p in (RESULTS / run["name"]).glob("*.[pg][ni][gf]"))
+    figures = [
+        path
+        for run in runs
+        for path in sorted((RESULTS / run["name"]).iterdir())
+        if path.suffix in (".png", ".gif")
+    ]
     lines += [line for path in figures for line in (figure(path), "")]
     return "\n".join(lines)
 
 
 def command(result: dict[str, Any]) -> str:
-    workdir = f"runs/{result['experiment']}"
+    """The command, with a directory of its own: a run refuses that of another."""
     given = result["command"]
-    return given if "--workdir" in given else f"{given} --workdir={workdir}"
+    if "--workdir" in given:
+        return given
+    return f"{given} --workdir={shlex.quote('runs/' + result['name'])}"
 
 
 def provenance(runs: list[dict[str, Any]]) -> str:
