@@ -19,7 +19,7 @@ from benchmarks import report
 from benchmarks.results_folder import RESULTS
 from metajax.train.weights import FILE
 
-LINK = re.compile(r"\]\((?:\.\./)*benchmarks/results/([^)]*)/seed\d+\)")
+LINK = re.compile(r"\]\((?:\.\./)*benchmarks/results/([^)]*)/seed\d+(?:_\w+)?\)")
 OTHER_LINK = re.compile(r"\[([^\]]*)\]\((?:\.\./)*benchmarks/results\)")
 
 
@@ -71,11 +71,17 @@ def command(result: dict[str, Any]) -> str:
 
 
 def provenance(runs: list[dict[str, Any]]) -> str:
-    first = runs[0]
-    commits = dict.fromkeys((run["commit"] or "unknown")[:10] for run in runs)
-    seconds = " and ".join(dict.fromkeys(f"{run['wall_seconds']:,.0f} s" for run in runs))
-    versions = ", ".join(f"{k} {first['versions'][k]}" for k in ("python", "jax", "optax"))
-    return f"{first['device']['kind']}, {versions}, commit {', '.join(commits)}; {seconds}."
+    """Where, with what and for how long; what several runs have in common is said once."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        versions = ", ".join(f"{k} {run['versions'][k]}" for k in ("python", "jax", "optax"))
+        groups.setdefault(f"{run['device']['kind']}, {versions}", []).append(run)
+    sentences = []
+    for where, same in groups.items():
+        commits = dict.fromkeys((run["commit"] or "unknown")[:10] for run in same)
+        seconds = " and ".join(dict.fromkeys(f"{run['wall_seconds']:,.0f} s" for run in same))
+        sentences.append(f"{where}, commit {', '.join(commits)}; {seconds}.")
+    return " ".join(sentences)
 
 
 def figure(path: Path) -> str:
