@@ -168,7 +168,7 @@ def interval(row: dict[str, Any], step: int, digits: int, scale: float) -> str:
 def where(result: Result) -> str:
     trained = trained_on(result)
     device, seconds = trained["device"], trained.get("seconds", {})
-    if seconds.keys() - {device["kind"]}:  # evaluated or continued on another machine
+    if seconds.keys() - {device.get("kind")}:  # evaluated or continued on another machine
         return ", ".join(f"{kind} ({spent:,.0f} s)" for kind, spent in seconds.items())
     if device["platform"] == "cpu":
         count = device["cpu_cores"]

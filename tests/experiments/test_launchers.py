@@ -211,7 +211,15 @@ def test_what_the_data_or_the_network_do_not_allow_is_refused(
 
 def test_evaluation_keeps_the_configuration(tmp_path):
     (tmp_path / "config.json").write_text(
-        json.dumps({"experiment": "sinusoid", "preset": "finn2017", "algorithm": "maml", "seed": 0})
+        json.dumps(
+            {
+                "experiment": "sinusoid",
+                "preset": "finn2017",
+                "algorithm": "maml",
+                "overrides": [],
+                "seed": 0,
+            }
+        )
     )
     with pytest.raises(UsageError, match="leave out --seed"):
         launch(sinusoid, "--mode=eval", "--seed=1", f"--workdir={tmp_path}")
@@ -307,7 +315,7 @@ def test_what_a_read_only_run_is_asked_is_printed_all_the_same(tmp_path, capsys,
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(train, "write_json", refuse)
-    with pytest.raises(UsageError, match="evaluations/3-2 cannot be written: Permission denied"):
+    with pytest.raises(train.WorkdirError, match="evaluations/3-2 cannot be .* Permission denied"):
         launch(
             sinusoid, "--mode=eval", "--eval_tasks=3", "--num_eval_steps=2", f"--workdir={tmp_path}"
         )
