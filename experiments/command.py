@@ -123,14 +123,16 @@ def run(experiment: Experiment) -> None:
             _fail("interrupted; the training up to the last checkpoint is saved.", 130)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
-                if jax.process_count() > 1:
-                    processes.end_without(error)
+                processes.end_if_lost(error)
                 raise
             _fail(
                 "the device has not enough memory: lower --task_chunk, --meta_batch_size "
                 "or --eval_tasks.",
                 1,
             )
+        except Exception as error:
+            processes.end_if_lost(error)
+            raise
 
     app.run(guarded, flags_parser=parse)
 
