@@ -16,7 +16,6 @@ third works through the same list at toy size, in a copy of the project.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
@@ -26,8 +25,9 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from benchmarks import packing
 
@@ -38,8 +38,9 @@ GRACE = 20.0
 MOST_FILES, MOST_BYTES = 8, 16 * 2**20
 # Compilers get so long ahead of the race; what they have not finished, the race compiles itself.
 AHEAD = 120.0
-# What a run of this length a call leaves in between is written seldom: the device is fast.
-LONG_CALLS = ("--steps_per_call=500", "--checkpoint_every=5000")
+# A fast device takes many steps a call, but no more than a few seconds of them: a run stops between
+# calls. Checkpoints besides the last one take longer to write than they can save.
+LONG_CALLS = ("--steps_per_call=100", "--checkpoint_every=5000")
 TOY_RUN = (
     "--num_meta_steps=4",
     "--steps_per_call=2",
@@ -58,11 +59,8 @@ class Entry:
       command: what follows `python -m`.
       toy: what is added to the command, or takes the place of its flags, in a rehearsal.
       ahead: commands that may run side by side before, to fill the compilers' caches.
-      data: the data set that it needs.
-      record: where its record lies in `benchmarks/results`; `None` for a check.
+      record: where its record lies in `benchmarks/results`; `None` for the tests, which have none.
       workdir: of a run that can be continued.
-      limit: the most seconds that it may take.
-      beside: whether it runs beside the compilation of what follows.
       cases: what its record holds when it is complete.
     """
 
@@ -70,11 +68,8 @@ class Entry:
     command: tuple[str, ...]
     toy: tuple[str, ...] = ()
     ahead: tuple[tuple[str, ...], ...] = ()
-    data: str | None = None
     record: str | None = None
     workdir: str | None = None
-    limit: float = float("inf")
-    beside: bool = False
     cases: tuple[str, ...] = ()
 
 
@@ -106,7 +101,6 @@ def cell(experiment: str, preset: str, algorithm: str = "maml") -> Entry:
         workdir,
         (f"experiments.{experiment}", f"--preset={preset}", *LONG_CALLS),
         TOY_RUN,
-        data={"miniimagenet": "mini_imagenet"}.get(experiment, experiment),
         record=f"{experiment}/{preset}/{algorithm}/seed0_gpu/result.json",
         workdir=workdir,
     )
@@ -118,13 +112,6 @@ CHECKS = (
     "tests/test_gradients.py",
 )
 LIST = (
-    Entry(
-        "checks",
-        ("pytest", "-q", "-n", "8", "--maxprocesses=8", "-W", "ignore", *CHECKS),
-        ("-q", "tests/test_algorithms_numpy.py"),
-        limit=90.0,
-        beside=True,
-    ),
     race("omniglot, 15 queries"),
     cell("omniglot", "finn2017/omniglot_5w1s"),
     cell("miniimagenet", "finn2017/miniimagenet_5w1s_first_order", "fomaml"),
@@ -143,59 +130,39 @@ LIST = (
     cell("omniglot", "nichol2018/omniglot_20w5s", "reptile"),
     cell("miniimagenet", "finn2017/miniimagenet_5w5s"),
     cell("miniimagenet", "nichol2018/miniimagenet_5w5s", "reptile"),
+    Entry(
+        "checks",
+        ("pytest", "-q", "-n", "8", "--maxprocesses=8", "-W", "ignore", *CHECKS),
+        ("-q", "tests/test_algorithms_numpy.py"),
+    ),
 )
 
 
 class Worker:
     """Works through a list until the time is up."""
 
-    def __init__(self, out: Path, budget: float, environment: dict[str, str], toy: bool = False):
+    def __init__(
+        self, log: IO[str], budget: float, environment: Mapping[str, str], toy: bool = False
+    ):
         self._end = time.monotonic() + budget
-        self._out, self._toy = out, toy
+        self._toy = toy
         self._environment = {**os.environ, **environment}
-        self._log = (out / "log.txt").open("a")
-        self._beside: list[tuple[Entry, float, subprocess.Popen[bytes]]] = []
+        self._log = log
         self.table: list[tuple[str, float, str]] = []
-
-    def left(self) -> float:
-        return self._end - time.monotonic()
 
     def work(self, entry: Entry) -> None:
         """Carries an entry out and notes what became of it."""
         start = time.monotonic()
-        if why := self._not_now(entry):
-            self._note(entry, start, why)
-        elif entry.beside:
-            self._beside.append((entry, start, self._start(self._command(entry))))
+        if not self._toy and self._recorded(entry):
+            outcome = "is recorded"
+        elif self._end - start < 2 * GRACE:
+            outcome = "no time left"
         else:
             self._ahead(entry)
-            self.finish()
-            self._note(entry, start, self._carry_out(entry))
-
-    def finish(self) -> None:
-        """Waits for what runs beside."""
-        for entry, start, process in self._beside:
-            status = self._wait(process, start + entry.limit)
-            self._note(entry, start, "stopped" if status is None else f"exit status {status}")
-        self._beside = []
-
-    def close(self) -> None:
-        """Waits for what runs beside, and closes the log."""
-        self.finish()
-        self._log.close()
-
-    def _note(self, entry: Entry, start: float, outcome: str) -> None:
-        self.table.append((entry.name, time.monotonic() - start, outcome))
-        print(f"{entry.name}: {outcome} ({time.monotonic() - start:.0f} s)", flush=True)
-
-    def _not_now(self, entry: Entry) -> str | None:
-        if not self._toy and self._recorded(entry):
-            return "is recorded"
-        if self.left() < 2 * GRACE:
-            return "no time left"
-        if entry.data and not packing.is_here(entry.data):
-            return f"{entry.data} is not here"
-        return None
+            outcome = self._carry_out(entry)
+        seconds = time.monotonic() - start
+        self.table.append((entry.name, seconds, outcome))
+        print(f"{entry.name}: {outcome} ({seconds:.0f} s)", flush=True)
 
     def _recorded(self, entry: Entry) -> bool:
         if entry.record is None:
@@ -221,7 +188,7 @@ class Worker:
         return (*command, f"--workdir={RUNS / entry.workdir}") if entry.workdir else command
 
     def _carry_out(self, entry: Entry) -> str:
-        status = self._wait(self._start(self._command(entry)), time.monotonic() + entry.limit)
+        status = self._wait(self._start(self._command(entry)))
         if status is None or not entry.workdir:
             return "stopped for lack of time" if status is None else f"exit status {status}"
         if status:
@@ -246,7 +213,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             process.terminate()
         try:
-            process.wait(GRACE / 2)
+            process.wait(GRACE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -301,8 +268,8 @@ def run(arguments: argparse.Namespace) -> None:
         "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / "metajax-programs"),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }
-    worker = Worker(out, arguments.budget, {**environment, **caches}, arguments.toy)
-    with contextlib.closing(worker):
+    with (out / "log.txt").open("a") as log:
+        worker = Worker(log, arguments.budget, {**environment, **caches}, arguments.toy)
         for entry in LIST:
             if not arguments.only or entry.name in arguments.only:
                 worker.work(entry)

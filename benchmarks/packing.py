@@ -28,26 +28,6 @@ TABLES = ("train.csv", "val.csv", "test.csv")
 UNPACKED = Path.home() / "metajax-data"
 
 
-def is_here(data: str) -> bool:
-    """Whether a data set can be read on this machine."""
-    if data == "omniglot":
-        there = any(cache.default_dir("omniglot").glob("*.npz"))
-        return there or bool(os.environ.get("TFDS_DATA_DIR"))
-    folder = Path(os.environ.get("MINI_IMAGENET_DIR", "/nowhere"))
-    if (cache.default_dir("mini_imagenet") / "manifest.json").exists():
-        return True
-    names = set()
-    for path in folder.glob("*.zip"):
-        with zipfile.ZipFile(path) as archive:
-            names |= set(archive.namelist())
-    tables = [folder / name for name in TABLES]
-    return all(path.exists() for path in tables) and all(
-        f"images/{line.split(',')[0]}" in names
-        for path in tables
-        for line in path.read_text().split()[1:]
-    )
-
-
 def prepare(folder: Path) -> None:
     """Writes the parts: `part0` with wheels, drawings and images, `part1` ... with more images."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -71,7 +71,7 @@ def run(command: Command, build: Callable[[Command], Method]) -> int:
     """Executes a command and returns the exit status."""
     if command.evaluates_only:
         return _run(command, build)
-    with claimed(command):
+    with train.claimed(command.workdir, command.config):
         return _run(command, build)
 
 
@@ -97,19 +97,6 @@ def _run(command: Command, build: Callable[[Command], Method]) -> int:
             method.draw(figures, fitted, evaluation)
     print(f"\n{folder / RESULT}, figures beside it; {fitted.wall_seconds:.0f} s of training")
     return 0
-
-
-@contextlib.contextmanager
-def claimed(command: Command) -> Iterator[None]:
-    """Reserves the workdir for this run, before anything is written to it."""
-
-    def claim(stack: contextlib.ExitStack) -> None:
-        stack.enter_context(train.locked(command.workdir))
-        train.claim(command.workdir, command.config)
-
-    with contextlib.ExitStack() as stack:
-        train.from_first(lambda: claim(stack))
-        yield
 
 
 @contextlib.contextmanager

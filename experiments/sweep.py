@@ -74,7 +74,7 @@ def execute(command: Command, runs: list[Run]) -> dict[str, Any] | int:
       and the `curve` of meta-steps and accuracies on the meta-validation tasks; or the exit status
       if a signal stopped it.
     """
-    with skeleton.claimed(command):
+    with train.claimed(command.workdir, command.config):
         return _execute(command, runs)
 
 
@@ -92,7 +92,7 @@ def _execute(command: Command, runs: list[Run]) -> dict[str, Any] | int:
         )
         if (result := finished(each)) is None:
             print(f"\n{number} of {len(runs)}: {run.name}", flush=True)
-            with skeleton.claimed(each):
+            with train.claimed(each.workdir, each.config):
                 method = build(each, data, run.objective)
                 fitted = skeleton.fit(each, method)
                 if fitted.stopped_by:

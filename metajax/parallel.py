@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,13 +89,7 @@ def over_tasks(
     """
     if task_chunk is not None:
         task_chunk = check_integer("task_chunk", task_chunk)
-    if mesh is not None and not isinstance(mesh, Mesh):
-        raise ValueError(f"mesh must be a jax.sharding.Mesh such as task_mesh(), got {mesh!r}.")
-    if mesh is not None and TASKS not in mesh.axis_names:
-        raise ValueError(
-            f"mesh must have an axis {TASKS!r}, which the tasks are shared over, but has "
-            f"{', '.join(map(repr, mesh.axis_names))}: rename one of them."
-        )
+    check_mesh("mesh", mesh)
 
     def on_one_device(shared: PyTree, tasks: PyTree, carry: PyTree) -> tuple[PyTree, PyTree]:
         num_tasks = _num_tasks(tasks)
@@ -192,6 +187,22 @@ def default_chunk(shared: PyTree, tasks: PyTree, mesh: Mesh | None = None) -> in
     bytes_per_task = _num_bytes(shared) + _num_bytes(tasks) / num_tasks
     limit = min(CPU_CHUNK_TASKS, int(CPU_CHUNK_BYTES // max(bytes_per_task, 1)))
     return equal_chunk(num_tasks, limit)
+
+
+def check_mesh(what: str, mesh: Any) -> None:
+    """Raises `ValueError` unless `mesh` is a mesh with an axis for tasks, or `None`."""
+    if mesh is None:
+        return
+    if not isinstance(mesh, Mesh):
+        name = type(mesh).__name__
+        raise ValueError(
+            f"{what} must be a jax.sharding.Mesh such as metajax.task_mesh(), got {name}."
+        )
+    if TASKS not in mesh.axis_names:
+        raise ValueError(
+            f"{what} must have an axis {TASKS!r}, which the tasks are shared over, but has "
+            f"{', '.join(map(repr, mesh.axis_names))}: rename one of them."
+        )
 
 
 def map_tasks(fn: Callable[..., PyTree], *tasks: PyTree) -> PyTree:

@@ -21,7 +21,6 @@ from tests.helpers import (
     mlp_params,
     recorded_gradient,
     regression,
-    relu_loss,
 )
 
 OPTIMIZERS = {
@@ -214,76 +213,6 @@ def test_forward_mode_agrees_with_reverse_mode(engine):
     assert_close([forward, linear(tangent)], [reverse, reverse], rtol=1e-8)
 
 
-def implicit_loop(loss, optimizer, **kwargs):
-    return metajax.inner_loop(
-        loss, optimizer, 300, meta_gradient=metajax.implicit(cg_steps=20), proximal=1.0, **kwargs
-    )
-
-
-def quadratic(p, batch, rng):
-    return jnp.sum((p["a"] - 1) ** 2 + p["b"] ** 2 * p["a"]) / 2, {}
-
-
-QUADRATIC = {"a": jnp.asarray(3.0), "b": jnp.asarray(0.5)}
-NOTHING = metajax.Episode(jnp.zeros(1), jnp.zeros(1))
-
-
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        optax.chain(optax.add_decayed_weights(2.0), optax.sgd(0.1)),
-        optax.adamw(0.1),
-        optax.chain(optax.sgd(0.1), optax.keep_params_nonnegative()),
-    ],
-)
-def test_implicit_refuses_what_ends_elsewhere_than_at_the_minimizer(optimizer):
-    with pytest.raises(ValueError, match="as weight decay does"):
-        meta_gradient(
-            implicit_loop(quadratic, optimizer), metajax.query_loss(quadratic), QUADRATIC, NOTHING
-        )
-
-
-def test_implicit_refuses_an_optimizer_that_leaves_a_parameter():
-    labels = {"a": "move", "b": "keep"}
-    partition = optax.partition({"move": optax.sgd(0.1), "keep": optax.set_to_zero()}, labels)
-    with pytest.raises(ValueError, match=r"never moves params\['b'\].*adapt_only"):
-        meta_gradient(
-            implicit_loop(quadratic, partition), metajax.query_loss(quadratic), QUADRATIC, NOTHING
-        )
-    # A first step of zero is no frozen parameter, nor is a gradient whose mean is subtracted.
-    for optimizer in (
-        optax.sgd(optax.linear_schedule(0.0, 0.1, 3)),
-        optax.chain(optax.centralize(), optax.sgd(0.1)),
-    ):
-        adapt = implicit_loop(relu_loss, optimizer)
-        adapt.apply(metajax.MetaParams(DEAD), jnp.ones((4, 1)), jax.random.key(0))
-
-
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(
-    "optimizer",
-    [optax.sgd(0.1), optax.sgd(0.05, momentum=0.5), optax.lbfgs()],
-    ids=["sgd", "momentum", "lbfgs"],
-)
-def test_implicit_of_a_part_is_that_of_the_whole_path(optimizer):
-    """`a` adapts, `b` is what its minimizer depends on."""
-    params = jax.tree.map(lambda x: x.astype(jnp.float64), QUADRATIC)
-    where = lambda path: path[0].key == "a"  # noqa: E731
-    found = meta_gradient(
-        implicit_loop(quadratic, metajax.adapt_only(optimizer, where)),
-        metajax.query_loss(quadratic),
-        params,
-        NOTHING,
-    ).params
-
-    def by_hand(p):
-        # (a - 1) + b^2 / 2 + (a - a0) = 0
-        a = (1 + p["a"] - p["b"] ** 2 / 2) / 2
-        return quadratic({"a": a, "b": p["b"]}, None, None)[0]
-
-    assert_close(found, jax.grad(by_hand)(params), rtol=1e-6)
-
-
 @pytest.mark.parametrize(
     "engine",
     [*EXACT.values(), metajax.first_order(), metajax.implicit()],
@@ -318,28 +247,6 @@ def test_tasks_of_a_convolution_of_lax_are_those_apart(engine):
         for chunk in (3, 1)
     )
     assert_close(together, apart, rtol=1e-4, atol=1e-6)
-
-
-def test_implicit_keeps_the_types_of_mixed_parameters():
-    """The inverse against its closed form: the inner problem is a diagonal quadratic."""
-    curvature = {"a": jnp.asarray([1.0, 3.0], jnp.bfloat16), "b": jnp.asarray([0.5, 7.0])}
-
-    def loss(params, batch, rng):
-        terms = jax.tree.map(lambda c, p: 0.5 * jnp.sum(c * p**2), curvature, params)
-        return terms["a"].astype(jnp.float32) + terms["b"], {}
-
-    def query(params, batch, rng):
-        return sum(jnp.sum(p.astype(jnp.float32)) for p in jax.tree.leaves(params)), {}
-
-    adapt = metajax.inner_loop(
-        loss, optax.sgd(0.1), 20, meta_gradient=metajax.implicit(cg_steps=8), proximal=2.0
-    )
-    params = jax.tree.map(jnp.ones_like, curvature)
-    found = meta_gradient(adapt, metajax.query_loss(query), params, metajax.Episode((), ())).params
-    for name in params:
-        assert found[name].dtype == params[name].dtype
-        expected = 1 / (1 + curvature[name].astype(jnp.float32) / 2.0)
-        np.testing.assert_allclose(found[name].astype(np.float32), expected, rtol=1e-2)
 
 
 def test_multi_step_metrics_may_be_numbers():

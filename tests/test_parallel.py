@@ -86,7 +86,7 @@ def test_errors():
     state = learner.init(mlp_params(dtype=jnp.float32))
     with pytest.raises(ValueError, match="12 tasks cannot be shared equally by the 8 devices"):
         learner.update(state, EPISODES, KEY)
-    with pytest.raises(ValueError, match=r"such as task_mesh\(\), got 2"):
+    with pytest.raises(ValueError, match=r"such as metajax.task_mesh\(\), got int"):
         metajax.maml(mlp_loss, SGD, SGD, mesh=2)
     with pytest.raises(ValueError, match='carry="serial" runs the tasks one after another'):
         metajax.reptile(mlp_loss, SGD, SGD, num_steps=1, carry="serial", mesh=mesh)

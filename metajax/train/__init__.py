@@ -4,10 +4,10 @@ from metajax.train.arguments import check_counts as check_counts
 from metajax.train.checkpoints import Checkpoint as Checkpoint
 from metajax.train.checkpoints import load as load
 from metajax.train.checkpoints import load_meta_params as load_meta_params
+from metajax.train.files import claimed as claimed
 from metajax.train.finite import NonFiniteError as NonFiniteError
 from metajax.train.fit import FitResult as FitResult
 from metajax.train.fit import fit as fit
-from metajax.train.processes import from_first as from_first
 from metajax.train.processes import is_first as is_first
 from metajax.train.processes import local as local
 from metajax.train.scoring import scorer as scorer
@@ -18,7 +18,6 @@ from metajax.train.weights import save_weights as save_weights
 from metajax.train.workdir import WorkdirError as WorkdirError
 from metajax.train.workdir import accessing as accessing
 from metajax.train.workdir import claim as claim
-from metajax.train.workdir import locked as locked
 from metajax.train.workdir import provenance as provenance
 from metajax.train.workdir import read_config as read_config
 from metajax.train.workdir import read_json as read_json

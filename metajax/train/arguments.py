@@ -7,10 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
+from metajax import parallel
 from metajax.base import MetaState, Metrics, Params, check_integer
-from metajax.parallel import TASKS
 from metajax.tasks import as_tasks
 
 
@@ -58,16 +57,7 @@ def check_learner(learner: Any) -> None:
 
 def check_mesh(mesh: Any) -> None:
     """Raises `ValueError` unless `mesh` is a mesh for tasks or, in one process, `None`."""
-    if mesh is not None and not isinstance(mesh, Mesh):
-        raise ValueError(
-            "fit: mesh must be a mesh of devices, such as metajax.task_mesh(), got "
-            f"{type(mesh).__name__}."
-        )
-    if mesh is not None and TASKS not in mesh.axis_names:
-        raise ValueError(
-            f"fit: mesh must have an axis {TASKS!r}, which the tasks are shared over, but has "
-            f"{', '.join(map(repr, mesh.axis_names))}."
-        )
+    parallel.check_mesh("fit: mesh", mesh)
     if mesh is None and jax.process_count() > 1:
         raise ValueError(
             f"fit: {jax.process_count()} processes need a mesh over their devices, in the learner "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,39 @@ class RunFiles(NamedTuple):
     checkpoint: Checkpoint
     write: Callable[[int, Mapping[str, Any]], None]
     save: Callable[[Checkpoint], None]
+
+
+@contextlib.contextmanager
+def claimed(
+    workdir: Path,
+    config: Mapping[str, Any] | None,
+    digests: Mapping[str, str] = types.MappingProxyType({}),
+) -> Iterator[None]:
+    """Keeps a working directory for a run, as long as the context lasts.
+
+    Of many processes, the first one does so for all. Contexts may be nested.
+
+    Args:
+      workdir: the working directory.
+      config: identifies the run.
+      digests: identifies it without a configuration.
+
+    Raises:
+      ValueError: if the configuration is not JSON data.
+      WorkdirError: if another process runs there, or the directory cannot be used or holds another
+        run.
+    """
+
+    def keep(stack: contextlib.ExitStack) -> None:
+        stack.enter_context(locked(workdir))
+        if config is None:
+            claim_by_digests(workdir, digests)
+        else:
+            claim(workdir, config)
+
+    with contextlib.ExitStack() as stack:
+        from_first(lambda: keep(stack))
+        yield
 
 
 @contextlib.contextmanager
@@ -55,17 +89,9 @@ def run_files(
     if workdir is None:
         yield RunFiles(start, lambda step, metrics: None, lambda checkpoint: None)
         return
-    workdir, found = Path(workdir), digests() if config is None else {}
-
-    def claimed(stack: contextlib.ExitStack) -> None:
-        stack.enter_context(locked(workdir))
-        if config is None:
-            claim_by_digests(workdir, found)
-        else:
-            claim(workdir, config)
-
+    workdir = Path(workdir)
     with contextlib.ExitStack() as stack:
-        from_first(lambda: claimed(stack))
+        stack.enter_context(claimed(workdir, config, digests() if config is None else {}))
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, repair=True)))
         checkpoint = checkpoints.restore(start.state) or start
         _check_resumed(checkpoint, workdir, num_meta_steps, validation)

@@ -17,19 +17,9 @@ from experiments.__main__ import EXPERIMENTS
 from experiments.settings import UsageError, setting_rules
 from experiments.supervised import ALGORITHMS
 from metajax import train
-from tests.experiments.launching import launch
+from tests.experiments.launching import SMALL, launch
 
 ROOT = Path(__file__).parents[2]
-SMALL = [
-    "--num_meta_steps=4",
-    "--meta_batch_size=2",
-    "--steps_per_call=2",
-    "--validate_every=4",
-    "--checkpoint_every=4",
-    "--eval_tasks=3",
-    "--num_eval_steps=2",
-    "--validation_steps=1",
-]
 
 SMALL_RL = ["--eval_tasks=2", "--eval_trajectories=2", "--num_eval_steps=1"]
 
@@ -209,24 +199,6 @@ def test_what_the_data_or_the_network_do_not_allow_is_refused(
         launch(omniglot, *arguments, *where)
 
 
-def test_evaluation_keeps_the_configuration(tmp_path):
-    (tmp_path / "config.json").write_text(
-        json.dumps(
-            {
-                "experiment": "sinusoid",
-                "preset": "finn2017",
-                "algorithm": "maml",
-                "overrides": [],
-                "seed": 0,
-            }
-        )
-    )
-    with pytest.raises(UsageError, match="leave out --seed"):
-        launch(sinusoid, "--mode=eval", "--seed=1", f"--workdir={tmp_path}")
-    with pytest.raises(UsageError, match="is of the experiment sinusoid"):
-        launch(omniglot, "--mode=eval", f"--workdir={tmp_path}")
-
-
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda each: each.name)
 def test_presets_are_listed(experiment, capsys):
     assert commands.main(experiment, ["--preset=list"]) == 0
@@ -307,21 +279,6 @@ def test_a_platform_that_is_not_there_is_one_line():
     assert "Traceback" not in done.stderr
 
 
-def test_what_a_read_only_run_is_asked_is_printed_all_the_same(tmp_path, capsys, monkeypatch):
-    launch(sinusoid, *SMALL, f"--workdir={tmp_path}")
-    capsys.readouterr()
-
-    def refuse(path, value):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(train, "write_json", refuse)
-    with pytest.raises(train.WorkdirError, match="evaluations/3-2 cannot be read or written"):
-        launch(
-            sinusoid, "--mode=eval", "--eval_tasks=3", "--num_eval_steps=2", f"--workdir={tmp_path}"
-        )
-    assert "after each adaptation step" in capsys.readouterr().out
-
-
 def test_an_interrupted_command_continues(tmp_path):
     arguments = [
         sys.executable,
@@ -385,23 +342,3 @@ def test_nothing_half_done_is_left_of_a_result(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             launch(sinusoid, *arguments)
     assert not [*tmp_path.glob("partial")] + [*tmp_path.glob("*.safetensors")]
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("config.json", "[]", "is not a JSON object"),
-        ("config.json", "null", "is not a JSON object"),
-        ("config.json", '{"experiment": "sinusoid"}', "has no preset: it is damaged"),
-        (
-            "config.json",
-            '{"experiment": "sinusoid", "preset": "finn2017", "algorithm": "maml", '
-            '"overrides": [], "num_meta_steps": "many"}',
-            "has num_meta_steps=many: it is damaged",
-        ),
-    ],
-)
-def test_a_damaged_run_is_not_evaluated(tmp_path, name, text, message):
-    (tmp_path / name).write_text(text)
-    with pytest.raises((UsageError, train.WorkdirError), match=message):
-        launch(sinusoid, "--mode=eval", f"--workdir={tmp_path}")

@@ -1,12 +1,7 @@
 """A launcher in several processes: the flags that start it, and its result."""
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import pytest
@@ -14,51 +9,34 @@ import pytest
 from experiments import sinusoid
 from experiments.settings import UsageError
 from tests.experiments.launching import launch
+from tests.processes import free_address, outputs, start
 
-ROOT = Path(__file__).parents[2]
 SMALL = ["--num_meta_steps=4", "--meta_batch_size=2", "--steps_per_call=2", "--validate_every=4"]
 SMALL += ["--checkpoint_every=2", "--eval_tasks=2", "--num_eval_steps=1"]
 
 
 def started(workdir, num_processes, *words):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    own = [f"--coordinator_address={address}", f"--num_processes={num_processes}"]
-    if num_processes == 1:
-        own = ["--num_devices=2"]
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    own = ["--num_devices=2"]
+    if num_processes > 1:
+        address = free_address()
+        own = [f"--coordinator_address={address}", f"--num_processes={num_processes}"]
     return [
-        subprocess.Popen(
-            [sys.executable, "-m", "experiments.sinusoid", *SMALL, *own, *words]
-            + [f"--workdir={workdir}"]
-            + ([f"--process_id={process}"] if num_processes > 1 else []),
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        start(
+            *("experiments.sinusoid", *SMALL, *own, *words, f"--workdir={workdir}"),
+            *([f"--process_id={process}"] if num_processes > 1 else []),
         )
         for process in range(num_processes)
     ]
-
-
-def ended(processes):
-    try:
-        return [process.communicate(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
 
 
 @pytest.mark.slow
 def test_two_processes_have_the_result_of_two_devices(tmp_path):
     for name, count in (("one", 1), ("two", 2)):
         processes = started(tmp_path / name, count)
-        outputs = ended(processes)
-        assert [process.returncode for process in processes] == [0] * count, outputs
-    assert "mean squared error" in outputs[0][0]
-    assert "mean squared error" not in outputs[1][0]
+        printed = outputs(processes, timeout=300)
+        assert [process.returncode for process in processes] == [0] * count, printed
+    assert "mean squared error" in printed[0][0]
+    assert "mean squared error" not in printed[1][0]
     one, two = (tmp_path / name / "weights.safetensors" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
 
@@ -72,7 +50,7 @@ def test_a_process_that_dies_ends_the_others_within_a_minute(tmp_path):
         time.sleep(0.1)
     processes[1].send_signal(signal.SIGKILL)
     killed = time.monotonic()
-    (_, errors), _ = ended(processes)
+    (_, errors), _ = outputs(processes, timeout=300)
     assert time.monotonic() - killed < 60
     assert processes[0].returncode
     assert "cannot go on without another one, which is gone" in errors

@@ -96,8 +96,8 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from metajax import train
-with train.locked(Path({workdir!r})):
+from metajax.train.workdir import locked
+with locked(Path({workdir!r})):
     print("locked", flush=True)
     time.sleep(600)
 """

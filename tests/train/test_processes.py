@@ -1,40 +1,25 @@
 """Runs over several processes: the numbers of one, one set of files, one step to stop at."""
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from metajax import train
+from tests import processes as started
 from tests.train.runs import lines, listed, own, run
-
-ROOT = Path(__file__).parents[2]
 
 
 def start(workdir, num_processes, devices, **options):
     """Starts the processes of a run, with so many devices each."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = started.free_address()
     workdir.mkdir(exist_ok=True)
     words = [f"{name}={value!r}" for name, value in options.items()]
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     return [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.train.worker", address]
-            + [*map(str, (num_processes, process, devices, workdir)), *words],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        started.start(
+            "tests.train.worker", address, num_processes, process, devices, workdir, *words
         )
         for process in range(num_processes)
     ]
@@ -42,11 +27,7 @@ def start(workdir, num_processes, devices, **options):
 
 def finish(processes, code=0):
     """The last line of each process."""
-    try:
-        outputs = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    outputs = started.outputs(processes)
     assert [p.returncode for p in processes] == [code] * len(processes), outputs
     return [out.splitlines()[-1] for out, _ in outputs]
 
