@@ -16,12 +16,18 @@ from matplotlib.ticker import MaxNLocator
 
 
 def adaptation_curves(path: Path, rows: Mapping[str, Any], *, ylabel: str, title: str) -> None:
-    """Draws mean and 95% interval against the number of adaptation steps, or a row's `steps`."""
+    """Draws mean and 95% interval against the number of adaptation steps, or a row's `steps`.
+
+    A line joins consecutive steps only: of those between nothing is known.
+    """
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for name, row in rows.items():
         mean, ci95 = np.asarray(row["mean"]), np.asarray(row["ci95"])
-        steps = row.get("steps", np.arange(len(mean)))
-        (line,) = axes.plot(steps, mean, marker="o", markersize=3, label=name)
+        steps = np.asarray(row.get("steps", np.arange(len(mean))))
+        if np.any(np.diff(steps) > 1):
+            axes.errorbar(steps, mean, ci95, fmt="s", markersize=4, capsize=3, label=name.replace("_", "-"))
+            continue
+        (line,) = axes.plot(steps, mean, marker="o", markersize=3, label=name.replace("_", "-"))
         axes.fill_between(steps, mean - ci95, mean + ci95, color=line.get_color(), alpha=0.2)
     axes.set(xlabel="adaptation steps", ylabel=ylabel, title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
