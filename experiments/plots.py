@@ -25,7 +25,9 @@ def adaptation_curves(path: Path, rows: Mapping[str, Any], *, ylabel: str, title
         mean, ci95 = np.asarray(row["mean"]), np.asarray(row["ci95"])
         steps = np.asarray(row.get("steps", np.arange(len(mean))))
         if np.any(np.diff(steps) > 1):
-            axes.errorbar(steps, mean, ci95, fmt="s", markersize=4, capsize=3, label=name.replace("_", "-"))
+            axes.errorbar(
+                steps, mean, ci95, fmt="s", markersize=4, capsize=3, label=name.replace("_", "-")
+            )
             continue
         (line,) = axes.plot(steps, mean, marker="o", markersize=3, label=name.replace("_", "-"))
         axes.fill_between(steps, mean - ci95, mean + ci95, color=line.get_color(), alpha=0.2)
