@@ -29,12 +29,7 @@ def check_arguments(loss, meta_gradient, proximal, batches, carry) -> None:
     )
     engine = "such as first_order() (mind the parentheses)"
     base.check_kind("inner_loop: meta_gradient", meta_gradient, MetaGradient, engine)
-    known = isinstance(proximal, int | float | np.number) and not isinstance(proximal, bool)
-    traced = isinstance(proximal, jax.Array) and proximal.ndim == 0
-    if not (0 <= proximal < np.inf if known else traced):
-        raise ValueError(
-            f"inner_loop: proximal must be a finite, non-negative number, got {proximal!r}."
-        )
+    base.check_number("inner_loop: proximal", proximal, "[0, inf)")
     if carry not in CARRIES:
         raise ValueError(f"inner_loop: carry must be one of {CARRIES}, got {carry!r}.")
     if meta_gradient.implicit and (is_zero(proximal) or batches is not full_batch()):
@@ -56,14 +51,11 @@ def adaptable(params: Params) -> tuple[Params, PyTree]:
     if not leaves:
         raise ValueError("there is nothing to adapt: params has no arrays.")
     for name, leaf in leaves.items():
-        dtype = getattr(leaf, "dtype", None)
-        if not isinstance(leaf, float) and (
-            dtype is None or not jnp.issubdtype(dtype, jnp.floating)
-        ):
+        if not jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.floating):
             raise ValueError(
-                f"{name} is {dtype or type(leaf).__name__}, but only "
-                "floating-point arrays can be adapted. Pass the trainable part of the model and "
-                "let the loss close over the rest (equinox.partition, nnx.split)."
+                f"{name} is {base.describe(leaf)}, but only floating-point arrays can be adapted. "
+                "Pass the trainable part of the model and let the loss close over the rest "
+                "(equinox.partition, nnx.split)."
             )
     base.as_arrays("params", params)
     # An array that a module holds twice would become two leaves.
@@ -207,13 +199,7 @@ def check_loss(result: tuple[Any, ...], model: PyTree = ()) -> tuple[Array, PyTr
             f"returned {value.dtype}{list(value.shape)}."
         )
     written = base.strongly_typed(result[2]) if len(result) == 3 else model
-    given, returned = (
-        {
-            name: f"{jnp.result_type(x)}{list(x.shape)}"
-            for name, x in base.named_leaves(state).items()
-        }
-        for state in (model, written)
-    )
+    given, returned = base.leaf_types(model), base.leaf_types(written)
     if given != returned:
         raise ValueError(
             f"the loss was given the state {given or 'none'} and returned {returned or 'none'}: "

@@ -240,15 +240,37 @@ def check_kind(what: str, value: Any, kind: type, source: str) -> None:
         raise ValueError(f"{what} must be of type {kind.__name__}, {source}; got {name}.")
 
 
+def describe(value: Any) -> str:
+    """One line for an error message: an array's type and shape, or the value itself."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype}{list(value.shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else type(value).__name__
+
+
+def check_number(what: str, value: Any, interval: str) -> None:
+    """Raises `ValueError` unless `value` is a number in an interval such as `"(0, 1]"`.
+
+    A scalar array passes, traced or not: its value is never read.
+    """
+    low, high = map(float, interval[1:-1].split(","))
+    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
+        valid = low <= value if interval[0] == "[" else low < value
+        valid = valid and (value <= high if interval[-1] == "]" else value < high)
+    else:
+        valid = isinstance(value, jax.Array | np.ndarray) and value.shape == ()
+        valid = valid and value.dtype != bool
+    if not valid:
+        raise ValueError(f"{what} must be a number in {interval}, got {describe(value)}.")
+
+
 def split_key(rng: Key, num: int = 2, what: str = "rng") -> Array:
     """`jax.random.split`, with a `ValueError` if `rng` is not a single key."""
     try:
         return jax.random.split(rng, num)
     except (TypeError, ValueError):
-        kind = f"{getattr(rng, 'dtype', type(rng).__name__)}{getattr(rng, 'shape', '')}"
-        raise ValueError(
-            f"{what} must be one key, such as jax.random.key(0), got {kind}."
-        ) from None
+        got = describe(rng)
+        raise ValueError(f"{what} must be one key, such as jax.random.key(0), got {got}.") from None
 
 
 def equal_chunk(count: int, limit: int) -> int:
@@ -319,6 +341,11 @@ def named_leaves(tree: PyTree, root: str = "") -> dict[str, Any]:
     """The leaves of a tree by name, which is `root` followed by the path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {root + jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def leaf_types(tree: PyTree) -> dict[str, str]:
+    """The types and shapes of the leaves, by path, such as `float32[3]`."""
+    return {name: describe(jnp.asarray(leaf)) for name, leaf in named_leaves(tree).items()}
 
 
 def leaf_shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -119,14 +121,7 @@ def meta_learner(
         return adapted
 
     def update(state, episodes, rng):
-        check_state(state)
-        expected = jax.eval_shape(outer_optimizer.init, state.meta_params)
-        if not base.same_structure(state.opt_state, expected):
-            raise ValueError(
-                "the state's opt_state belongs to another outer optimizer: "
-                f"{jax.tree.structure(state.opt_state)} instead of {jax.tree.structure(expected)}. "
-                "Start from this learner's init(params)."
-            )
+        check_opt_state(state, outer_optimizer.init)
         rngs = base.split_key(rng, check_episodes(episodes))
         shared, start = (state.meta_params, state.inner_state), state.inner_state if serial else ()
         (gradient, metrics, ended), carry = mean_gradient(shared, (episodes, rngs), start)
@@ -146,6 +141,18 @@ def meta_learner(
 def check_state(state: MetaState) -> None:
     """Raises `ValueError` unless `state` is a `MetaState`."""
     base.check_kind("the state", state, MetaState, "from learner.init(params)")
+
+
+def check_opt_state(state: MetaState, init: Callable[[MetaParams], PyTree]) -> None:
+    """Raises `ValueError` unless `init` creates an optimizer state of the same structure."""
+    check_state(state)
+    expected = jax.eval_shape(init, state.meta_params)
+    if not base.same_structure(state.opt_state, expected):
+        raise ValueError(
+            "the state's opt_state belongs to another outer optimizer: "
+            f"{jax.tree.structure(state.opt_state)} instead of {jax.tree.structure(expected)}. "
+            "Start from this learner's init(params)."
+        )
 
 
 def check_carried(adapt: Adapt, before: PyTree, after: PyTree) -> None:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from metajax import base
@@ -96,7 +95,7 @@ def learned_step_sizes(learning_rate: float) -> LearnedOptimizer:
       Li et al., `Meta-SGD: Learning to Learn Quickly for Few-Shot Learning
       <https://arxiv.org/abs/1707.09835>`_, 2017, equation 2.
     """
-    check_rate("learned_step_sizes", learning_rate)
+    base.check_number("learned_step_sizes: learning_rate", learning_rate, "(-inf, inf)")
 
     def init(params: Params) -> Params:
         return jax.tree.map(lambda x: jnp.full_like(x, learning_rate), params)
@@ -135,7 +134,7 @@ def learned_per_step_sizes(learning_rate: float, num_steps: int) -> LearnedOptim
       section 4, "learning per-layer per-step learning rates".
     """
     num_steps = base.check_integer("learned_per_step_sizes: num_steps", num_steps)
-    check_rate("learned_per_step_sizes", learning_rate)
+    base.check_number("learned_per_step_sizes: learning_rate", learning_rate, "(-inf, inf)")
 
     def init(params: Params) -> PyTree:
         return jax.tree.map(lambda x: jnp.full((num_steps,), learning_rate, x.dtype), params)
@@ -344,10 +343,3 @@ def check_outer_update(optimizer: Optimizer, meta_params: MetaParams) -> None:
             "instead of optax.lookahead. Optimizers that evaluate the loss, such as optax.lbfgs, "
             "cannot be used."
         ) from error
-
-
-def check_rate(name: str, learning_rate: Any) -> None:
-    """Raises `ValueError` unless `learning_rate` is a finite number or an array."""
-    known = isinstance(learning_rate, int | float | np.number)
-    if not (np.isfinite(learning_rate) if known else isinstance(learning_rate, jax.Array)):
-        raise ValueError(f"{name}: learning_rate must be a finite number, got {learning_rate!r}.")

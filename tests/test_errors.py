@@ -35,7 +35,7 @@ def inner(**kwargs):
         (lambda: inner(num_steps=-1), "non-negative integer, got -1"),
         (lambda: inner(num_steps=True), "non-negative integer, got True"),
         (lambda: inner(meta_gradient=metajax.second_order), "mind the parentheses"),
-        (lambda: inner(proximal=-1.0), "proximal must be a finite, non-negative number"),
+        (lambda: inner(proximal=-1.0), "proximal must be a number in .*, got -1.0"),
         (lambda: inner(carry="parallel"), "carry must be one of .* got 'parallel'"),
         (lambda: metajax.implicit(cg_steps=0), "cg_steps must be a positive integer, got 0"),
         (lambda: inner(meta_gradient=metajax.implicit()), "requires proximal > 0"),
@@ -53,7 +53,7 @@ def inner(**kwargs):
         ),
         (lambda: inner(proximal=float("nan")), "proximal must be .* got nan"),
         (lambda: inner(proximal="1"), "proximal must be .* got '1'"),
-        (lambda: inner(proximal=jnp.ones(2)), "proximal must be a finite"),
+        (lambda: inner(proximal=jnp.ones(2)), "proximal must be .* got float32"),
         (lambda: inner(proximal=True), "proximal must be .* got True"),
         (lambda: inner(unroll=0), "unroll must be a positive integer, got 0"),
         (

@@ -2,51 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from metajax.base import MetaState, check_function, check_integer, same_structure
-from metajax.learner import check_state
-from metajax.rl.base import Env, EnvStep, Trajectories, describe
-
-
-def check_kind(what: str, value: Any, kind: type, source: str) -> None:
-    """Raises `ValueError` unless `value` is a `kind`; `source` says where to get one."""
-    if not isinstance(value, kind):
-        raise ValueError(
-            f"{what} must be of type {kind.__name__}, {source}; got {describe(value)}."
-        )
-
-
-def check_number(what: str, value: Any, interval: str) -> None:
-    """Raises `ValueError` unless `value` is a number in an interval such as `"(0, 1]"`.
-
-    A scalar array passes, traced or not: its value is never read.
-    """
-    low, high = map(float, interval[1:-1].split(","))
-    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
-        above = low <= value if interval[0] == "[" else low < value
-        below = value <= high if interval[-1] == "]" else value < high
-        valid = above and below
-    else:
-        valid = isinstance(value, jax.Array | np.ndarray) and value.shape == ()
-        valid = valid and np.dtype(value.dtype) != bool
-    if not valid:
-        raise ValueError(f"{what} must be a number in {interval}, got {describe(value)}.")
-
-
-def check_opt_state(what: str, state: MetaState, init: Callable[[Any], Any]) -> None:
-    """Raises `ValueError` unless `init` creates a state of the same structure."""
-    check_state(state)
-    if not same_structure(state.opt_state, jax.eval_shape(init, state.meta_params)):
-        raise ValueError(
-            f"{what}: state.opt_state ({type(state.opt_state).__name__}) belongs to another "
-            "learner; start from this learner's own init(params)."
-        )
+from metajax.base import check_function, check_integer, check_kind, describe, same_structure
+from metajax.rl.base import Env, EnvStep, Trajectories
 
 
 def check_env(what: str, env: Any) -> None:

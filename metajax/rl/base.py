@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from metajax.base import Array, Episode, Key, Params, PyTree, check_function
+from metajax.base import Array, Episode, Key, Params, PyTree, check_function, describe
 
 Task = PyTree
 
@@ -149,14 +149,6 @@ def masked_mean(x: Array, mask: Array) -> Array:
     """The mean of the unmasked entries; 0 if all are masked."""
     total = mask.sum()
     return (x * mask).sum() / jnp.where(total > 0, total, 1.0)
-
-
-def describe(value: Any) -> str:
-    """One line for an error message: an array's type and shape, or the value itself."""
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"{value.dtype}{list(value.shape)}"
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 100 else type(value).__name__
 
 
 def check_tasks(tasks: PyTree, count: int) -> PyTree:

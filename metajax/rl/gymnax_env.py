@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.base import Array, Key, PyTree, check_function, check_integer
-from metajax.rl.base import Env, EnvStep, Task, describe
+from metajax.base import Array, Key, PyTree, check_function, check_integer, describe
+from metajax.rl.base import Env, EnvStep, Task
 
 
 class GymnaxState(NamedTuple):

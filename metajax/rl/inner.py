@@ -18,12 +18,14 @@ from metajax.base import (
     Params,
     check_function,
     check_integer,
+    check_kind,
+    check_number,
     split_key,
 )
 from metajax.batches import full_batch, per_step
 from metajax.gradients import MetaGradient
 from metajax.optimizers import LearnedOptimizer
-from metajax.rl.arguments import check_env, check_kind, check_number, check_policy
+from metajax.rl.arguments import check_env, check_policy
 from metajax.rl.base import Env, Policy, Task, Trajectories
 from metajax.rl.rollout import mean_return, rollout, standardized_advantages
 from metajax.rl.surrogates import Surrogate, likelihood_ratio

@@ -17,11 +17,12 @@ from metajax.base import (
     MetaState,
     Metrics,
     PyTree,
+    check_kind,
     split_key,
 )
 from metajax.learner import check_episodes, check_state
 from metajax.parallel import over_tasks
-from metajax.rl.arguments import check_kind, check_trajectories
+from metajax.rl.arguments import check_trajectories
 from metajax.rl.base import Distribution, Trajectories, masked_mean
 from metajax.rl.inner import Collected, InnerLoop, collect, replay
 from metajax.rl.rollout import mean_return

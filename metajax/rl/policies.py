@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 
-from metajax.base import Array, Key, Params, check_function, check_integer
-from metajax.rl.arguments import check_number, check_policy
-from metajax.rl.base import Policy, describe
+from metajax.base import Array, Key, Params, check_function, check_integer, check_number, describe
+from metajax.rl.arguments import check_policy
+from metajax.rl.base import Policy
 
 MIN_LOG_STD = math.log(1e-6)
 PRECISION = jax.lax.Precision.HIGHEST  # a GPU's default is too coarse for curvature

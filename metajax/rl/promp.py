@@ -16,9 +16,11 @@ from metajax.base import (
     MetaState,
     Metrics,
     check_integer,
+    check_kind,
+    check_number,
 )
+from metajax.learner import check_opt_state
 from metajax.optimizers import check_optimizer
-from metajax.rl.arguments import check_kind, check_number, check_opt_state
 from metajax.rl.inner import Collected, InnerLoop
 from metajax.rl.learner import checked_init, make_learner
 from metajax.rl.objective import (
@@ -118,7 +120,7 @@ def promp(
     gradient = mean_over_tasks(jax.value_and_grad(objective, has_aux=True), task_chunk, mesh)
 
     def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
-        check_opt_state("promp", state, outer_optimizer.init)
+        check_opt_state(state, outer_optimizer.init)
         batch, metrics = collect_batch(loop, state, episodes, rng, task_chunk, mesh)
 
         def epoch(carry, _):

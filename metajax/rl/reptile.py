@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from metajax.base import Episode, Key, MetaLearner, MetaParams, MetaState, Metrics
+from metajax.base import Episode, Key, MetaLearner, MetaParams, MetaState, Metrics, check_kind
+from metajax.learner import check_opt_state
 from metajax.optimizers import check_optimizer
-from metajax.rl.arguments import check_kind, check_opt_state
 from metajax.rl.inner import Collected, InnerLoop
 from metajax.rl.learner import checked_init, make_learner
 from metajax.rl.objective import collect_batch, mean_over_tasks
@@ -73,7 +73,7 @@ def reptile(
     mean_displacement = mean_over_tasks(displacement, task_chunk, mesh)
 
     def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
-        check_opt_state("reptile", state, outer_optimizer.init)
+        check_opt_state(state, outer_optimizer.init)
         batch, metrics = collect_batch(loop, state, episodes, rng, task_chunk, mesh)
         away = mean_displacement(state.meta_params, batch)
         norm = optax.tree.norm(away)

@@ -5,18 +5,25 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from metajax.base import Array, Key, Params, check_integer, split_key
+from metajax.base import (
+    Array,
+    Key,
+    Params,
+    check_integer,
+    check_kind,
+    check_number,
+    describe,
+    split_key,
+)
 from metajax.rl.arguments import (
     check_distribution,
     check_env,
-    check_kind,
-    check_number,
     check_policy,
     check_same,
     check_step,
     check_trajectories,
 )
-from metajax.rl.base import Env, Policy, Task, Trajectories, describe, masked_mean
+from metajax.rl.base import Env, Policy, Task, Trajectories, masked_mean
 
 PRECISION = jax.lax.Precision.HIGHEST
 

@@ -23,8 +23,10 @@ from metajax.base import (
     PyTree,
     check_function,
     check_integer,
+    check_kind,
+    check_number,
 )
-from metajax.rl.arguments import check_kind, check_number, check_opt_state
+from metajax.learner import check_opt_state
 from metajax.rl.inner import InnerLoop
 from metajax.rl.learner import make_learner
 from metajax.rl.objective import (
@@ -147,7 +149,7 @@ def maml_trpo(
         return jnp.ones((), jnp.result_type(*jax.tree.leaves(meta_params)))
 
     def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
-        check_opt_state("maml_trpo", state, opt_init)
+        check_opt_state(state, opt_init)
         old = state.meta_params
         batch, metrics = collect_batch(loop, state, episodes, rng, task_chunk, mesh)
         (loss, _), g = gradient(old, batch)

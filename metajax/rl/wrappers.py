@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from metajax.base import Array, Key, check_integer, split_key
-from metajax.rl.arguments import check_env, check_number
+from metajax.base import Array, Key, check_integer, check_number, split_key
+from metajax.rl.arguments import check_env
 from metajax.rl.base import Env, EnvStep, Task, Trajectories, check_tasks
 from metajax.rl.policies import Normal
 from metajax.rl.rollout import rollout

@@ -151,7 +151,7 @@ CASES = {
     "policy": (lambda: sampler(policy=3), r"policy must be a function \(params, observations\)"),
     "env": (
         lambda: sampler(env=3),
-        "env must be of type Env, for example from rl.from_gymnax .*; got 3",
+        "env must be of type Env, for example from rl.from_gymnax .*; got int",
     ),
     "oracle": (lambda: rl.oracle("Ant"), "oracle: env must be of type Env"),
     "policy_return": (lambda: rl.policy_return(ENV, MODEL, 3), "policy must be a function"),
