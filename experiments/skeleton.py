@@ -209,9 +209,11 @@ def _trained_on(command: Command, fitted: train.FitResult) -> dict[str, Any]:
 
 
 def as_lists(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """One metric's `{"mean", "ci95", "num_tasks"}` as JSON data."""
+    """The result of `metajax.evaluate` for one metric, as JSON data."""
     return {
         "mean": scores["mean"].tolist(),
         "ci95": scores["ci95"].tolist(),
+        "quantiles": {str(q): values.tolist() for q, values in scores["quantiles"].items()},
+        "increased": scores["increased"].tolist(),
         "num_tasks": int(scores["num_tasks"]),
     }

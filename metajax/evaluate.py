@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,8 @@ from metajax.machine import CPU_CHUNK_BYTES
 from metajax.parallel import map_tasks, over_tasks
 
 Metric = Callable[[Params, Episode, Key], PyTree]
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class AtSteps(NamedTuple):
@@ -70,9 +73,15 @@ def evaluate(
       mesh: devices that share the tasks, see `meta_learner`.
 
     Returns:
-      `{"mean": ..., "ci95": ..., "num_tasks": n}`. `mean` and `ci95`, the half-width, have for
-      every metric an array `[num_steps + 1]`, or `[len(steps)]` within `AtSteps`. The half-width is
-      infinite for a single task.
+      A dict with, for every metric, arrays `[num_steps + 1]`, or `[len(steps)]` within `AtSteps`:
+
+      - `mean` and `ci95`, the half-width, which is infinite for a single task;
+      - `quantiles`, a dict of the quantiles 0.05, 0.25, 0.5, 0.75 and 0.95 over tasks. Values that
+        are not numbers count as infinite;
+      - `increased`, the share of tasks whose value is above that before adaptation (the first of
+        `AtSteps`) or is not a number. Of an error, that is the share of tasks that diverge;
+
+      and `num_tasks`.
 
     Raises:
       ValueError: for arguments of the wrong kind; for a meta-batch whose arrays disagree on the
@@ -97,6 +106,21 @@ def evaluate(
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
       section 5.2 (600 tasks, 95% intervals over tasks).
     """
+    scores = score_tasks(adapt, metric, meta_state, episodes, rng, task_chunk=task_chunk, mesh=mesh)
+    return summarize(scores)
+
+
+def score_tasks(
+    adapt: Adapt,
+    metric: PyTree,
+    meta_state: MetaState | MetaParams,
+    episodes: Episode,
+    rng: Key,
+    *,
+    task_chunk: int | None = None,
+    mesh: Mesh | None = None,
+) -> PyTree:
+    """The scores of every task, `[tasks, num_steps + 1]`; the arguments are those of `evaluate`."""
     base.check_kind("evaluate: adapt", adapt, Adapt, "from inner_loop or learner.inner")
     for each in jax.tree.leaves(metric, is_leaf=_is_at_steps) or [None]:
         fn = each.metric if _is_at_steps(each) else each
@@ -132,15 +156,27 @@ def evaluate(
         (meta_state.meta_params, meta_state.inner_state),
         (episodes, base.split_key(rng, num_tasks)),
     )
+    return scores
+
+
+def summarize(scores: PyTree) -> dict[str, Any]:
+    """The result of `evaluate` for the scores of every task, `[tasks, num_steps + 1]`."""
+    num_tasks = len(jax.tree.leaves(scores)[0])
 
     def interval(x: Array) -> Array:
         if num_tasks == 1:
             return jnp.full(x.shape[1:], jnp.inf)
         return 1.96 * jnp.std(x, axis=0) / num_tasks**0.5
 
+    def quantile(q: float, x: Array) -> Array:
+        # Interpolation would turn infinite values into NaN.
+        return jnp.quantile(jnp.where(jnp.isnan(x), jnp.inf, x), q, axis=0, method="nearest")
+
     return {
         "mean": jax.tree.map(lambda x: jnp.mean(x, axis=0), scores),
         "ci95": jax.tree.map(interval, scores),
+        "quantiles": {q: jax.tree.map(partial(quantile, q), scores) for q in QUANTILES},
+        "increased": jax.tree.map(lambda x: jnp.mean(~(x <= x[:, :1]), axis=0), scores),
         "num_tasks": num_tasks,
     }
 

@@ -43,6 +43,26 @@ def test_mean_and_interval_at_every_step(task_chunk):
     assert found["num_tasks"] == TASKS
 
 
+@pytest.mark.parametrize("task_chunk", [None, 2])
+def test_tasks_that_diverge_show_in_the_quantiles(task_chunk):
+    """Errors `(1 - c)^2t` after t steps on `c (p - 1)^2 / 2` from 0; the largest ends in NaN."""
+    curvatures = jnp.asarray([0.5, 1.0, 3.0, 0.25, 1e30])
+    adapt = metajax.inner_loop(
+        lambda p, c, rng: (0.5 * jnp.sum(c * (p - 1) ** 2), {}), optax.sgd(1.0), num_steps=3
+    )
+    episodes = metajax.Episode(curvatures[:, None], curvatures[:, None])
+    state = metajax.MetaParams(jnp.zeros(()))
+    found = metajax.evaluate(
+        adapt, lambda p, *_: (p - 1) ** 2, state, episodes, KEY, task_chunk=task_chunk
+    )
+    assert np.isnan(found["mean"][-1])
+    errors = np.array([0.0, 0.5**6, 0.75**6, 4.0**3, np.inf])  # after three steps, sorted
+    for place, q in enumerate((0.05, 0.25, 0.5, 0.75, 0.95)):
+        np.testing.assert_allclose(found["quantiles"][q][0], 1)
+        np.testing.assert_allclose(found["quantiles"][q][-1], errors[place], rtol=1e-5)
+    np.testing.assert_allclose(found["increased"], [0, 0.4, 0.4, 0.4], rtol=1e-6)
+
+
 def test_metrics_may_be_any_tree():
     adapt, state = setting(1)
 
@@ -68,7 +88,7 @@ def test_some_metrics_at_some_steps():
     jax.effects_barrier()
     assert len(calls) in (2, 2 * TASKS)  # once or for every task, but at two of the four steps
     assert found["mean"]["all"].shape == (STEPS + 1,)
-    for scores in (found["mean"], found["ci95"]):
+    for scores in (found["mean"], found["ci95"], found["quantiles"][0.25]):
         np.testing.assert_allclose(scores["some"]["mse"], scores["all"][np.array([3, 0])])
 
 

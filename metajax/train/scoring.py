@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from metajax.base import Adapt, Key, MetaParams, MetaState, PyTree, check_integer
-from metajax.evaluate import evaluate
+from metajax.evaluate import score_tasks, summarize
 from metajax.parallel import TASKS
 from metajax.tasks import TaskDistribution, as_tasks, meta_batch
 from metajax.train.processes import on_mesh
@@ -42,9 +43,9 @@ def scorer(
       progress: the title of a progress bar over the calls; `None` for no bar.
 
     Returns:
-      `score(state, tasks, num_tasks, key) -> {"mean": ..., "ci95": ..., "num_tasks": n}` in NumPy
-      arrays, over the tasks of all calls. Each number of tasks in a call is compiled once, for all
-      states and tasks of the same shapes.
+      `score(state, tasks, num_tasks, key)`, the result of `metajax.evaluate` over the tasks of all
+      calls, in NumPy arrays. Each number of tasks in a call is compiled once, for all states and
+      tasks of the same shapes.
 
     Raises:
       ValueError: as `metajax.evaluate`, or if a number of tasks is not a positive integer.
@@ -69,15 +70,17 @@ def scorer(
             shares = mesh.shape[TASKS]
             tasks_per_call = -(-tasks_per_call // shares) * shares
 
-    @jax.jit
+    everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+    @partial(jax.jit, out_shardings=everywhere)
     def scored(state, episodes, rng):
-        return evaluate(adapt, metric, state, episodes, rng, task_chunk=task_chunk, mesh=mesh)
+        return score_tasks(adapt, metric, state, episodes, rng, task_chunk=task_chunk, mesh=mesh)
 
     def sampled_and_scored(state, tasks, key, count):
         task_rng, rng = jax.random.split(key)
         return scored(state, meta_batch(tasks, count, task_rng), rng)
 
-    in_one_program = jax.jit(sampled_and_scored, static_argnums=3)
+    in_one_program = jax.jit(sampled_and_scored, static_argnums=3, out_shardings=everywhere)
 
     def score(
         state: MetaState | MetaParams, tasks: TaskDistribution, num_tasks: int, key: Key
@@ -85,39 +88,15 @@ def scorer(
         num_tasks, tasks = check_integer("scorer: num_tasks", num_tasks), as_tasks(tasks)
         state, tasks = on_mesh(mesh, (state, tasks))
         if tasks_per_call is None:
-            found = sampled_and_scored(state, tasks, key, num_tasks)
-            return {**jax.device_get(found), "num_tasks": num_tasks}
+            found = jax.device_get(sampled_and_scored(state, tasks, key, num_tasks))
+            return jax.device_get(summarize(found))
         starts = range(0, num_tasks, tasks_per_call)
         scores = []
         for call, start in enumerate(tqdm(starts, progress, disable=None if progress else True)):
             count = min(tasks_per_call, num_tasks - start)
             call_key = jax.random.fold_in(key, call)
             scores.append(jax.device_get(in_one_program(state, tasks, call_key, count)))
-        return pooled(scores)
+        together = jax.tree.map(lambda *parts: np.concatenate(parts), *scores)
+        return jax.device_get(summarize(together))
 
     return score
-
-
-def pooled(scores: list[Scores]) -> Scores:
-    """Pools several evaluations into the mean and the interval over all of their tasks."""
-    counts = np.asarray([each["num_tasks"] for each in scores], np.float64)[:, None]
-    total = counts.sum()
-
-    def pool(*rows: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        means, half_widths = (np.asarray(each, np.float64) for each in zip(*rows, strict=True))
-        variances = (half_widths / 1.96) ** 2 * counts
-        mean = (counts * means).sum(axis=0) / total
-        variance = (counts * (variances + (means - mean) ** 2)).sum(axis=0) / total
-        return mean, 1.96 * np.sqrt(variance / total)
-
-    treedef: Any = jax.tree.structure(scores[0]["mean"])
-    rows = [
-        list(zip(jax.tree.leaves(each["mean"]), jax.tree.leaves(each["ci95"]), strict=True))
-        for each in scores
-    ]
-    together = [pool(*leaves) for leaves in zip(*rows, strict=True)]
-    return {
-        "mean": treedef.unflatten([mean for mean, _ in together]),
-        "ci95": treedef.unflatten([half_width for _, half_width in together]),
-        "num_tasks": int(total),
-    }

@@ -8,7 +8,6 @@ import pytest
 
 import metajax
 from metajax import train
-from metajax.train.scoring import pooled
 
 KEY = jax.random.key(0)
 
@@ -60,20 +59,9 @@ def test_several_calls_draw_other_tasks_and_are_pooled(mesh):
     errors = np.concatenate(calls)
     np.testing.assert_allclose(scores["mean"]["mse"], errors.mean(0), rtol=1e-5)
     np.testing.assert_allclose(scores["ci95"]["mse"], 1.96 * errors.std(0) / 10**0.5, rtol=1e-4)
+    medians = np.quantile(errors, 0.5, axis=0, method="nearest")
+    np.testing.assert_allclose(scores["quantiles"][0.5]["mse"], medians, rtol=1e-5)
     assert scores["num_tasks"] == 10
-
-
-def test_pooling_equals_all_at_once():
-    hits = np.random.default_rng(0).uniform(size=(17, 3))
-
-    def score(part):
-        half_width = 1.96 * part.std(0) / len(part) ** 0.5
-        return {"mean": {"a": part.mean(0)}, "ci95": {"a": half_width}, "num_tasks": len(part)}
-
-    found, whole = pooled([score(hits[:10]), score(hits[10:])]), score(hits)
-    assert found["num_tasks"] == 17
-    np.testing.assert_allclose(found["mean"]["a"], whole["mean"]["a"])
-    np.testing.assert_allclose(found["ci95"]["a"], whole["ci95"]["a"])
 
 
 @pytest.mark.parametrize(
