@@ -31,7 +31,9 @@ from metajax.tasks import Sinusoid, meta_batch
 
 SHOTS = (5, 10, 20)
 GRID_POINTS = 200
-BASELINES = ("pretrained", "random")
+FINE_TUNED = ("pretrained", "random")
+# The oracle receives amplitude and phase as inputs and does not adapt.
+BASELINES = (*FINE_TUNED, "oracle")
 # Figures 2 and 3 of Finn 2017: the baselines are fine-tuned with a step size of their own, the best
 # of these on the meta-validation tasks.
 BASELINE_LEARNING_RATES = (0.001, 0.003, 0.01, 0.02, 0.05)
@@ -160,10 +162,19 @@ def build(command: Command) -> Method:
             "pretrained": pretrain(settings, loss, params, tasks, command.mesh),
             "random": params,
         }
+        informed = dataclasses.replace(tasks, informed=True)
+        params_informed = network.init(jax.random.fold_in(key, 1), jnp.zeros((1, 3)))
+        knowing = pretrain(settings, loss, params_informed, informed, command.mesh)
+        still = metajax.inner_loop(loss, optax.identity(), num_steps=0)
+        models["oracle"] = Model(
+            still,
+            train.scorer(still, metric),
+            start._replace(meta_params=metajax.MetaParams(knowing)),
+        )
         for name, each in starts.items():
             models[name] = tuned(untuned, each, validation_tasks, jax.random.fold_in(key, 4))
         rows = test(settings, models, jax.random.fold_in(key, 2))
-        rates = {name: float(models[name].state.meta_params.inner) for name in BASELINES}
+        rates = {name: float(models[name].state.meta_params.inner) for name in FINE_TUNED}
         extra = {"baseline_learning_rates": rates}
         return Evaluation({"mse": rows}, make_table(settings, rows), extra, models)
 
@@ -217,7 +228,13 @@ def test(settings: SineWaves, models: dict[str, Model], key: jax.Array) -> dict[
     rows = {}
     for label, model in models.items():
         for shots in SHOTS:
-            tasks = make_tasks(settings, shots=shots, queries=GRID_POINTS, query_grid=True)
+            tasks = make_tasks(
+                settings,
+                shots=shots,
+                queries=GRID_POINTS,
+                query_grid=True,
+                informed=label == "oracle",
+            )
             scores = model.score(
                 model.state, tasks, settings.eval_tasks, jax.random.fold_in(key, shots)
             )

@@ -1,6 +1,7 @@
 """Strict modes for every test: eight fake devices, no silent rank promotion."""
 
 import os
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,14 +28,21 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 MINI_IMAGENET_FILES = ("train.csv", "mini-imagenet-cache-train.pkl")
 
 
+def pytest_configure(config):
+    """Gives all workers one cache of converted images, so that the user's is not touched."""
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.TemporaryDirectory(prefix="metajax-tests-")
+        config.add_cleanup(folder.cleanup)
+        os.environ["XDG_CACHE_HOME"] = folder.name
+
+
 @pytest.fixture(scope="session", autouse=True)
-def private_caches(tmp_path_factory):
-    """Tests do not touch the user's caches; compiled programs are shared within the session."""
+def private_programs(tmp_path_factory):
+    """Compiled programs are shared within a worker and the processes that its tests start."""
     programs = str(tmp_path_factory.mktemp("programs"))
     jax.config.update("jax_compilation_cache_dir", programs)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("JAX_COMPILATION_CACHE_DIR", programs)
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
         yield

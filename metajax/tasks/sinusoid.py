@@ -27,6 +27,7 @@ Range = tuple[float, float]
         "x_range",
         "support_range",
         "query_grid",
+        "informed",
     ),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ class Sinusoid:
         of `x_range` shows what the learner predicts in the other half (figure 2 of the MAML paper).
       query_grid: whether the query inputs are equally spaced over `x_range` instead of random. The
         error is then measured evenly, for evaluation.
+      informed: whether the inputs are `(x, a, b)` instead of `x`, for an oracle.
 
     Raises:
       ValueError: if `shots` is not a positive integer or `queries` not a non-negative one, or if a
@@ -69,6 +71,7 @@ class Sinusoid:
     x_range: Range = (-5.0, 5.0)
     support_range: Range | None = None
     query_grid: bool = False
+    informed: bool = False
 
     def __post_init__(self) -> None:
         check_integer("shots", self.shots)
@@ -133,7 +136,7 @@ class Sinusoid:
 
         Returns:
           An episode of pairs `(x, y)`, with arrays `[shots, 1]` in the support and `[queries, 1]`
-          in the query.
+          in the query; if `informed`, `x` is `[shots, 3]` and `[queries, 3]`.
         """
         amplitude_rng, phase_rng, support_rng, query_rng = split_key(rng, 4)
         amplitude = _uniform(amplitude_rng, (), self.amplitude)
@@ -145,7 +148,11 @@ class Sinusoid:
             query = _uniform(query_rng, (self.queries, 1), self.x_range)
 
         def label(x: Array) -> tuple[Array, Array]:
-            return x, amplitude * jnp.sin(x - phase)
+            y = amplitude * jnp.sin(x - phase)
+            if not self.informed:
+                return x, y
+            known = jnp.broadcast_to(jnp.stack([amplitude, phase]), (len(x), 2))
+            return jnp.concatenate([x, known], axis=1), y
 
         return Episode(label(support), label(query))
 

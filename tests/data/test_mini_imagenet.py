@@ -6,7 +6,6 @@ import hashlib
 import io
 import logging
 import os
-import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -217,15 +216,12 @@ def test_the_class_lists_are_the_published_ones():
 
 
 @pytest.fixture(scope="session")
-def real_home(mini_imagenet_data_dir, tmp_path_factory):
-    home = tmp_path_factory.mktemp("mini_imagenet")
-    mini_imagenet.load(mini_imagenet_data_dir, cache_dir=home / "metajax" / "mini_imagenet")
-    yield home
-    shutil.rmtree(home)  # more than a gigabyte
+def converted(mini_imagenet_data_dir):
+    """Converts the images, unless another test has done so."""
+    mini_imagenet.load(mini_imagenet_data_dir)
 
 
-def test_real_images_are_those_of_the_files(mini_imagenet_data_dir, real_home, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(real_home))
+def test_real_images_are_those_of_the_files(mini_imagenet_data_dir, converted, monkeypatch):
     monkeypatch.setenv("MINI_IMAGENET_DIR", "nowhere")  # the cache is all there is
     data = mini_imagenet.load()
     shapes = [part.images.shape for part in data]
@@ -243,8 +239,7 @@ def test_real_images_are_those_of_the_files(mini_imagenet_data_dir, real_home, m
             np.testing.assert_array_equal(found, np.asarray(image))
 
 
-def test_the_audit_finds_the_copies_across_train_and_validation(real_home, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(real_home))
+def test_the_audit_finds_the_copies_across_train_and_validation(converted, monkeypatch):
     monkeypatch.setenv("MINI_IMAGENET_DIR", "nowhere")  # the cache is all there is
     data = mini_imagenet.load()
     found = audit(data)
@@ -257,8 +252,7 @@ def test_the_audit_finds_the_copies_across_train_and_validation(real_home, monke
     assert classes == {("n03888605", "n03535780"), ("n04389033", "n02950826")}
 
 
-def test_the_example_of_the_docstring(real_home, monkeypatch, caplog):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(real_home))
+def test_the_example_of_the_docstring(converted, caplog):
     (example,) = (
         test
         for test in doctest.DocTestFinder(recurse=False).find(

@@ -39,17 +39,14 @@ def data_dir(omniglot_data_dir):
 
 
 @pytest.fixture(scope="session")
-def cache_home(data_dir, tmp_path_factory):
-    """An `$XDG_CACHE_HOME` in which Omniglot has been converted."""
-    home = tmp_path_factory.mktemp("cache")
-    omniglot.load(data_dir, cache_dir=home / "metajax" / "omniglot")
-    return home
+def in_the_cache(data_dir):
+    """Converts Omniglot, unless another test has done so."""
+    omniglot.load(data_dir)
 
 
 @pytest.fixture
-def converted(cache_home, monkeypatch):
+def converted(in_the_cache, monkeypatch):
     """Makes `omniglot.load()` find the converted images, and neither prepared data nor TFDS."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
 
 

@@ -31,6 +31,10 @@ SMALL = [
 FEW = "--validation_tasks=2"
 
 
+def slow(*arguments):
+    return pytest.param(*arguments, marks=pytest.mark.slow)
+
+
 def test_every_cell_of_the_tables_is_a_preset():
     assert set(protocols.PAPER_RESULTS) <= set(ALL)
     cells = [f"omniglot_{w}w{s}s" for w in (5, 20) for s in (1, 5)]
@@ -106,15 +110,10 @@ def test_what_nichol_trains_on(random_images):
     [
         (miniimagenet, "finn2017/miniimagenet_5w1s_first_order", ["--queries=2"]),
         (miniimagenet, "finn2017/miniimagenet_5w1s_fine_tuning", []),
-        (miniimagenet, "finn2017/miniimagenet_5w1s_nearest_neighbour", []),
+        slow(miniimagenet, "finn2017/miniimagenet_5w1s_nearest_neighbour", []),
         (omniglot, "nichol2018/omniglot_5w1s_fomaml_separate_tail", ["--carry=serial"]),
-        pytest.param(
-            omniglot,
-            "beyond/maml_plus_plus_omniglot_5w1s",
-            ["--first_order_updates=1"],
-            marks=pytest.mark.slow,
-        ),
-        (omniglot, "nichol2018/omniglot_5w1s_fomaml", ["--batches=replacement"]),
+        slow(omniglot, "beyond/maml_plus_plus_omniglot_5w1s", ["--first_order_updates=1"]),
+        slow(omniglot, "nichol2018/omniglot_5w1s_fomaml", ["--batches=replacement"]),
     ],
 )
 def test_presets_run(experiment, preset, changes, random_images, tmp_path, monkeypatch, capsys):

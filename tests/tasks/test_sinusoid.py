@@ -86,6 +86,17 @@ def test_finn_preset():
     assert Sinusoid.finn2017(5, queries=100, query_grid=True).queries == 100
 
 
+def test_an_oracle_is_told_amplitude_and_phase():
+    rng = jax.random.key(5)
+    plain, informed = (Sinusoid(informed=told).sample(rng) for told in (False, True))
+    for (x, y), (known, same) in zip(plain, informed, strict=True):
+        np.testing.assert_array_equal(known[:, :1], x)
+        np.testing.assert_array_equal(same, y)
+        amplitude, phase = known[0, 1:]
+        np.testing.assert_array_equal(known[:, 1:], np.broadcast_to(known[0, 1:], (10, 2)))
+        np.testing.assert_allclose(y, amplitude * np.sin(x - phase), rtol=1e-5)
+
+
 def test_nichol_preset():
     tasks = Sinusoid.nichol2018()
     assert (tasks.shots, tasks.queries, tasks.query_grid) == (10, 50, True)
