@@ -67,7 +67,16 @@ BY_PLACE = {"reptile_cycle"}
 LEARNED = {"meta_sgd", "anil_learned", "maml_plus_plus"}
 CARRIED = {"reptile_mean", "reptile_serial"}
 
-over = functools.partial(pytest.mark.parametrize, "name")
+# Other engines, inner optimizers and batches of algorithms that are tested in every run.
+VARIANTS = {"maml_adam", "maml_remat", "reptile_cycle", "anil_learned"}
+
+
+def over(names, slow=VARIANTS):
+    """A test for each algorithm; those of `slow` are marked so."""
+    marked = [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in names]
+    return pytest.mark.parametrize("name", marked)
+
+
 every = over(ALGORITHMS)
 
 
