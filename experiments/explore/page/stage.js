@@ -1,0 +1,192 @@
+// What the figures have in common: layers of one plot, points that the reader moves, and controls.
+
+const MARGIN = { top: 12, right: 12, bottom: 36, left: 40 };
+const onPage = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+// A plot of `x` and `y` domains. `draw` is called whenever it has to be drawn anew.
+class Stage {
+  constructor(root, { x, y, ratio, labels, draw }) {
+    this.element = root.querySelector(".stage");
+    this.domains = { x, y };
+    this.ratio = ratio ?? (y[1] - y[0]) / (x[1] - x[0]);
+    this.labels = labels;
+    this.layers = {};
+    this.handles = [];
+    this.draw = () => {
+      cancelAnimationFrame(this.request);
+      this.request = requestAnimationFrame(() => {
+        this.width = this.element.clientWidth;
+        draw();
+        this.handles.forEach((handle) => handle.place());
+      });
+    };
+    new ResizeObserver(this.draw).observe(this.element);
+    Stage.all.push(this);
+  }
+
+  get height() {
+    return (this.width - MARGIN.left - MARGIN.right) * this.ratio + MARGIN.top + MARGIN.bottom;
+  }
+
+  // Draws the marks of a layer, unless nothing changed that its key names.
+  layer(name, key, marks, options = {}) {
+    const full = JSON.stringify([key, this.width, document.documentElement.dataset.theme, DARK.matches]);
+    const known = this.layers[name];
+    if (known?.key === full) return;
+    const svg = Plot.plot({
+      width: this.width,
+      height: this.height,
+      marginTop: MARGIN.top,
+      marginRight: MARGIN.right,
+      marginBottom: MARGIN.bottom,
+      marginLeft: MARGIN.left,
+      x: { domain: this.domains.x, label: this.labels[0], labelAnchor: "center", labelArrow: "none" },
+      y: { domain: this.domains.y, label: this.labels[1], labelAnchor: "center", labelArrow: "none" },
+      ...options,
+      marks: marks(),
+    });
+    svg.setAttribute("aria-hidden", "true"); // The text below the figure says the same.
+    svg.classList.add("layer");
+    this.scales = { x: svg.scale("x"), y: svg.scale("y") };
+    if (known) known.svg.replaceWith(svg);
+    else this.element.insertBefore(svg, this.element.querySelector("button"));
+    this.layers[name] = { key: full, svg };
+  }
+
+  toPixels([x, y]) {
+    return [this.scales.x.apply(x), this.scales.y.apply(y)];
+  }
+
+  fromEvent(event) {
+    const box = this.element.getBoundingClientRect();
+    return [
+      this.scales.x.invert(event.clientX - box.left),
+      this.scales.y.invert(event.clientY - box.top),
+    ];
+  }
+
+  within([x, y]) {
+    const clamp = (v, [low, high]) => Math.max(low, Math.min(high, v));
+    return [clamp(x, this.domains.x), clamp(y, this.domains.y)];
+  }
+
+  // A point that mouse, touch and arrow keys move. `get` and `set` are its position.
+  handle(label, { get, set, remove }) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "handle";
+    button.setAttribute("aria-label", `${label}: drag, or use the arrow keys`);
+    this.element.append(button);
+    const move = (position) => {
+      set(this.within(position));
+      this.draw();
+    };
+    button.addEventListener("pointerdown", (event) => {
+      button.setPointerCapture(event.pointerId);
+      button.focus({ preventScroll: true });
+      event.preventDefault();
+    });
+    button.addEventListener("pointermove", (event) => {
+      if (button.hasPointerCapture(event.pointerId)) move(this.fromEvent(event));
+    });
+    button.addEventListener("keydown", (event) => {
+      const direction = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
+      if (event.key in direction) {
+        const size = (d) => ((d[1] - d[0]) / 100) * (event.shiftKey ? 5 : 1);
+        const [dx, dy] = direction[event.key];
+        const [x, y] = get();
+        move([x + dx * size(this.domains.x), y + dy * size(this.domains.y)]);
+      } else if (remove && ["Delete", "Backspace"].includes(event.key)) remove();
+      else return;
+      event.preventDefault();
+    });
+    const handle = {
+      button,
+      move,
+      place: () => {
+        const [left, top] = this.toPixels(get());
+        button.style.transform = `translate(${left}px, ${top}px) translate(-50%, -50%)`;
+        button.title = `${label} (${get().map((v) => v.toFixed(2)).join(", ")})`;
+      },
+    };
+    this.handles.push(handle);
+    return handle;
+  }
+
+  // A click or tap beside the points.
+  onTap(action) {
+    this.element.addEventListener("click", (event) => {
+      if (event.target.tagName !== "BUTTON") action(this.within(this.fromEvent(event)));
+    });
+  }
+}
+Stage.all = [];
+
+const DARK = matchMedia("(prefers-color-scheme: dark)");
+const redraw = () => Stage.all.forEach((stage) => stage.draw());
+DARK.addEventListener("change", redraw);
+
+// The values of a figure's controls, by name; each number is shown beside its control.
+function settings(root) {
+  const values = {};
+  for (const input of root.querySelectorAll("form [name]")) {
+    const { name, type } = input;
+    values[name] = type === "checkbox" ? input.checked : type === "range" ? Number(input.value) : input.value;
+    const shown = input.closest("label").querySelector("output");
+    if (shown) shown.textContent = input.value;
+  }
+  return values;
+}
+
+function figure(id, build) {
+  const root = document.getElementById(id);
+  const result = build(root);
+  root.querySelector("form").addEventListener("input", result.stage.draw);
+  root.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
+  return result;
+}
+
+function button(root, name, action) {
+  root.querySelector(`button[name=${name}]`).addEventListener("click", action);
+}
+
+const say = (root, html) => (root.querySelector(".said").innerHTML = html);
+const vector = (v) => `(${v.map((entry) => entry.toFixed(3).replace("-", "\u2212")).join(", ")})`;
+
+// Marks.
+
+const surface = (f, pixelSize = 6) =>
+  Plot.contour({ fill: (x, y) => f([x, y]), pixelSize, thresholds: 14, strokeOpacity: 0 });
+
+const shades = () => ({
+  color: { type: "linear", range: [onPage("--low"), onPage("--high")], interpolate: "rgb" },
+});
+
+const contours = (f, stroke, { levels = [0.1, 0.35, 0.8, 1.5, 2.5], dash } = {}) =>
+  Plot.contour({
+    fill: "none",
+    stroke,
+    strokeWidth: 1,
+    strokeOpacity: 0.75,
+    strokeDasharray: dash,
+    value: (x, y) => f([x, y]),
+    thresholds: levels,
+    pixelSize: 5,
+  });
+
+const arrow = (from, to, stroke, { dash, width = 2.5 } = {}) =>
+  Plot.arrow([0], {
+    x1: [from[0]], y1: [from[1]], x2: [to[0]], y2: [to[1]],
+    stroke, strokeWidth: width, strokeDasharray: dash, headLength: 10, inset: 0,
+  });
+
+const path = (points, stroke, { dash, dots = true, width = 1.5 } = {}) => [
+  Plot.line(points, { stroke, strokeWidth: width, strokeDasharray: dash }),
+  dots ? Plot.dot(points, { fill: stroke, r: 2.5 }) : null,
+];
+
+const label = (at, text, fill, options = {}) =>
+  Plot.text([at], {
+    text: [text], fill, stroke: onPage("--page"), strokeWidth: 4,
+    fontSize: 12, fontWeight: 600, ...options,
+  });
