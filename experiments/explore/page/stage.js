@@ -129,7 +129,7 @@ DARK.addEventListener("change", redraw);
 // The values of a figure's controls, by name; each number is shown beside its control.
 function settings(root) {
   const values = {};
-  for (const input of root.querySelectorAll("form [name]")) {
+  for (const input of root.querySelectorAll("form :is(input, select)")) {
     const { name, type } = input;
     values[name] = type === "checkbox" ? input.checked : type === "range" ? Number(input.value) : input.value;
     const shown = input.closest("label").querySelector("output");
@@ -155,8 +155,13 @@ const vector = (v) => `(${v.map((entry) => entry.toFixed(3).replace("-", "\u2212
 
 // Marks.
 
-const surface = (f, pixelSize = 6) =>
-  Plot.contour({ fill: (x, y) => f([x, y]), pixelSize, thresholds: 14, strokeOpacity: 0 });
+// All of the plane, and a little more, so that no edge is seen.
+const EXTENT = { x1: -3.1, x2: 3.1, y1: -2.35, y2: 2.35, clip: true };
+
+const surface = (f) =>
+  Plot.contour({
+    ...EXTENT, fill: (x, y) => f([x, y]), pixelSize: 6, thresholds: 14, stroke: "none",
+  });
 
 const shades = () => ({
   color: { type: "linear", range: [onPage("--low"), onPage("--high")], interpolate: "rgb" },
@@ -164,6 +169,7 @@ const shades = () => ({
 
 const contours = (f, stroke, { levels = [0.1, 0.35, 0.8, 1.5, 2.5], dash } = {}) =>
   Plot.contour({
+    ...EXTENT,
     fill: "none",
     stroke,
     strokeWidth: 1,
