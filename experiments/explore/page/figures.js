@@ -27,7 +27,7 @@ function movable(stage, state) {
 
 // (a) Reptile: the inner steps, and the point between theta and what they reach.
 function reptileFigure(root) {
-  const state = { theta: [-0.4, -1.6] };
+  const state = { theta: [0.3, -1.9] };
   const stage = new Stage(root, { ...PLANE, draw });
   movable(stage, state);
 
@@ -52,7 +52,7 @@ function reptileFigure(root) {
         dash: "3,4",
         dots: false,
       }),
-      arrow(state.theta, joint, colorOf("joint"), { width: 6 }),
+      arrow(state.theta, joint, colorOf("joint"), { width: 5 }),
       arrow(state.theta, reptile, colorOf("reptile")),
     ]);
     const apart = length(subtract(reptile, joint));
@@ -70,7 +70,7 @@ function reptileFigure(root) {
     stage.draw();
   });
   button(root, "reset", () => {
-    state.theta = [-0.4, -1.6];
+    state.theta = [0.3, -1.9];
     stage.draw();
   });
   return { stage, state };
@@ -97,7 +97,7 @@ function surfacesFigure(root) {
     state.gradients = Object.fromEntries(
       names.map((name) => [name, metaGradient(name, tasks, state.theta, options)]),
     );
-    const tip = (v) => add(state.theta, scale(-1 / Math.max(length(v), 1e-12), v));
+    const tip = (v) => add(state.theta, scale(-1.3 / Math.max(length(v), 1e-12), v));
     const tips = names.map((name) => tip(state.gradients[name]));
     stage.layer("arrows", Math.random(), () => [
       paths
@@ -113,10 +113,16 @@ function surfacesFigure(root) {
       names.map((name, i) =>
         arrow(state.theta, tips[i], colorOf(name), { dash: name === "fomaml" ? "6,3" : undefined }),
       ),
-      names.map((name, i) => {
-        const end = add(tips[i], scale(0.14, subtract(tips[i], state.theta)));
-        return label(end, NAMES[name], colorOf(name));
-      }),
+      stage.width < 500 // A phone has no room for names.
+        ? null
+        : labelsAround(
+            state.theta,
+            names.map((name, i) => ({
+              vector: subtract(tips[i], state.theta),
+              text: NAMES[name],
+              fill: colorOf(name),
+            })),
+          ),
     ]);
     const exact = metaGradient("maml", tasks, state.theta, options);
     const rows = names.map((name) => {
@@ -213,7 +219,7 @@ function sineWavesFigure(root, weights) {
 
 // (d) First order against second: the leading terms of three meta-gradients.
 function curvatureFigure(root) {
-  const state = { theta: [-0.9, 0.5] };
+  const state = { theta: [-1.4, 0.5] };
   const stage = new Stage(root, { ...PLANE, draw });
   movable(stage, state);
 
@@ -246,14 +252,20 @@ function curvatureFigure(root) {
     const exact = { maml: found.maml, fomaml: found.fomaml, reptile: scale(0.5, found.reptile) };
     const terms = { maml: 2, fomaml: 1, reptile: 0.5 };
     stage.layer("arrows", Math.random(), () => [
-      arrow(state.theta, at(found.avgGrad), colorOf("joint"), { width: 4 }),
+      arrow(state.theta, at(found.avgGrad), colorOf("joint"), { width: 3.5 }),
       arrow(at(found.avgGrad), at(shift(2)), "var(--ink)", { dash: "3,3", width: 1.5 }),
       Object.entries(exact).map(([name, v]) => arrow(state.theta, at(v), colorOf(name))),
       Object.entries(terms).map(([name, times]) =>
         Plot.dot([at(shift(times))], { stroke: colorOf(name), fill: "var(--page)", r: 4, strokeWidth: 2 }),
       ),
-      label(at(found.avgGrad), "AvgGrad", colorOf("joint"), { dy: 16 }),
-      label(at(shift(2)), "+ 2α AvgGradInner", "var(--ink)", { dy: -14, fontWeight: 400 }),
+      labelsAround(state.theta, [
+        { vector: subtract(at(found.avgGrad), state.theta), text: "AvgGrad", fill: colorOf("joint") },
+        {
+          vector: subtract(at(shift(2)), state.theta),
+          text: "AvgGradInner",
+          fill: "var(--ink)",
+        },
+      ]),
     ]);
     const row = (name, text, first, times) => {
       const approximate = subtract(scale(first, found.avgGrad), scale(times * rate, found.avgGradInner));

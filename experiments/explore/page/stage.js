@@ -1,6 +1,6 @@
 // What the figures have in common: layers of one plot, points that the reader moves, and controls.
 
-const MARGIN = { top: 12, right: 12, bottom: 36, left: 40 };
+const MARGIN = { top: 12, right: 12, bottom: 36, left: 48 };
 const onPage = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 // A plot of `x` and `y` domains. `draw` is called whenever it has to be drawn anew.
@@ -40,8 +40,8 @@ class Stage {
       marginRight: MARGIN.right,
       marginBottom: MARGIN.bottom,
       marginLeft: MARGIN.left,
-      x: { domain: this.domains.x, label: this.labels[0], labelAnchor: "center", labelArrow: "none" },
-      y: { domain: this.domains.y, label: this.labels[1], labelAnchor: "center", labelArrow: "none" },
+      x: { domain: this.domains.x, ticks: 7, label: this.labels[0], labelAnchor: "center", labelArrow: "none" },
+      y: { domain: this.domains.y, ticks: 5, label: this.labels[1], labelAnchor: "center", labelArrow: "none" },
       ...options,
       marks: marks(),
     });
@@ -183,7 +183,7 @@ const contours = (f, stroke, { levels = [0.1, 0.35, 0.8, 1.5, 2.5], dash } = {})
 const arrow = (from, to, stroke, { dash, width = 2.5 } = {}) =>
   Plot.arrow([0], {
     x1: [from[0]], y1: [from[1]], x2: [to[0]], y2: [to[1]],
-    stroke, strokeWidth: width, strokeDasharray: dash, headLength: 10, inset: 0,
+    stroke, strokeWidth: width, strokeDasharray: dash, headLength: 20 / width, headAngle: 50,
   });
 
 const path = (points, stroke, { dash, dots = true, width = 1.5 } = {}) => [
@@ -193,6 +193,29 @@ const path = (points, stroke, { dash, dots = true, width = 1.5 } = {}) => [
 
 const label = (at, text, fill, options = {}) =>
   Plot.text([at], {
-    text: [text], fill, stroke: onPage("--page"), strokeWidth: 4,
+    text: [text], fill, stroke: "var(--page)", strokeWidth: 4,
     fontSize: 12, fontWeight: 600, ...options,
   });
+
+// Labels around a point at the ends of vectors, turned where they would cover each other.
+function labelsAround(centre, entries) {
+  const angle = ([x, y]) => Math.atan2(y, x);
+  const placed = entries
+    .map(({ vector, ...rest }) => ({ ...rest, radius: length(vector) + 0.2, turn: angle(vector) }))
+    .sort((a, b) => a.turn - b.turn);
+  const gap = 0.15;
+  for (let round = 0; round < 20; round++)
+    for (let i = 1; i < placed.length; i++) {
+      const missing = gap - (placed[i].turn - placed[i - 1].turn);
+      if (missing > 0) {
+        placed[i - 1].turn -= missing / 2;
+        placed[i].turn += missing / 2;
+      }
+    }
+  return placed.map(({ text, fill, radius, turn }, i) => {
+    const along = [Math.cos(turn), Math.sin(turn)];
+    if (Math.abs(along[1]) > 0.7) radius += 0.22 * (i % 3); // Side by side there is no room.
+    const textAnchor = along[0] > 0.3 ? "start" : along[0] < -0.3 ? "end" : "middle";
+    return label(add(centre, scale(radius, along)), text, fill, { textAnchor });
+  });
+}
