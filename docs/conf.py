@@ -28,6 +28,7 @@ extensions = [
     "sphinx_copybutton",
     "myst_nb",
     "names",
+    "pictures",
     "records",
 ]
 exclude_patterns = ["_ext", "results.md"]  # `reproduction.md` contains the results.

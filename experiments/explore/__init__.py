@@ -5,8 +5,9 @@ Hardware:  any
 Wall time: some seconds
 Expected:  a page that opens from disk, without a network, in light and dark, on a phone too
 
-The figures compute what they show in the browser (`page/numbers.js`), and the tests compare that with
-the library. Observable Plot and d3 draw it; their files in `page/vendor` are those of their releases.
+The figures compute what they show in the browser (`page/numbers.js`), and the tests compare that
+with the library. Observable Plot and d3 draw it; their files in `page/vendor` are those of their
+releases.
 """
 
 from __future__ import annotations
