@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -28,7 +29,7 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER, BLACK = COLORS = (
 )
 # Sizes in inches and points: read at the width of a column, 3.3 inches, text has 6 points or more.
 SIZE = (5.0, 3.4)
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.prop_cycle": cycler(linestyle=["-", "--", ":"]) * cycler(color=COLORS),
     "axes.grid": True,
     "axes.spines.right": False,
@@ -63,6 +64,13 @@ def adaptation_curves(
     A line joins consecutive steps only: of those between nothing is known.
     """
     figure, axes = plt.subplots(figsize=SIZE)
+    _by_step(axes, rows, scale)
+    axes.set(ylabel=ylabel, title=title)
+    axes.legend()
+    save(figure, path)
+
+
+def _by_step(axes: Axes, rows: Mapping[str, Any], scale: float = 1.0) -> None:
     for name, row in rows.items():
         mean, ci95 = (scale * np.asarray(row[each]) for each in ("mean", "ci95"))
         steps = np.asarray(row.get("steps", np.arange(len(mean))))
@@ -73,9 +81,51 @@ def adaptation_curves(
             continue
         (line,) = axes.plot(steps, mean, marker="o", markersize=3, label=name.replace("_", "-"))
         axes.fill_between(steps, mean - ci95, mean + ci95, color=line.get_color(), alpha=0.2)
-    axes.set(xlabel="adaptation steps", ylabel=ylabel, title=title)
+    axes.set_xlabel("adaptation steps")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend()
+
+
+def comparison(
+    path: Path,
+    panels: Mapping[str, Mapping[str, Any]],
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    ylabel: str,
+) -> None:
+    """Draws several runs: a panel for each evaluation, and one of the meta-validation.
+
+    Args:
+      path: the PNG to write, with a PDF beside it.
+      panels: for each evaluation the rows of the runs, as in `adaptation_curves`.
+      curves: for each run the points of its meta-validation by meta-step; all may be empty.
+      ylabel: what the meta-validation measures.
+    """
+    num_panels = len(panels) + any(curves.values())
+    columns = min(num_panels, 2)
+    rows = -(-num_panels // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(0.8 * SIZE[0] * columns, 0.8 * SIZE[1] * rows + 0.5), squeeze=False
+    )
+    for axes in grid.flat[num_panels:]:
+        axes.remove()
+    for axes, (name, of_runs) in zip(grid.flat, panels.items(), strict=False):
+        _by_step(axes, of_runs)
+        metric, _, rest = name.replace("_", "-").partition(" ")
+        axes.set(ylabel=metric, title=rest)
+    if any(curves.values()):
+        axes = grid.flat[num_panels - 1]
+        for name, points in curves.items():
+            axes.plot(*np.reshape(points, (-1, 2)).T, label=name.replace("_", "-"))
+        axes.set(xlabel="meta-steps", ylabel=ylabel, title="meta-validation")
+        # A validation that diverges leaves the picture.
+        values = np.array([y for points in curves.values() for _, y in points])
+        least, low, high, most = np.nanquantile(values, (0, 0.1, 0.8, 1))
+        margin = 0.05 * (high - low)
+        if margin > 0:
+            axes.set_ylim(max(least, 2 * low - high) - margin, min(most, 2 * high - low) + margin)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3))
     save(figure, path)
 
 
