@@ -15,7 +15,7 @@ import argparse
 import base64
 import html
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,20 +62,7 @@ def read(path: Path, name: str) -> Run:
         **{f"{package} version": version for package, version in result["versions"].items()},
     }
     metrics = train.read_metrics(path) if (path / "metrics.jsonl").exists() else []
-    return Run(name, settings, dict(_rows(result["evaluation"])), metrics)
-
-
-def _rows(found: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The evaluations in a tree of them, by their path."""
-    if not isinstance(found, dict):
-        return
-    if "ci95" in found:
-        (mean,) = (found[key] for key in ("mean", "accuracy") if key in found)
-        mean, ci95 = np.atleast_1d(mean), np.atleast_1d(found["ci95"])
-        yield name, {"steps": found.get("steps", range(len(mean))), "mean": mean, "ci95": ci95}
-        return
-    for key, each in found.items():
-        yield from _rows(each, f"{name} {key}".strip())
+    return Run(name, settings, tables.evaluations(result["evaluation"]), metrics)
 
 
 def names(paths: Sequence[Path]) -> list[str]:
@@ -113,8 +100,8 @@ def table(runs: Sequence[Run]) -> list[list[str]]:
     rows += [[key, *(_shown(run.settings.get(key, "")) for run in runs)] for key in differing(runs)]
     for key in dict.fromkeys(key for run in runs for key in run.rows):
         by_run = [_by_step(run.rows.get(key)) for run in runs]
-        steps = sorted({step for values in by_run for step in values})
-        for step in sorted({0, 1, steps[-1]} & set(steps)):
+        steps = {step for values in by_run for step in values}
+        for step in tables.shown_steps(steps):
             label = f"{key}, {step} step{'s' if step != 1 else ''}" if len(steps) > 1 else key
             rows.append([label, *(_interval(values.get(step)) for values in by_run)])
     return rows
