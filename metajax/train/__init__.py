@@ -1,5 +1,18 @@
 """Training runs: compiled loops, checkpoints, metrics, resume."""
 
+from metajax.extras import require
+
+require(
+    "metajax.train",
+    "experiments",
+    "PIL",
+    "filelock",
+    "orbax.checkpoint",
+    "safetensors",
+    "tensorboardX",
+    "tqdm",
+)
+
 from metajax.train.arguments import check_counts as check_counts
 from metajax.train.checkpoints import Checkpoint as Checkpoint
 from metajax.train.checkpoints import load as load
