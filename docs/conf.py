@@ -28,6 +28,7 @@ extensions = [
     "sphinx_copybutton",
     "myst_nb",
     "names",
+    "notebooks",
     "pictures",
     "records",
 ]
