@@ -41,8 +41,9 @@ def sinusoid_table(results: list[Result]) -> list[str]:
     for result in results:
         if result["experiment"] != "sinusoid":
             continue
-        rows = {f"[{result['algorithm']}](benchmarks/results/{result['name']})": ""}
-        if result["algorithm"] == "maml":
+        run_name = result["name"].split("/")[-2].replace(",", ", ")
+        rows = {f"[{run_name}](benchmarks/results/{result['name']})": ""}
+        if run_name == "maml":
             rows |= {"pretrained": "pretrained ", "randomly initialized": "random "}
         for label, prefix in rows.items():
             cells = [
@@ -60,7 +61,7 @@ def headline_table(results: list[Result]) -> list[str]:
     """The headline table: sine waves, and every cell of a paper's table run at full length."""
     lines = ["| | the paper | here | training |", "|---|---|---|---|"]
     for result in results:
-        if result["experiment"] == "sinusoid" and result["algorithm"] == "maml":
+        if result["name"].startswith("sinusoid/finn2017/maml/"):
             row = result["evaluation"]["mse"]["K=10"]
             error = f"{interval(row, 1, 2, 1.0)} after 1 step, {interval(row, 10, 2, 1.0)} after 10"
             lines.append(_headline("sine waves, 10 points: squared error", "", error, result))

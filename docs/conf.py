@@ -23,11 +23,13 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "myst_nb",
+    "mathml",
     "names",
+    "notebooks",
+    "pictures",
     "records",
 ]
 exclude_patterns = ["_ext", "results.md"]  # `reproduction.md` contains the results.
@@ -59,6 +61,7 @@ nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "metajax"
 html_static_path = ["_static"]

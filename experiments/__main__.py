@@ -39,6 +39,10 @@ def main() -> None:
         print(f"\n{experiment.name}: {experiment.summary}")
         if experiment is not show_episodes.EXPERIMENT:  # those of the others
             experiment.print_presets(experiment.presets)
+    print(
+        "\ncompare: python -m experiments.compare RUN RUN ... shows what differs, and the results."
+    )
+    print("explore: python -m experiments.explore writes an interactive introduction.")
 
 
 if __name__ == "__main__":

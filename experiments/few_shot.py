@@ -314,8 +314,9 @@ def draw(command: Command, folder: Path, fitted: train.FitResult, evaluation: Ev
     plots.adaptation_curves(
         folder / "learning_curve.png",
         evaluation.rows["accuracy"],
-        ylabel="accuracy",
+        ylabel="accuracy (%)",
         title=make_title(command.settings),
+        scale=100,
     )
     plots.training_curve(
         folder / "training.png",
@@ -324,7 +325,8 @@ def draw(command: Command, folder: Path, fitted: train.FitResult, evaluation: Ev
             "train/query/accuracy": "meta-training, query",
             "validation/accuracy": "meta-validation",
         },
-        ylabel="accuracy",
+        ylabel="accuracy (%)",
+        scale=100,
     )
 
 

@@ -125,7 +125,8 @@ def execute(command: Command) -> int:
         command.workdir / "batches.png",
         curves,
         xlabel=None,
-        ylabel="accuracy on meta-test tasks",
+        ylabel="accuracy on meta-test tasks (%)",
+        scale=100,
         title="Inner mini-batches of Reptile and first-order MAML, 5-shot 5-way Omniglot",
     )
     print(f"\n{command.workdir / 'batches.png'}, result.json beside it")

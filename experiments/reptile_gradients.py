@@ -54,7 +54,8 @@ def execute(command: Command) -> int:
         command.workdir / "gradients.png",
         {"": {name: result["curve"] for name, result in found.items()}},
         xlabel="meta-steps",
-        ylabel="accuracy on meta-validation tasks",
+        ylabel="accuracy on meta-validation tasks (%)",
+        scale=100,
         title="What the outer step takes of the inner gradients, 5-shot 5-way Omniglot",
     )
     print(f"\n{command.workdir / 'gradients.png'}, result.json beside it")

@@ -14,6 +14,7 @@ import jax
 
 import metajax
 from experiments import settings as typed
+from experiments import tables
 from experiments.command import Command, as_usage_error
 from metajax import train
 from metajax.train.weights import FILE
@@ -95,6 +96,8 @@ def _run(command: Command, build: Callable[[Command], Method]) -> int:
         write(command, folder, fitted, evaluation)
         with complete(folder) as figures:
             method.draw(figures, fitted, evaluation)
+        if not command.evaluates_only:
+            summarize(command, folder, fitted, evaluation)
     print(f"\n{folder / RESULT}, figures beside it; {fitted.wall_seconds:.0f} s of training")
     return 0
 
@@ -192,6 +195,21 @@ def write(command: Command, folder: Path, fitted: train.FitResult, evaluation: E
                 "evaluation": evaluation.rows,
             },
         )
+
+
+def summarize(
+    command: Command, folder: Path, fitted: train.FitResult, evaluation: Evaluation
+) -> None:
+    """Adds settings, results and figures to what TensorBoard shows."""
+    results = {
+        f"result/{name.replace(' ', '_')}/{step}_steps": float(
+            row["mean"][row["steps"].index(step)]
+        )
+        for name, row in tables.evaluations(evaluation.rows).items()
+        for step in tables.shown_steps(row["steps"])
+    }
+    figures = sorted(path for path in folder.iterdir() if path.suffix in (".png", ".gif"))
+    train.summarize(folder, int(fitted.state.step), command.config, results, figures)
 
 
 def _trained_on(command: Command, fitted: train.FitResult) -> dict[str, Any]:

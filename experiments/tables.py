@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -47,3 +49,26 @@ def interval(cell: Sequence[float | None] | None) -> str:
         return ""
     value, half_width = cell
     return f"{value:g}" if half_width is None else f"{value:g} +- {half_width:g}"
+
+
+def evaluations(found: Any, name: str = "") -> dict[str, dict[str, Any]]:
+    """The rows in the entry `evaluation` of a result by name, such as `mse K=10`.
+
+    Each has `steps`, `mean` and `ci95`, also where it is a single number.
+    """
+    if not isinstance(found, Mapping):
+        return {}
+    if "ci95" not in found:
+        return {
+            key: row
+            for part, each in found.items()
+            for key, row in evaluations(each, f"{name} {part}".strip()).items()
+        }
+    mean = np.atleast_1d(found["mean" if "mean" in found else "accuracy"])
+    steps = found.get("steps", range(len(mean)))
+    return {name: {"steps": steps, "mean": mean, "ci95": np.atleast_1d(found["ci95"])}}
+
+
+def shown_steps(steps: Collection[int]) -> list[int]:
+    """The adaptation steps that a short table has: none, one, and all."""
+    return sorted({0, 1, max(steps)} & set(steps))

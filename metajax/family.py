@@ -104,7 +104,7 @@ def imaml(
     r"""Implicit MAML: the gradient of the proximal inner problem's minimizer.
 
     .. math::
-      \phi^* = \arg\min_\phi L(\phi) + \tfrac{\lambda}{2} \|\phi - \theta\|^2, \quad
+      \phi^* = \operatorname{argmin}_\phi L(\phi) + \tfrac{\lambda}{2} \|\phi - \theta\|^2, \quad
       \nabla_\theta = (I + \nabla^2 L(\phi^*) / \lambda)^{-1} \nabla Q(\phi^*)
 
     Args:

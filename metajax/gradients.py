@@ -138,10 +138,11 @@ def first_order() -> MetaGradient:
 def implicit(*, cg_steps: int = 5) -> MetaGradient:
     r"""Differentiates the minimizer of the inner problem instead of the path to it (iMAML).
 
-    For :math:`\phi^* = \arg\min_\phi L(\phi) + \frac{\lambda}{2}\|\phi - \theta\|^2` the implicit
-    function theorem gives :math:`d\phi^*/d\theta = (I + \nabla^2 L(\phi^*)/\lambda)^{-1}`, applied
-    with conjugate gradients on Hessian-vector products. Time and memory of the backward pass do
-    not depend on the number of inner steps, and the inner optimizer need not be differentiable.
+    For :math:`\phi^* = \operatorname{argmin}_\phi L(\phi) + \frac{\lambda}{2}\|\phi - \theta\|^2`
+    the implicit function theorem gives :math:`d\phi^*/d\theta = (I + \nabla^2
+    L(\phi^*)/\lambda)^{-1}`, applied with conjugate gradients on Hessian-vector products. Time and
+    memory of the backward pass do not depend on the number of inner steps, and the inner optimizer
+    need not be differentiable.
 
     The result is exact only at the minimizer, so the inner loop must come close to it. An inner
     optimizer whose update depends on the parameters themselves, as weight decay does, has another

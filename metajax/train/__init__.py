@@ -1,5 +1,18 @@
 """Training runs: compiled loops, checkpoints, metrics, resume."""
 
+from metajax.extras import require
+
+require(
+    "metajax.train",
+    "experiments",
+    "PIL",
+    "filelock",
+    "orbax.checkpoint",
+    "safetensors",
+    "tensorboardX",
+    "tqdm",
+)
+
 from metajax.train.arguments import check_counts as check_counts
 from metajax.train.checkpoints import Checkpoint as Checkpoint
 from metajax.train.checkpoints import load as load
@@ -11,6 +24,7 @@ from metajax.train.fit import fit as fit
 from metajax.train.processes import is_first as is_first
 from metajax.train.processes import local as local
 from metajax.train.scoring import scorer as scorer
+from metajax.train.tensorboard import summarize as summarize
 from metajax.train.validation import Validation as Validation
 from metajax.train.weights import WeightsError as WeightsError
 from metajax.train.weights import load_weights as load_weights

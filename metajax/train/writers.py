@@ -61,7 +61,7 @@ class MetricWriter:
             self._keep_until(resumed_step)
             with contextlib.ExitStack() as stack:
                 self._file = stack.enter_context(self._path.open("a"))
-                self._events = _Events(workdir / "events", resumed_step)
+                self._events = Events(workdir / "events", resumed_step)
                 stack.enter_context(contextlib.closing(self._events))
                 self._opened = stack.pop_all()
 
@@ -90,7 +90,7 @@ class MetricWriter:
             self._opened.close()
 
 
-class _Events:
+class Events:
     """An event file of TensorBoard.
 
     Written at once, not by a thread of tensorboardX, so that a full disk is found out here.
@@ -112,7 +112,10 @@ class _Events:
             for name, value in metrics.items()
             for i, entry in enumerate(np.atleast_1d(value).reshape(-1))
         ]
-        for event in (*self._header, {"step": step, "summary": Summary(value=values)}):
+        self.add(step, Summary(value=values))
+
+    def add(self, step: int, summary: Any) -> None:
+        for event in (*self._header, {"step": step, "summary": summary}):
             self._file.write(Event(wall_time=time.time(), **event).SerializeToString())
         self._header = []
         self._file.flush()

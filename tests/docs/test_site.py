@@ -92,3 +92,18 @@ def test_notebooks_are_pages():
     index = (DOCS / "index.md").read_text()
     for path in NOTEBOOKS:
         assert f"\n{path.relative_to(DOCS).with_suffix('')}\n" in index
+
+
+def test_a_notebook_begins_with_the_installation(monkeypatch):
+    pytest.importorskip("myst_nb")
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    monkeypatch.setenv("GITHUB_REPOSITORY", "owner/metajax")
+    notebooks = importlib.reload(importlib.import_module("notebooks"))
+    text = (DOCS / "tutorials" / "sine_waves.md").read_text()
+    first, *others = [cell for cell in notebooks.notebook(text).cells if cell.cell_type == "code"]
+    assert first.source.split("\n") == [
+        "!git clone --quiet --depth 1 https://github.com/owner/metajax metajax",
+        "%cd metajax",
+        '%pip install --quiet -e ".[docs]"',
+    ]
+    assert [cell.source for cell in others] == [cell.strip() for cell in CELL.findall(text)]

@@ -1,0 +1,24 @@
+"""Writes the interactive introduction: `python -m experiments.explore`."""
+
+import argparse
+from pathlib import Path
+
+from experiments import explore
+
+
+def main() -> None:
+    """Writes the page and prints its path."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.explore",
+        description="Writes an interactive introduction to MAML, FOMAML, Reptile and iMAML: one "
+        "page of HTML that opens from disk.",
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/explore.html"), help="the file")
+    out = parser.parse_args().out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(explore.html(), encoding="utf-8")
+    print(out)
+
+
+if __name__ == "__main__":
+    main()
