@@ -46,6 +46,7 @@ from metajax.losses import squared_error as squared_error
 from metajax.objectives import displacement as displacement
 from metajax.objectives import last_update as last_update
 from metajax.objectives import multi_step_query_loss as multi_step_query_loss
+from metajax.objectives import online_loss as online_loss
 from metajax.objectives import query_loss as query_loss
 from metajax.objectives import weighted_updates as weighted_updates
 from metajax.optimizers import LearnedOptimizer as LearnedOptimizer

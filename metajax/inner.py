@@ -138,10 +138,12 @@ def inner_loop(
             # A copy, because variables of NNX can be written only in the trace that made them.
             return base.Stateful(params, jax.tree.map(lambda x: x, model)) if stateful else params
 
+        def pull(moving):
+            return 0.5 * proximal * base.squared_distance(moving, initial) if pulled else 0
+
         def penalized(moving, model, batch, rng):
             value, aux, model = arguments.check_loss(loss(whole(moving, model), batch, rng), model)
-            pull = 0.5 * proximal * base.squared_distance(moving, initial) if pulled else 0
-            return value + pull, (value, aux, jax.lax.stop_gradient(model))
+            return value + pull(moving), (aux, jax.lax.stop_gradient(model))
 
         transform = inner_optimizer.make(inner)
         check_optimizer("the result of LearnedOptimizer.make", transform)
@@ -151,6 +153,8 @@ def inner_loop(
             def value_fn(moving):
                 return penalized(moving, *operands)[0]
 
+            if not meta_gradient.crosses_optimizer:
+                value = jax.lax.stop_gradient(value)
             extra = {"value": value, "grad": grads, "value_fn": value_fn}
             return transform.update(grads, opt_state, moving, **extra)
 
@@ -181,9 +185,10 @@ def inner_loop(
         @meta_gradient.step
         def take_step(moving, opt_state, model, step):
             given = operands(model, step)
-            (value, (unpenalized, aux, model)), grads = gradient(moving, *given)
+            (value, (aux, model)), grads = gradient(moving, *given)
             updates, opt_state = update(grads, opt_state, moving, value, *given)
-            return optax.apply_updates(moving, updates), opt_state, model, (unpenalized, aux)
+            moved = optax.apply_updates(moving, updates)
+            return moved, opt_state, model, (value - pull(moving), aux)
 
         def body(state, step):
             moving, _, model = state
