@@ -4,6 +4,7 @@ import os
 import sys
 
 from experiments import (
+    language,
     locomotion,
     miniimagenet,
     navigation,
@@ -24,6 +25,7 @@ EXPERIMENTS = tuple(
         photographs,
         navigation,
         locomotion,
+        language,
         reptile_gradients,
         reptile_batches,
         show_episodes,

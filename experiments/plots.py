@@ -15,7 +15,14 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 
-def adaptation_curves(path: Path, rows: Mapping[str, Any], *, ylabel: str, title: str) -> None:
+def adaptation_curves(
+    path: Path,
+    rows: Mapping[str, Any],
+    *,
+    ylabel: str,
+    title: str,
+    xlabel: str = "adaptation steps",
+) -> None:
     """Draws mean and 95% interval against the number of adaptation steps, or a row's `steps`.
 
     A line joins consecutive steps only: of those between nothing is known.
@@ -31,7 +38,7 @@ def adaptation_curves(path: Path, rows: Mapping[str, Any], *, ylabel: str, title
             continue
         (line,) = axes.plot(steps, mean, marker="o", markersize=3, label=name.replace("_", "-"))
         axes.fill_between(steps, mean - ci95, mean + ci95, color=line.get_color(), alpha=0.2)
-    axes.set(xlabel="adaptation steps", ylabel=ylabel, title=title)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()

@@ -26,6 +26,7 @@ from metajax.batches import replacement as replacement
 from metajax.checks import check_differentiable as check_differentiable
 from metajax.checks import check_symmetric as check_symmetric
 from metajax.evaluate import AtSteps as AtSteps
+from metajax.evaluate import OfAdaptation as OfAdaptation
 from metajax.evaluate import accuracy as accuracy
 from metajax.evaluate import evaluate as evaluate
 from metajax.evaluate import mse as mse

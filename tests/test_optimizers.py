@@ -55,9 +55,7 @@ def test_polyak_steps_are_differentiated_by_every_exact_engine():
         adapt = metajax.inner_loop(
             mlp_loss, optax.polyak_sgd(max_learning_rate=0.1), 2, meta_gradient=engine
         )
-        found.append(
-            meta_gradient(adapt, metajax.query_loss(mlp_loss), mlp_params(), regression())
-        )
+        found.append(meta_gradient(adapt, metajax.query_loss(mlp_loss), mlp_params(), regression()))
     assert_close(found[1], found[0], rtol=1e-4)
 
 

@@ -100,14 +100,18 @@ def scorer(
 
 def pooled(scores: list[Scores]) -> Scores:
     """Pools several evaluations into the mean and the interval over all of their tasks."""
-    counts = np.asarray([each["num_tasks"] for each in scores], np.float64)[:, None]
+    counts = np.asarray([each["num_tasks"] for each in scores], np.float64)
     total = counts.sum()
+
+    def summed(values: np.ndarray) -> np.ndarray:
+        return np.tensordot(counts, values, axes=1)
 
     def pool(*rows: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         means, half_widths = (np.asarray(each, np.float64) for each in zip(*rows, strict=True))
-        variances = (half_widths / 1.96) ** 2 * counts
-        mean = (counts * means).sum(axis=0) / total
-        variance = (counts * (variances + (means - mean) ** 2)).sum(axis=0) / total
+        mean = summed(means) / total
+        # The half-width of a call is that of the mean over its own tasks.
+        within = np.tensordot(counts**2, (half_widths / 1.96) ** 2, axes=1)
+        variance = (within + summed((means - mean) ** 2)) / total
         return mean, 1.96 * np.sqrt(variance / total)
 
     treedef: Any = jax.tree.structure(scores[0]["mean"])
