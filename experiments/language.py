@@ -1,7 +1,7 @@
 """Language models that learn from what they read: test-time training end to end.
 
-Tandon et al., 2025, https://arxiv.org/abs/2512.23675: a decoder with a short window takes a gradient
-step on every chunk of its context, and its initialization is meta-learned for that.
+Tandon et al., 2025, https://arxiv.org/abs/2512.23675: a decoder with a short window takes a
+gradient step on every chunk of its context, and its initialization is meta-learned for that.
 
 Command:   python -m experiments.language --preset=ttt
 Hardware:  1 CPU core
@@ -42,8 +42,8 @@ class Text(Launch):
 
     data_dir: str | None = setting(
         None,
-        "A folder of text files, or one file, which is cut into documents of 64 KiB; by default the "
-        "sources of Python's standard library.",
+        "A folder of text files, or one file, which is cut into documents of 64 KiB; by default "
+        "the sources of Python's standard library.",
     )
 
 
@@ -53,8 +53,8 @@ class Language(Training):
 
     algorithm: str = setting(
         "ttt",
-        "A window of two chunks with an inner step per chunk, meta-learned exactly (ttt) or to first "
-        "order; without inner steps (window); attention to all of the context (full).",
+        "A window of two chunks with an inner step per chunk, meta-learned exactly (ttt) or to "
+        "first order; without inner steps (window); attention to all of the context (full).",
         choices=ALGORITHMS,
     )
     num_chunks: int = setting(16, "Chunks of a context that are predicted.", least=1)

@@ -48,8 +48,8 @@ class Corpus(NamedTuple):
 def read(path: str | None) -> Corpus:
     """Reads the files below a folder, the parts of one file or, by default, Python's sources.
 
-    A file belongs to a split by the hash of its content, so that the same content is never in two of
-    them, and that other files do not change its split.
+    A file belongs to a split by the hash of its content, so that the same content is never in two
+    of them, and that other files do not change its split.
 
     Raises:
       ValueError: if there are no documents for one of the splits.
@@ -88,8 +88,8 @@ def read(path: str | None) -> Corpus:
 class Contexts:
     """Contexts of consecutive chunks from one document each, every one equally likely.
 
-    The support has one row for each chunk, `[num_chunks, 2 * chunk + 1]`: the chunk before it, which
-    is read but not predicted, and the chunk. The query is the whole context, `[bytes]`.
+    The support has one row for each chunk, `[num_chunks, 2 * chunk + 1]`: the chunk before it,
+    which is read but not predicted, and the chunk. The query is the whole context, `[bytes]`.
 
     Attributes:
       text: all documents, uint8 `[bytes]`.

@@ -115,8 +115,9 @@ def first_order() -> MetaGradient:
     r"""Stops the inner *gradients*: the meta-gradient is :math:`\nabla Q(\phi_T)`.
 
     The inner *updates* are not stopped, so learned step sizes still receive gradients, and neither
-    are the support losses, so that `online_loss` has a gradient. The updates of a line search (`optax.lbfgs`) are stopped. Memory does not grow with the number of inner
-    steps.
+    are the support losses, so that `online_loss` has a gradient. The updates of a line search
+    (`optax.lbfgs`) are stopped. Memory does not grow with the number of inner steps, unless the
+    objective takes the support losses.
 
     Example:
 

@@ -117,12 +117,12 @@ def online_loss() -> Objective:
     r"""The mean loss of every inner step's batch before that step: :math:`\frac{1}{T} \sum_t
     L(\phi_{t-1}, b_t)`.
 
-    With `batches=per_step()`, the batches of a task are a stream, such as the chunks of a text. Each
-    is predicted by parameters that have learned from those before it, and the outer loop learns the
-    initialization with the least total loss. There is no query set.
+    With `batches=per_step()`, the batches of a task are a stream, such as the chunks of a text.
+    Each is predicted by parameters that have learned from those before it, and the outer loop
+    learns the initialization with the least total loss. There is no query set.
 
-    With `first_order()` the meta-gradient is the mean of the inner gradients, in the parameters that
-    do not adapt as well.
+    With `first_order()` the meta-gradient is the mean of the gradients of these losses, also with
+    respect to parameters that do not adapt.
 
     Returns:
       An objective with the metrics `support_loss` `[num_steps]` and `support`.

@@ -60,7 +60,7 @@ def test_polyak_steps_are_differentiated_by_every_exact_engine():
 
 
 def test_first_order_does_not_differentiate_a_polyak_step():
-    # The update is a constant, so the meta-gradient is the query gradient at the adapted parameters.
+    # The update is a constant, so this is the query gradient at the adapted parameters.
     engine = metajax.first_order()
     adapt = metajax.inner_loop(quadratic, optax.polyak_sgd(), 1, meta_gradient=engine)
 
