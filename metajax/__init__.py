@@ -40,7 +40,15 @@ from metajax.gradients import first_order as first_order
 from metajax.gradients import implicit as implicit
 from metajax.gradients import mixed_mode as mixed_mode
 from metajax.gradients import second_order as second_order
+from metajax.heads import Head as Head
+from metajax.heads import closed_form as closed_form
+from metajax.heads import head_learner as head_learner
+from metajax.heads import head_on as head_on
+from metajax.heads import matching as matching
+from metajax.heads import prototypes as prototypes
+from metajax.heads import ridge as ridge
 from metajax.inner import inner_loop as inner_loop
+from metajax.inner import start_from as start_from
 from metajax.learner import meta_learner as meta_learner
 from metajax.losses import cross_entropy as cross_entropy
 from metajax.losses import squared_error as squared_error

@@ -226,6 +226,48 @@ def inner_loop(
     )
 
 
+def start_from(start: Callable[[MetaParams, Batch, Key], Params], adapt: Adapt) -> Adapt:
+    """Starts an inner loop from parameters that are computed from the support.
+
+    The meta-gradient crosses this computation, and `rebuild` keeps it. A `start` may itself be an
+    inner loop, or add a head to the parameters.
+
+    Args:
+      start: `(meta_params, support, rng) -> params`, for one task; pure.
+      adapt: the inner loop that continues from there; with `num_steps=0` the start is the result.
+
+    Returns:
+      An `Adapt`. Its `init` is that of `adapt`, with the meta-learned parameters.
+
+    Raises:
+      ValueError: for arguments of the wrong kind.
+
+    Example, a start at the mean of the support:
+
+    >>> import jax, jax.numpy as jnp, optax, metajax
+    >>> loss = lambda params, batch, rng: (jnp.mean((params - batch) ** 2), {})
+    >>> adapt = metajax.start_from(
+    ...     lambda meta_params, support, rng: meta_params.params + support.mean(),
+    ...     metajax.inner_loop(loss, optax.sgd(0.1), num_steps=0))
+    >>> adapted, _ = adapt.apply(
+    ...     metajax.MetaParams(jnp.zeros(())), jnp.asarray([1.0, 3.0]), jax.random.key(0))
+    >>> float(adapted)
+    2.0
+    """
+    base.check_function("start_from: start", start, "meta_params, support, rng")
+    base.check_kind("start_from: adapt", adapt, Adapt, "from inner_loop")
+
+    def apply(meta_params, support, rng, **kwargs):
+        start_rng, rng = base.split_key(rng)
+        params = start(meta_params, support, start_rng)
+        return adapt.apply(meta_params._replace(params=params), support, rng, **kwargs)
+
+    def rebuild(**changes):
+        return start_from(start, adapt.rebuild(**changes))
+
+    return adapt._replace(apply=apply, rebuild=rebuild)
+
+
 def _loop(body, state, num_steps: int, unroll: int):
     """A scan over the inner steps, with shortcuts for none and one."""
     if num_steps == 0:

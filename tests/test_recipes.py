@@ -112,7 +112,7 @@ def test_a_head_from_prototypes(names):
         return -jnp.mean(jnp.take_along_axis(logs, batch[1][:, None], 1))
 
     def total(body, support, query):
-        adapted = names["prototypes"](body, support, None)
+        adapted = names["prototypes"](metajax.MetaParams(body), support, None)
         for _ in range(3):
             adapted = descent(loss, adapted, support, 0.1)
         return loss(adapted, query)
@@ -127,7 +127,7 @@ def test_a_rebuilt_loop_keeps_its_start(names):
     support, key = jax.tree.map(lambda x: x[0], names["few_shot"].support), jax.random.key(0)
     body = names["params"]["body"]
     adapted, info = rebuilt.apply(metajax.MetaParams(body), support, key)
-    assert_close(adapted, names["prototypes"](body, support, None))
+    assert_close(adapted, names["prototypes"](metajax.MetaParams(body), support, None))
     assert len(info.loss) == rebuilt.num_steps == 0
 
 
