@@ -45,7 +45,7 @@ class Block(linen.Module):
         query, key, value = jnp.moveaxis(parts.reshape(*batch, time, 3, self.heads, -1), -3, 0)
         query, key = rotated(query), rotated(key)
         scores = jnp.einsum("...qhd,...khd->...hqk", query, key) * query.shape[-1] ** -0.5
-        causal = jnp.tril(jnp.ones((time, time), bool))
+        causal = jnp.broadcast_to(jnp.tril(jnp.ones((time, time), bool)), scores.shape)
         weights = jax.nn.softmax(jnp.where(causal, scores, -1e9))  # type: ignore[arg-type]
         attended = jnp.einsum("...hqk,...khd->...qhd", weights, value)
         x = x + linen.Dense(width, use_bias=False, name="out")(attended.reshape(x.shape))
@@ -87,7 +87,7 @@ def rotated(x: Array) -> Array:
     """
     time, _, size = x.shape[-3:]
     speeds = 10_000.0 ** -(jnp.arange(size // 2) / (size // 2))
-    angles = (jnp.arange(time)[:, None] * speeds)[:, None, :]
+    angles = jnp.outer(jnp.arange(time), speeds)[:, None, :]
     first, second = jnp.split(x, 2, axis=-1)
     cos, sin = (f(angles).reshape((1,) * (x.ndim - 3) + angles.shape) for f in (jnp.cos, jnp.sin))
     return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)

@@ -217,6 +217,9 @@ BEYOND: dict[str, Changes] = {
         "num_steps": 1,
         "inner_learning_rate": 0.5,
     },
+    # Park and Oliva 2019 and Baik 2020, with the steps of Finn's protocol.
+    "meta_curvature": {"algorithm": "meta_curvature"},
+    "alfa": {"algorithm": "alfa"},
     # Raghu 2020, section 4, and Oh 2021, section 3.
     "anil": {"algorithm": "anil", "adapt_norm": True, "num_steps": 5, "inner_learning_rate": 0.5},
     "boil": {"algorithm": "boil", "adapt_norm": True, "inner_learning_rate": 0.5},

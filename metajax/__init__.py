@@ -49,6 +49,8 @@ from metajax.heads import prototypes as prototypes
 from metajax.heads import ridge as ridge
 from metajax.inner import inner_loop as inner_loop
 from metajax.inner import start_from as start_from
+from metajax.learned import alfa as alfa
+from metajax.learned import meta_curvature as meta_curvature
 from metajax.learner import meta_learner as meta_learner
 from metajax.losses import cross_entropy as cross_entropy
 from metajax.losses import squared_error as squared_error
