@@ -13,7 +13,7 @@ import optax
 
 import metajax
 from experiments import baselines, images, plots, protocols, skeleton, supervised, tables
-from experiments.classification import FewShot
+from experiments.classification import HEADS, FewShot
 from experiments.command import Command, Experiment, as_usage_error
 from experiments.skeleton import Evaluation, Method
 from metajax import data as datasets
@@ -28,6 +28,7 @@ DRAWINGS: dict[str, Any] = {
     "conv": nn.omniglot_conv,
     "conv_nichol": nn.omniglot_conv_nichol,
     "conv_per_step": nn.conv_per_step,
+    "conv_pool": functools.partial(nn.ConvNet, pool="max", reduce="flatten", use_scale=True),
     "mlp": nn.omniglot_mlp,
     "resnet12": nn.resnet12,
 }
@@ -122,7 +123,33 @@ def meta_learning(command: Command, data: Splits) -> Trained:
         tasks,
         make_measure(settings, command.mesh, validated, metajax.accuracy(model.apply)),
         adapt,
-        accuracies(model),
+        accuracies(model.apply),
+    )
+
+
+def closed_form(command: Command, data: Splits) -> Trained:
+    """A head that the support determines, on learned features."""
+    settings, head = command.settings, HEADS[command.settings.algorithm]()
+    network = make_network(settings)
+    features = baselines.make_features(network)
+    learner = metajax.head_learner(
+        features,
+        head,
+        supervised.make_outer_optimizer(settings),
+        ways=settings.train_ways or settings.ways,
+        task_chunk=settings.task_chunk or None,
+        mesh=command.mesh,
+    )
+    adapt = metajax.closed_form(features, head, ways=settings.ways)
+    metrics = accuracies(metajax.head_on(features, head))
+    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+    return Trained(
+        learner,
+        network(settings.ways).init(key, images.blank_image(data)),
+        images.make_tasks(settings, data, "train"),
+        make_measure(settings, command.mesh, adapt, metrics["transductive"]),
+        adapt,
+        metrics,
     )
 
 
@@ -157,7 +184,7 @@ def baseline(command: Command, data: Splits) -> Trained:
 
     head = model.init(key, image)["params"]["head"]
     loss = metajax.cross_entropy(model.apply)
-    metrics = accuracies(model)
+    metrics = accuracies(model.apply)
     measure_from = make_measure(
         settings,
         mesh,
@@ -185,11 +212,11 @@ def baseline(command: Command, data: Splits) -> Trained:
     return Trained(learner, params, tasks, measure, adapt, metrics, start)
 
 
-def accuracies(model: Any) -> dict[str, Any]:
+def accuracies(apply: Callable[..., Any]) -> dict[str, Any]:
     """The accuracy for each of `QUESTIONS`."""
     return {
-        "transductive": metajax.accuracy(model.apply),
-        "non_transductive": metajax.accuracy(model.apply, transductive=False),
+        "transductive": metajax.accuracy(apply),
+        "non_transductive": metajax.accuracy(apply, transductive=False),
     }
 
 
@@ -213,8 +240,8 @@ def build(command: Command) -> Method:
     settings = command.settings
     data = images.load(settings, command.launch.data_dir)
     test_tasks = images.make_tasks(settings, data, "test")
-    make = baseline if settings.algorithm in protocols.BASELINES else meta_learning
-    trained = make(command, data)
+    makers = {**dict.fromkeys(HEADS, closed_form), **dict.fromkeys(protocols.BASELINES, baseline)}
+    trained = makers.get(settings.algorithm, meta_learning)(command, data)
     leaks = images.look_for_leaks(command, data, trained.tasks, test_tasks)
     validation = None
     if settings.choose == "validation":

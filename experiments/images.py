@@ -54,13 +54,14 @@ def load(settings: FewShot, data_dir: str | None) -> Splits:
 
 def make_tasks(settings: FewShot, data: Splits, part: str) -> metajax.tasks.TaskDistribution:
     """The tasks of `"train"`, `"validation"` or `"test"`."""
-    shots, queries = settings.shots, settings.eval_queries
+    ways, shots, queries = settings.ways, settings.shots, settings.eval_queries
     if part == "train":
-        shots, queries = settings.train_shots or shots, settings.queries
+        ways, shots = settings.train_ways or ways, settings.train_shots or shots
+        queries = settings.queries
     with as_usage_error():
         return few_shot_tasks(
             getattr(data, part),
-            ways=settings.ways,
+            ways=ways,
             shots=shots,
             queries=queries,
             rotate=settings.rotation == "task",

@@ -218,6 +218,8 @@ def make_schedule(settings: Any, value: float) -> float | optax.Schedule:
         return optax.linear_schedule(value, 0.0, settings.num_meta_steps)
     if settings.outer_schedule == "cosine":
         return optax.cosine_decay_schedule(value, settings.num_meta_steps, alpha=0.01)
+    if settings.outer_schedule == "halved":
+        return optax.exponential_decay(value, 2_000, 0.5, staircase=True)
     return value
 
 

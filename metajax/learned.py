@@ -31,9 +31,9 @@ def meta_curvature(learning_rate: float) -> LearnedOptimizer:
       learning_rate: the step size :math:`\alpha`, not learned.
 
     Returns:
-      An inner optimizer. Its hyper-parameters are, for each array, a dict of `"in"` and `"out"`, for
-      convolutions also `"window"`, or of `"scale"` for vectors and scalars. Kernels are
-      `[..., inputs, outputs]`, as in Flax, Haiku and optax.
+      An inner optimizer. Its hyper-parameters are, for each array, a dict of `"in"` and `"out"`,
+      for convolutions also `"window"`, or of `"scale"` for vectors and scalars. Kernels are
+      `[..., inputs, outputs]`, as in Flax and Haiku.
 
     Raises:
       ValueError: if `learning_rate` is not a finite number.
@@ -88,11 +88,11 @@ def alfa(
       \phi_l \leftarrow (1 - b_{l,t} \, \beta_l) \, \phi_l - a_{l,t} \, \alpha_l \nabla_l L, \quad
       (\alpha, \beta) = g_\psi(\bar\nabla_1, \dots, \bar\nabla_n, \bar\phi_1, \dots, \bar\phi_n)
 
-    for each array :math:`l` and step :math:`t`. The network :math:`g` sees the means of all gradients
-    and parameters; it has one hidden layer of the size of its input. The outer loop learns
-    :math:`a`, :math:`b` and :math:`g`. It starts with :math:`\alpha = \beta = 1`, :math:`a` the
-    learning rate and :math:`b` the learning rate times the weight decay. Steps beyond `num_steps`
-    use the last :math:`a` and :math:`b`.
+    for each array :math:`l` and step :math:`t`. The network :math:`g` sees the means of all
+    gradients and parameters; it has one hidden layer of the size of its input. The outer loop
+    learns :math:`a`, :math:`b` and :math:`g`. It starts with :math:`\alpha = \beta = 1`,
+    :math:`a` the learning rate and :math:`b` the learning rate times the weight decay. Steps beyond
+    `num_steps` use the last :math:`a` and :math:`b`.
 
     Args:
       learning_rate: the initial step size.
