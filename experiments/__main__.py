@@ -4,6 +4,7 @@ import os
 import sys
 
 from experiments import (
+    cart_pole,
     language,
     locomotion,
     miniimagenet,
@@ -24,6 +25,7 @@ EXPERIMENTS = tuple(
         miniimagenet,
         photographs,
         navigation,
+        cart_pole,
         locomotion,
         language,
         reptile_gradients,
