@@ -5,6 +5,7 @@ import sys
 
 from experiments import (
     cart_pole,
+    images,
     language,
     locomotion,
     miniimagenet,
@@ -24,6 +25,7 @@ EXPERIMENTS = tuple(
         omniglot,
         miniimagenet,
         photographs,
+        images,
         navigation,
         cart_pole,
         locomotion,

@@ -145,3 +145,12 @@ class Photographs(FewShot):
     """Small color photographs."""
 
     dataset: str = "mini_imagenet"
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnImages(Photographs):
+    """The images of a folder."""
+
+    dataset: str = "folder"
+    size: int = setting(84, "Height and width in pixels to which images are resized.", least=1)
+    grey: bool = setting(False, "Whether images are read without their colours.")

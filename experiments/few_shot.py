@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 import metajax
-from experiments import baselines, images, plots, protocols, skeleton, supervised, tables
+from experiments import baselines, image_data, plots, protocols, skeleton, supervised, tables
 from experiments.classification import HEADS, FewShot
 from experiments.command import Command, Experiment, as_usage_error
 from experiments.skeleton import Evaluation, Method
@@ -49,7 +49,7 @@ def experiment(name: str, summary: str, presets: Any) -> Experiment:
         lambda command: skeleton.run(command, build),
         print_presets,
         protocols.BY_ALGORITHM,
-        images.DataLaunch(),
+        image_data.DataLaunch(),
         build,
     )
 
@@ -109,7 +109,7 @@ def meta_learning(command: Command, data: Splits) -> Trained:
     settings = command.settings
     model = make_network(settings)(settings.ways)
     loss = metajax.cross_entropy(model.apply)
-    tasks = images.make_tasks(settings, data, "train")
+    tasks = image_data.make_tasks(settings, data, "train")
     learner = make_learner(settings, loss, command.mesh)
     batches = supervised.make_batches(settings, settings.eval_inner_batch)
     adapt, validated = (
@@ -119,7 +119,7 @@ def meta_learning(command: Command, data: Splits) -> Trained:
     key = jax.random.key(settings.seed)
     return Trained(
         learner,
-        model.init(jax.random.fold_in(key, 1), images.blank_image(data)),
+        model.init(jax.random.fold_in(key, 1), image_data.blank_image(data)),
         tasks,
         make_measure(settings, command.mesh, validated, metajax.accuracy(model.apply)),
         adapt,
@@ -145,8 +145,8 @@ def closed_form(command: Command, data: Splits) -> Trained:
     key = jax.random.fold_in(jax.random.key(settings.seed), 1)
     return Trained(
         learner,
-        network(settings.ways).init(key, images.blank_image(data)),
-        images.make_tasks(settings, data, "train"),
+        network(settings.ways).init(key, image_data.blank_image(data)),
+        image_data.make_tasks(settings, data, "train"),
         make_measure(settings, command.mesh, adapt, metrics["transductive"]),
         adapt,
         metrics,
@@ -159,7 +159,7 @@ def baseline(command: Command, data: Splits) -> Trained:
     network = make_network(settings)
     everything, model = network(len(data.train)), network(settings.ways)
     key = jax.random.fold_in(jax.random.key(settings.seed), 1)
-    image = images.blank_image(data)
+    image = image_data.blank_image(data)
     learner = baselines.pretraining(
         metajax.cross_entropy(everything.apply), supervised.make_outer_optimizer(settings), mesh
     )
@@ -200,7 +200,7 @@ def baseline(command: Command, data: Splits) -> Trained:
         return measure_from(with_step_size(state, settings.inner_learning_rate), tasks, rng)
 
     def start(state):
-        validation = images.make_tasks(settings, data, "validation")
+        validation = image_data.make_tasks(settings, data, "validation")
         score = jax.jit(
             lambda rate: measure_from(with_step_size(state, rate), validation, key)["accuracy"]
         )
@@ -238,14 +238,14 @@ def make_measure(
 def build(command: Command) -> Method:
     """The method of a command."""
     settings = command.settings
-    data = images.load(settings, command.launch.data_dir)
-    test_tasks = images.make_tasks(settings, data, "test")
+    data = image_data.load(settings, command.launch.data_dir)
+    test_tasks = image_data.make_tasks(settings, data, "test")
     makers = {**dict.fromkeys(HEADS, closed_form), **dict.fromkeys(protocols.BASELINES, baseline)}
     trained = makers.get(settings.algorithm, meta_learning)(command, data)
-    leaks = images.look_for_leaks(command, data, trained.tasks, test_tasks)
+    leaks = image_data.look_for_leaks(command, data, trained.tasks, test_tasks)
     validation = None
     if settings.choose == "validation":
-        validation_tasks = images.make_tasks(settings, data, "validation")
+        validation_tasks = image_data.make_tasks(settings, data, "validation")
         validation = train.Validation(validation_tasks, trained.measure, "accuracy", "max")
 
     def rescore(state: metajax.MetaState) -> dict[str, Any]:

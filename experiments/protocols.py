@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from experiments.classification import HEADS, FewShot, Omniglot, Photographs
+from experiments.classification import HEADS, FewShot, Omniglot, OwnImages, Photographs
 
 Changes = dict[str, Any]
 
@@ -380,6 +380,14 @@ def photographs(datasets: Iterable[str]) -> dict[str, FewShot]:
             name = f"{dataset}_5w{shots}s"
             presets[f"finn2017/{name}"] = finn_photographs(dataset, shots)
             presets[f"nichol2018/{name}"] = nichol_photographs(dataset, shots)
+    return presets
+
+
+def own_images() -> dict[str, FewShot]:
+    """The settings for Mini-ImageNet on a folder, whose class sizes may differ."""
+    presets = {}
+    for name, settings in photographs(("folder",)).items():
+        presets[name] = OwnImages(**{**vars(settings), "algorithm": settings.algorithm})
     return presets
 
 

@@ -160,6 +160,8 @@ def ridge() -> Head:
 def head_on(embed: Apply, head: Head) -> Apply:
     """The classifier `(adapted, x) -> logits` of parameters that `closed_form` has adapted.
 
+    A class without support examples has the logit minus infinity.
+
     Args:
       embed: the features, `(params, x [examples, ...]) -> [examples, size]`.
       head: a head in closed form.
@@ -170,7 +172,12 @@ def head_on(embed: Apply, head: Head) -> Apply:
     >>> apply = metajax.head_on(lambda params, x: x @ params, metajax.prototypes())
     >>> metric = metajax.accuracy(apply)
     """
-    return lambda adapted, x: head.logits(adapted["head"], embed(adapted["body"], x))
+
+    def apply(adapted: Params, x: Array) -> Array:
+        logits = head.logits(adapted["head"], embed(adapted["body"], x))
+        return logits + jax.lax.stop_gradient(adapted["unseen"])[None]
+
+    return apply
 
 
 def closed_form(embed: Apply, head: Head, *, ways: int) -> Adapt:
@@ -182,7 +189,8 @@ def closed_form(embed: Apply, head: Head, *, ways: int) -> Adapt:
       ways: the number of classes. Evaluation may have another one than training.
 
     Returns:
-      An `Adapt` whose adapted parameters are `{"body": params, "head": fitted}`. The
+      An `Adapt` whose adapted parameters are `{"body": params, "head": fitted, "unseen": [ways]}`,
+      where `unseen` is minus infinity for classes without support examples, and 0 for others. The
       hyper-parameters of the head are `meta_params.inner`.
 
     Raises:
@@ -209,6 +217,7 @@ def closed_form(embed: Apply, head: Head, *, ways: int) -> Adapt:
         return {
             "body": meta_params.params,
             "head": head.fit(meta_params.inner, features, one_hot),
+            "unseen": jnp.where(one_hot.sum(axis=0) > 0, 0.0, -jnp.inf),
         }
 
     learned = LearnedOptimizer(lambda params: head.init(), lambda inner: optax.identity())

@@ -11,6 +11,7 @@ from metajax.train.fit import fit as fit
 from metajax.train.processes import is_first as is_first
 from metajax.train.processes import local as local
 from metajax.train.scoring import scorer as scorer
+from metajax.train.task_sources import Stream as Stream
 from metajax.train.validation import Validation as Validation
 from metajax.train.weights import WeightsError as WeightsError
 from metajax.train.weights import load_weights as load_weights

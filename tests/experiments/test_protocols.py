@@ -9,7 +9,15 @@ import optax
 import pytest
 
 import metajax
-from experiments import few_shot, images, miniimagenet, omniglot, photographs, protocols, supervised
+from experiments import (
+    few_shot,
+    image_data,
+    miniimagenet,
+    omniglot,
+    photographs,
+    protocols,
+    supervised,
+)
 from experiments.classification import BASELINES, HEADS
 from experiments.settings import UsageError, check_bounds
 from metajax.data import Images, Splits
@@ -86,7 +94,7 @@ def test_the_clip_is_on_the_authors_scale(name, factor):
 
 def test_what_nichol_trains_on(random_images):
     grey = random_images["omniglot"]
-    data = images.load(ALL["nichol2018/omniglot_5w1s"], None)
+    data = image_data.load(ALL["nichol2018/omniglot_5w1s"], None)
     trained = np.concatenate([grey.train.images, grey.validation.images])
     assert len(data.train) == 4 * len(trained) == len(set(data.train.names))
     np.testing.assert_array_equal(data.train.images[: len(trained)], 255 - trained)
@@ -95,10 +103,10 @@ def test_what_nichol_trains_on(random_images):
             data.train.images[turns * len(trained) + 3, 7], np.rot90(255 - trained[3, 7], turns)
         )
     np.testing.assert_array_equal(data.test.images, 255 - grey.test.images)
-    assert not images.make_tasks(ALL["nichol2018/omniglot_5w1s"], data, "test").rotate
-    finn = images.load(ALL["finn2017/omniglot_5w1s"], None)
+    assert not image_data.make_tasks(ALL["nichol2018/omniglot_5w1s"], data, "test").rotate
+    finn = image_data.load(ALL["finn2017/omniglot_5w1s"], None)
     np.testing.assert_array_equal(finn.train.images, grey.train.images)
-    assert images.make_tasks(ALL["finn2017/omniglot_5w1s"], finn, "test").rotate
+    assert image_data.make_tasks(ALL["finn2017/omniglot_5w1s"], finn, "test").rotate
 
 
 @pytest.mark.parametrize(
@@ -204,7 +212,7 @@ def test_the_episodes_of_snell_2017():
         [1e-3, 1e-3, 5e-4, 2.5e-4]
     )
     data = Images(np.zeros((80, 20, 28, 28, 1), np.uint8), tuple(map(str, range(80))))
-    train_tasks = images.make_tasks(settings, Splits(data, data, data), "train").sample(
+    train_tasks = image_data.make_tasks(settings, Splits(data, data, data), "train").sample(
         jax.random.key(0)
     )
     assert train_tasks.support[0].shape == (60, 28, 28, 1)
