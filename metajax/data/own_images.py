@@ -37,7 +37,8 @@ def load(
     Raises:
       FileNotFoundError: there is no such folder, or none in it that holds images.
       ImportError: Pillow is not installed.
-      ValueError: no folder is given, there are fewer than three classes, or an image cannot be read.
+      ValueError: no folder is given, there are fewer than three classes, or an image cannot be
+        read.
 
     Example:
       >>> from metajax import data
