@@ -207,8 +207,7 @@ BASELINES: dict[str, Changes] = {
     },
 }
 
-# Heads in closed form take no steps, and train on larger tasks than they are tested on. Snell 2017,
-# section 3.1; Bertinetto 2019, section 4.2, has other splits and networks.
+# Heads in closed form take no steps, and train with more classes than in tests: Snell 2017.
 HEAD: Changes = {
     "outer_loss": "mean",
     "adapt_norm": True,
@@ -385,10 +384,8 @@ def photographs(datasets: Iterable[str]) -> dict[str, FewShot]:
 
 def own_images() -> dict[str, FewShot]:
     """The settings for Mini-ImageNet on a folder, whose class sizes may differ."""
-    presets = {}
-    for name, settings in photographs(("folder",)).items():
-        presets[name] = OwnImages(**{**vars(settings), "algorithm": settings.algorithm})
-    return presets
+    presets = photographs(("folder",))
+    return {name: OwnImages(**vars(settings)) for name, settings in presets.items()}
 
 
 def _papers(finn: Any, nichol: Any) -> dict[str, FewShot]:

@@ -21,9 +21,9 @@ from metajax.tasks.few_shot import FewShot
 class Varied:
     """Few-shot tasks with a random number of classes, and of shots for each class.
 
-    Tasks are drawn at full size, and examples beyond the drawn numbers are masked, so that all tasks
-    have one shape and one compiled program. Classes with fewer examples than the shots of a full
-    task need `tasks` with fewer shots.
+    Tasks are drawn at full size, and examples beyond the drawn numbers are masked, so that all
+    tasks have one shape and one compiled program. Classes with fewer examples than a full task has
+    are refused, as by `FewShot`.
 
     The library's losses, metrics and heads in closed form ignore what is masked: with a model that
     treats examples one by one, loss and gradient are those of the smaller task. A batch

@@ -28,9 +28,9 @@ class Stream(NamedTuple):
     """Meta-batches from any iterator, as tasks for `fit`: a loader of PyTorch, grain or tf.data.
 
     The iterator is read ahead in a background thread. A resumed run opens it at the meta-step where
-    it continues. It is bit-identical to an uninterrupted one if `open_at(t)` yields the meta-batches
-    that `open_at(0)` yields from the `t`-th on. An iterator that cannot be positioned starts anew:
-    then a resumed run is a valid one, with other tasks.
+    it continues. It is bit-identical to an uninterrupted one if `open_at(t)` yields the
+    meta-batches that `open_at(0)` yields from the `t`-th on. An iterator that cannot be positioned
+    starts anew: then a resumed run is a valid one, with other tasks.
 
     Attributes:
       open_at: `meta-step -> iterator of Episode`, with leaves `[tasks, ...]`: arrays of NumPy or

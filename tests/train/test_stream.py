@@ -103,5 +103,5 @@ def test_a_stream_that_ends_or_is_no_stream_is_refused():
         fit(train.Stream(lambda start: itertools.repeat(np.zeros(3))))
     with pytest.raises(ValueError, match=r"open_at of the Stream must be a function \(step\)"):
         fit(train.Stream(iter([DRAW(0)])))
-    with pytest.raises(ValueError, match="or a train.Stream"):
+    with pytest.raises(ValueError, match=r"or a train\.Stream"):
         fit(iter([DRAW(0)]))
