@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.scipy.sparse.linalg import cg
 
@@ -288,6 +289,10 @@ def _symmetric(fn: Callable[..., Any], params: Params, operands: PyTree) -> tupl
 
 
 def _symmetric_forward(fn, params, operands):
+    # With `symbolic_zeros` every leaf tells whether it is differentiated.
+    params, operands = jax.tree.map(
+        lambda x: x.value, (params, operands), is_leaf=lambda x: hasattr(x, "perturbed")
+    )
     # Calling `_symmetric` here would give wrong derivatives of this rule within a scan.
     return _reverse(fn)(params, *operands), (params, operands)
 
@@ -302,14 +307,25 @@ def _symmetric_backward(fn, residuals, cotangents):
         return fn(params, *jax.tree.unflatten(treedef, merged))[0]
 
     (value_cotangent, _), direction = cotangents
-    # The gradient itself is the derivative of the value.
-    pulled_back = jax.tree.map(
-        lambda gradient, product: product + value_cotangent.astype(product.dtype) * gradient,
-        *jax.jvp(lambda params: jax.grad(scalar, (0, 1))(params, inexact), (params,), (direction,)),
+    direction = jax.tree.map(
+        lambda x, p: jnp.zeros_like(p) if isinstance(x, SymbolicZero) else x,
+        direction,
+        params,
+        is_leaf=lambda x: isinstance(x, SymbolicZero),
     )
-    params_cotangent, operand_cotangents = pulled_back
+    gradients, products = jax.jvp(
+        lambda params: jax.grad(scalar, (0, 1))(params, inexact), (params,), (direction,)
+    )
+    if not isinstance(value_cotangent, SymbolicZero):
+        # The gradient itself is the derivative of the value.
+        products = jax.tree.map(
+            lambda product, gradient: product + value_cotangent.astype(product.dtype) * gradient,
+            products,
+            gradients,
+        )
+    params_cotangent, operand_cotangents = products
     cotangent_leaves = [operand_cotangents.get(i) for i in range(len(leaves))]
     return params_cotangent, jax.tree.unflatten(treedef, cotangent_leaves)
 
 
-_symmetric.defvjp(_symmetric_forward, _symmetric_backward)
+_symmetric.defvjp(_symmetric_forward, _symmetric_backward, symbolic_zeros=True)
