@@ -34,7 +34,7 @@ class CartPole(MetaRL):
 
 PRESETS = {
     "motors": CartPole(
-        num_meta_steps=100,
+        num_meta_steps=60,
         meta_batch_size=20,
         trajectories=10,
         surrogate="likelihood_ratio",

@@ -86,14 +86,14 @@ class Language(Training):
 
 
 TTT = Language(
-    num_meta_steps=800,
+    num_meta_steps=500,
     meta_batch_size=8,
     outer_learning_rate=2e-3,
     outer_schedule="cosine",
     steps_per_call=10,
     validate_every=100,
     checkpoint_every=50,
-    eval_tasks=256,
+    eval_tasks=512,
     num_steps=0,
     validation_steps=0,
     num_eval_steps=0,
