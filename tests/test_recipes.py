@@ -49,6 +49,30 @@ def stepped(params, gradient, rate):
     return jax.tree.map(lambda p, g: p - rate * g, params, gradient)
 
 
+def test_learning_online(names):
+    x, y = names["streams"].support
+
+    def total(params, x, y):
+        w, losses = params["w"], []
+        for step in range(8):
+            value, gradient = jax.value_and_grad(
+                lambda w, s=step: jnp.mean((x[s] @ w - y[s]) ** 2)
+            )(w)
+            losses.append(value)
+            w = w - 0.05 * gradient
+        return jnp.stack(losses)
+
+    start = {"w": jnp.zeros((8, 1))}
+    gradient = jax.grad(lambda p: jnp.mean(jax.vmap(lambda a, b: total(p, a, b))(x, y)))(start)
+    found = names["reader_state"].meta_params.params
+    assert_close(found, stepped(start, gradient, 0.1), rtol=1e-4)
+    expected = jax.vmap(lambda a, b: total(found, a, b))(x, y).mean(axis=0)
+    assert_close(names["losses"]["mean"], expected, rtol=1e-4)
+    windows = names["sequences"].support[0]
+    assert windows.shape == (8, 16, 8)
+    assert_close(windows[:, 1:, :-1], windows[:, :-1, 1:])
+
+
 def test_more_steps_at_test_time(names):
     assert names["scores"]["mean"].shape == (11,)
     assert names["scores"]["mean"][10] < names["scores"]["mean"][1]
