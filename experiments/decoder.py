@@ -42,7 +42,8 @@ class Block(linen.Module):
     def __call__(self, x: Array) -> Array:
         *batch, time, width = x.shape
         parts = linen.Dense(3 * width, use_bias=False)(linen.LayerNorm()(x))
-        query, key, value = jnp.moveaxis(parts.reshape(*batch, time, 3, self.heads, -1), -3, 0)
+        split = parts.reshape(*batch, time, 3, self.heads, width // self.heads)
+        query, key, value = jnp.moveaxis(split, -3, 0)
         query, key = rotated(query), rotated(key)
         scores = jnp.einsum("...qhd,...khd->...hqk", query, key) * query.shape[-1] ** -0.5
         causal = jnp.broadcast_to(jnp.tril(jnp.ones((time, time), bool)), scores.shape)

@@ -176,7 +176,7 @@ def build(command: Command) -> Method:
         adapt = reading(optax.sgd(settings.inner_learning_rate), engine)
         objective = metajax.online_loss()
     else:
-        adapt = metajax.inner_loop(context_loss, optax.identity(), 0)
+        adapt = metajax.inner_loop(chunk_loss, optax.identity(), 0)
         objective = metajax.query_loss(context_loss)
     rate = supervised.make_schedule(settings, settings.outer_learning_rate)
     outer = optax.chain(optax.clip_by_global_norm(settings.clip), optax.adam(rate))
