@@ -135,7 +135,7 @@ def test_adapters_start_at_nothing_and_alone_take_the_steps(model):
     [
         ["--preset=ttt"],
         ["--preset=window"],
-        ["--preset=full"],
+        pytest.param(["--preset=full"], marks=pytest.mark.slow),
         pytest.param(["--preset=ttt_first_order"], marks=pytest.mark.slow),
         pytest.param(["--preset=ttt_lora"], marks=pytest.mark.slow),
     ],
