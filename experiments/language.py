@@ -98,7 +98,7 @@ TTT = Language(
     validation_steps=0,
     num_eval_steps=0,
 )
-LORA = {"adapters": 8, "inner_learning_rate": 1.0}
+LORA: dict[str, Any] = {"adapters": 8, "inner_learning_rate": 1.0}
 PRESETS = {
     "ttt": TTT,
     "ttt_first_order": dataclasses.replace(TTT, algorithm="ttt_first_order"),
@@ -200,6 +200,7 @@ def build(command: Command) -> Method:
         task_rng, rng = jax.random.split(rng)
         episodes = meta_batch(tasks, settings.validation_tasks, task_rng)
         start = state.meta_params
+        found: Any
         if algorithm in LEARNS:
             found = metajax.OfAdaptation(lambda info: jnp.mean(info.loss)[None])
         else:

@@ -119,8 +119,13 @@ class Contexts:
         sizes = np.array([len(each) for each in long])
         text = np.frombuffer(b"".join(long), np.uint8)
         starts, ends = np.cumsum([0, *sizes[:-1]]), np.cumsum(sizes - length + 1)
-        starts, ends = (jnp.asarray(x, jnp.int32) for x in (starts, ends))
-        return cls(jnp.asarray(text), starts, ends, chunk, num_chunks)
+        return cls(
+            jnp.asarray(text),
+            jnp.asarray(starts, jnp.int32),
+            jnp.asarray(ends, jnp.int32),
+            chunk,
+            num_chunks,
+        )
 
     def sample(self, rng: Key) -> metajax.Episode:
         place = jax.random.randint(rng, (), 0, self.ends[-1])
