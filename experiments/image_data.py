@@ -63,7 +63,7 @@ def _large_enough(settings: FewShot, data: Splits) -> Splits:
     kept = Splits(*(part.with_at_least(needed) for part in data))
     left_out = sum(map(len, data)) - sum(map(len, kept))
     if left_out:
-        print(f"{left_out} classes with less than {needed} images are left out")
+        print(f"left out, for less than {needed} images: {left_out} classes")
     return kept
 
 
