@@ -74,6 +74,10 @@ class Language(Training):
     inner_learning_rate: float = setting(
         0.1, "Step size of the inner SGD.", least=0.0, only={"algorithm": LEARNS}
     )
+    # The number of steps is that of the chunks, in training as in tests.
+    num_steps: int = setting(0, "Always 0: --num_chunks counts the inner steps.", most=0)
+    validation_steps: int = setting(0, "Always 0, likewise.", most=0)
+    num_eval_steps: int = setting(0, "Always 0, likewise.", most=0, evaluation=True)
     clip: float = setting(1.0, "Bound on the norm of the meta-gradient.", least=0.0)
     validation_tasks: int = setting(64, "Contexts of the meta-validation.", least=1)
 
@@ -94,9 +98,6 @@ TTT = Language(
     validate_every=100,
     checkpoint_every=50,
     eval_tasks=512,
-    num_steps=0,
-    validation_steps=0,
-    num_eval_steps=0,
 )
 LORA: dict[str, Any] = {"adapters": 8, "inner_learning_rate": 1.0}
 PRESETS = {
