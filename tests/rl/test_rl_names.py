@@ -13,7 +13,16 @@ PACKAGE = Path(rl.__file__).parent
 README = (Path(__file__).parents[2] / "README.md").read_text()
 # Each may import the ones before it.
 ORDER = ["base", "arguments", "policies", "rollout", "surrogates", "inner", "objective", "learner"]
-ORDER += ["trpo", "promp", "reptile", "wrappers", "gymnax_env", "brax_env", "navigation"]
+ORDER += [
+    "trpo",
+    "promp",
+    "reptile",
+    "wrappers",
+    "gymnax_env",
+    "brax_env",
+    "navigation",
+    "cart_pole",
+]
 ORDER += ["robots", "locomotion"]
 
 
