@@ -23,7 +23,7 @@ ORDER += [
     "navigation",
     "cart_pole",
 ]
-ORDER += ["robots", "locomotion"]
+ORDER += ["cart_pole", "robots", "locomotion"]
 
 
 @pytest.mark.parametrize(
