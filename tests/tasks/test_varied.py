@@ -53,7 +53,7 @@ def cut(batch):
     return batch["x"][keep], batch["y"][keep]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0])
 def test_loss_and_gradient_are_those_of_the_smaller_task(seed):
     episode = VARIED.sample(jax.random.key(seed))
     small = metajax.Episode(cut(episode.support), cut(episode.query))
