@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import rl_runs, runs, tables
+from benchmarks import language_runs, rl_runs, runs, tables
 from benchmarks.results_folder import RESULTS
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +22,9 @@ TABLES: dict[str, Callable[[list[runs.Result]], list[str]]] = {
     "sinusoid": runs.sinusoid_table,
     "few_shot": runs.few_shot_table,
     "navigation": rl_runs.navigation_table,
+    "cart_pole": rl_runs.cart_pole_table,
     "locomotion": rl_runs.locomotion_table,
+    "language": language_runs.table,
 }
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
@@ -51,3 +53,4 @@ if __name__ == "__main__":
         page.write_text(render(page))
     tables.PAGE.write_text(tables.render())
     tables.draw()
+    language_runs.draw(load())

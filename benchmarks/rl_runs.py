@@ -93,6 +93,18 @@ def navigation_table(results: list[Result]) -> list[str]:
     ]
 
 
+def cart_pole_table(results: list[Result]) -> list[str]:
+    groups = _groups(results, "cart_pole")
+    return [
+        "| | tasks | 0 | 1 | 2 | 3 | meta-steps | env steps | training | device |",
+        "|" + "---|" * 10,
+        *(
+            _line([_link(runs), f"{_num_tasks(runs[0])}", *_returns(runs, 1), *_cost(runs)])
+            for runs in groups
+        ),
+    ]
+
+
 def locomotion_table(results: list[Result]) -> list[str]:
     groups = _groups(results, "locomotion")
     if not groups:

@@ -4,6 +4,9 @@ import os
 import sys
 
 from experiments import (
+    cart_pole,
+    images,
+    language,
     locomotion,
     miniimagenet,
     navigation,
@@ -22,8 +25,11 @@ EXPERIMENTS = tuple(
         omniglot,
         miniimagenet,
         photographs,
+        images,
         navigation,
+        cart_pole,
         locomotion,
+        language,
         reptile_gradients,
         reptile_batches,
         show_episodes,

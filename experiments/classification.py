@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
+import metajax
 from experiments.settings import UsageError, setting
 from experiments.supervised import ALGORITHMS, Supervised
 
 BASELINES = ("fine_tuning", "nearest_neighbour")  # see `experiments.baselines`
+# Heads that the support determines in closed form: they take no steps.
+HEADS: dict[str, Callable[[], metajax.Head]] = {
+    "prototypical": metajax.prototypes,
+    "matching": metajax.matching,
+    "r2d2": metajax.ridge,
+}
 _STEP_SIZES = (
     "Step size of the inner optimizer, on a mean loss. Finn 2017 prints it for classification on a "
     "loss that is a sum over classes: 2.0 is the printed 0.4 of 5 ways and 0.1 of 20 on Omniglot, "
@@ -21,13 +29,20 @@ class FewShot(Supervised):
 
     algorithm: str = setting(
         "maml",
-        "The meta-learning algorithm, or a baseline: a classifier of all classes, fine-tuned or "
-        "with nearest neighbours.",
-        choices=(*ALGORITHMS, *BASELINES),
+        "The meta-learning algorithm; a head in closed form on learned features (prototypical, "
+        "matching, r2d2); or a baseline: a classifier of all classes, fine-tuned or with nearest "
+        "neighbours.",
+        choices=(*ALGORITHMS, *HEADS, *BASELINES),
     )
     inner_learning_rate: float = setting(2.0, _STEP_SIZES, least=0.0)
     dataset: str = "omniglot"
     ways: int = setting(5, "Classes per task.", least=2)
+    train_ways: int = setting(
+        0,
+        "Classes per task in training; 0: as many as --ways.",
+        least=0,
+        only={"algorithm": tuple(HEADS)},
+    )
     train_shots: int = setting(
         0, "Support examples per class in training; 0: as many as --shots.", least=0
     )
@@ -53,9 +68,10 @@ class FewShot(Supervised):
     network: str = setting(
         "conv",
         "The convolutions of Finn 2017 for the data set (conv); those of Nichol 2018, with another "
-        "head and normalization; those of MAML++, with a normalization for every inner step; "
-        "layers of 256, 128, 64 and 64 units (mlp); or 12 residual convolutions.",
-        choices=("conv", "conv_nichol", "conv_per_step", "mlp", "resnet12"),
+        "head and normalization; those of MAML++, with a normalization for every inner step; 64 "
+        "channels with maximum pooling (conv_pool); layers of 256, 128, 64 and 64 units (mlp); or "
+        "12 residual convolutions.",
+        choices=("conv", "conv_nichol", "conv_per_step", "conv_pool", "mlp", "resnet12"),
     )
     outer_loss: str = setting(
         "mean",
@@ -86,6 +102,10 @@ class FewShot(Supervised):
         if self.algorithm in ("imaml", "meta_sgd") and not whole:
             raise UsageError(
                 f"{self.algorithm} adapts all parameters: --adapt_norm, and no network per step."
+            )
+        if self.algorithm in HEADS and (self.num_eval_steps or self.validation_steps):
+            raise UsageError(
+                f"{self.algorithm} takes no steps: --num_eval_steps=0 --validation_steps=0."
             )
         if self.train_on == "train+validation" and self.choose == "validation":
             raise UsageError(
@@ -125,3 +145,12 @@ class Photographs(FewShot):
     """Small color photographs."""
 
     dataset: str = "mini_imagenet"
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnImages(Photographs):
+    """The images of a folder."""
+
+    dataset: str = "folder"
+    size: int = setting(84, "Height and width in pixels to which images are resized.", least=1)
+    grey: bool = setting(False, "Whether images are read without their colours.")

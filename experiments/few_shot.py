@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 import metajax
-from experiments import baselines, images, plots, protocols, skeleton, supervised, tables
-from experiments.classification import FewShot
+from experiments import baselines, image_data, plots, protocols, skeleton, supervised, tables
+from experiments.classification import HEADS, FewShot
 from experiments.command import Command, Experiment, as_usage_error
 from experiments.skeleton import Evaluation, Method
 from metajax import data as datasets
@@ -28,6 +28,7 @@ DRAWINGS: dict[str, Any] = {
     "conv": nn.omniglot_conv,
     "conv_nichol": nn.omniglot_conv_nichol,
     "conv_per_step": nn.conv_per_step,
+    "conv_pool": functools.partial(nn.ConvNet, pool="max", reduce="flatten", use_scale=True),
     "mlp": nn.omniglot_mlp,
     "resnet12": nn.resnet12,
 }
@@ -48,7 +49,7 @@ def experiment(name: str, summary: str, presets: Any) -> Experiment:
         lambda command: skeleton.run(command, build),
         print_presets,
         protocols.BY_ALGORITHM,
-        images.DataLaunch(),
+        image_data.DataLaunch(),
         build,
     )
 
@@ -108,7 +109,7 @@ def meta_learning(command: Command, data: Splits) -> Trained:
     settings = command.settings
     model = make_network(settings)(settings.ways)
     loss = metajax.cross_entropy(model.apply)
-    tasks = images.make_tasks(settings, data, "train")
+    tasks = image_data.make_tasks(settings, data, "train")
     learner = make_learner(settings, loss, command.mesh)
     batches = supervised.make_batches(settings, settings.eval_inner_batch)
     adapt, validated = (
@@ -118,11 +119,37 @@ def meta_learning(command: Command, data: Splits) -> Trained:
     key = jax.random.key(settings.seed)
     return Trained(
         learner,
-        model.init(jax.random.fold_in(key, 1), images.blank_image(data)),
+        model.init(jax.random.fold_in(key, 1), image_data.blank_image(data)),
         tasks,
         make_measure(settings, command.mesh, validated, metajax.accuracy(model.apply)),
         adapt,
-        accuracies(model),
+        accuracies(model.apply),
+    )
+
+
+def closed_form(command: Command, data: Splits) -> Trained:
+    """A head that the support determines, on learned features."""
+    settings, head = command.settings, HEADS[command.settings.algorithm]()
+    network = make_network(settings)
+    features = baselines.make_features(network)
+    learner = metajax.head_learner(
+        features,
+        head,
+        supervised.make_outer_optimizer(settings),
+        ways=settings.train_ways or settings.ways,
+        task_chunk=settings.task_chunk or None,
+        mesh=command.mesh,
+    )
+    adapt = metajax.closed_form(features, head, ways=settings.ways)
+    metrics = accuracies(metajax.head_on(features, head))
+    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+    return Trained(
+        learner,
+        network(settings.ways).init(key, image_data.blank_image(data)),
+        image_data.make_tasks(settings, data, "train"),
+        make_measure(settings, command.mesh, adapt, metrics["transductive"]),
+        adapt,
+        metrics,
     )
 
 
@@ -132,7 +159,7 @@ def baseline(command: Command, data: Splits) -> Trained:
     network = make_network(settings)
     everything, model = network(len(data.train)), network(settings.ways)
     key = jax.random.fold_in(jax.random.key(settings.seed), 1)
-    image = images.blank_image(data)
+    image = image_data.blank_image(data)
     learner = baselines.pretraining(
         metajax.cross_entropy(everything.apply), supervised.make_outer_optimizer(settings), mesh
     )
@@ -157,7 +184,7 @@ def baseline(command: Command, data: Splits) -> Trained:
 
     head = model.init(key, image)["params"]["head"]
     loss = metajax.cross_entropy(model.apply)
-    metrics = accuracies(model)
+    metrics = accuracies(model.apply)
     measure_from = make_measure(
         settings,
         mesh,
@@ -173,7 +200,7 @@ def baseline(command: Command, data: Splits) -> Trained:
         return measure_from(with_step_size(state, settings.inner_learning_rate), tasks, rng)
 
     def start(state):
-        validation = images.make_tasks(settings, data, "validation")
+        validation = image_data.make_tasks(settings, data, "validation")
         score = jax.jit(
             lambda rate: measure_from(with_step_size(state, rate), validation, key)["accuracy"]
         )
@@ -185,11 +212,11 @@ def baseline(command: Command, data: Splits) -> Trained:
     return Trained(learner, params, tasks, measure, adapt, metrics, start)
 
 
-def accuracies(model: Any) -> dict[str, Any]:
+def accuracies(apply: Callable[..., Any]) -> dict[str, Any]:
     """The accuracy for each of `QUESTIONS`."""
     return {
-        "transductive": metajax.accuracy(model.apply),
-        "non_transductive": metajax.accuracy(model.apply, transductive=False),
+        "transductive": metajax.accuracy(apply),
+        "non_transductive": metajax.accuracy(apply, transductive=False),
     }
 
 
@@ -211,14 +238,14 @@ def make_measure(
 def build(command: Command) -> Method:
     """The method of a command."""
     settings = command.settings
-    data = images.load(settings, command.launch.data_dir)
-    test_tasks = images.make_tasks(settings, data, "test")
-    make = baseline if settings.algorithm in protocols.BASELINES else meta_learning
-    trained = make(command, data)
-    leaks = images.look_for_leaks(command, data, trained.tasks, test_tasks)
+    data = image_data.load(settings, command.launch.data_dir)
+    test_tasks = image_data.make_tasks(settings, data, "test")
+    makers = {**dict.fromkeys(HEADS, closed_form), **dict.fromkeys(protocols.BASELINES, baseline)}
+    trained = makers.get(settings.algorithm, meta_learning)(command, data)
+    leaks = image_data.look_for_leaks(command, data, trained.tasks, test_tasks)
     validation = None
     if settings.choose == "validation":
-        validation_tasks = images.make_tasks(settings, data, "validation")
+        validation_tasks = image_data.make_tasks(settings, data, "validation")
         validation = train.Validation(validation_tasks, trained.measure, "accuracy", "max")
 
     def rescore(state: metajax.MetaState) -> dict[str, Any]:

@@ -146,11 +146,13 @@ def make_agent(settings: MetaRL, env: rl.Env, mesh: Mesh | None = None) -> Agent
     """Makes the agent of some settings."""
     if settings.algorithm == "oracle":
         env = rl.oracle(env)
-    model = rl.GaussianMLP(
-        env.action_size,
-        init_log_std=float(np.log(settings.init_std)),
-        min_log_std=float(np.log(settings.min_std)),
-    )
+    model: Any = rl.CategoricalMLP(env.action_size)
+    if not env.discrete:
+        model = rl.GaussianMLP(
+            env.action_size,
+            init_log_std=float(np.log(settings.init_std)),
+            min_log_std=float(np.log(settings.min_std)),
+        )
     init: Callable[..., Any] = model.init
     policy: rl.Policy = model.apply
     if settings.algorithm == "context":

@@ -7,13 +7,13 @@ Hardware:  not run on the real images yet
 Expected:  the papers have no number for these
 """
 
-from experiments import few_shot, images, protocols
+from experiments import few_shot, image_data, protocols
 from experiments.command import run
 
 EXPERIMENT = few_shot.experiment(
     "photographs",
     "Few-shot classification of CIFAR-FS and FC100 with the settings for Mini-ImageNet.",
-    protocols.photographs(images.other_photographs()),
+    protocols.photographs(image_data.other_photographs()),
 )
 
 if __name__ == "__main__":

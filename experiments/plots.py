@@ -57,7 +57,13 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def adaptation_curves(
-    path: Path, rows: Mapping[str, Any], *, ylabel: str, title: str, scale: float = 1.0
+    path: Path,
+    rows: Mapping[str, Any],
+    *,
+    ylabel: str,
+    title: str,
+    xlabel: str = "adaptation steps",
+    scale: float = 1.0,
 ) -> None:
     """Draws mean and 95% interval against the number of adaptation steps, or a row's `steps`.
 
@@ -65,7 +71,7 @@ def adaptation_curves(
     """
     figure, axes = plt.subplots(figsize=SIZE)
     _by_step(axes, rows, scale)
-    axes.set(ylabel=ylabel, title=title)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.legend()
     save(figure, path)
 
@@ -74,6 +80,9 @@ def _by_step(axes: Axes, rows: Mapping[str, Any], scale: float = 1.0) -> None:
     for name, row in rows.items():
         mean, ci95 = (scale * np.asarray(row[each]) for each in ("mean", "ci95"))
         steps = np.asarray(row.get("steps", np.arange(len(mean))))
+        if len(steps) == 1:  # it does not adapt
+            axes.axhline(mean[0], linestyle=":", color=BLACK, label=name.replace("_", "-"))
+            continue
         if np.any(np.diff(steps) > 1):
             axes.errorbar(
                 steps, mean, ci95, fmt="s", markersize=4, capsize=3, label=name.replace("_", "-")

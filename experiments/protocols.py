@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from experiments.classification import FewShot, Omniglot, Photographs
+from experiments.classification import HEADS, FewShot, Omniglot, OwnImages, Photographs
 
 Changes = dict[str, Any]
 
@@ -207,6 +207,52 @@ BASELINES: dict[str, Changes] = {
     },
 }
 
+# Heads in closed form take no steps, and train with more classes than in tests: Snell 2017.
+HEAD: Changes = {
+    "outer_loss": "mean",
+    "adapt_norm": True,
+    "clip": 0.0,
+    "meta_batch_size": 1,
+    "num_steps": 0,
+    "validation_steps": 0,
+    "num_eval_steps": 0,
+    "eval_tasks": 1_000,
+    "outer_schedule": "halved",
+}
+HEAD_OMNIGLOT: Changes = {
+    **HEAD,
+    "num_meta_steps": 10_000,
+    "network": "conv_pool",
+    "split": "vinyals",
+    "rotation": "classes",
+    "train_ways": 60,
+    "queries": 5,
+    "eval_queries": 15,
+    "steps_per_call": 50,
+    "validate_every": 500,
+    "checkpoint_every": 100,
+}
+HEAD_PHOTOGRAPHS: Changes = {
+    **HEAD,
+    "num_meta_steps": 20_000,
+    "network": "conv_pool",
+    "queries": 15,
+    "eval_queries": 15,
+    "eval_tasks": 600,
+    "steps_per_call": 10,
+    "validate_every": 1_000,
+    "checkpoint_every": 100,
+}
+
+
+def snell_photographs(settings: Photographs) -> Photographs:
+    """Snell 2017, section 3.2: 30-way training for 1 shot, 20-way for 5 shots."""
+    ways = 30 if settings.shots == 1 else 20
+    return dataclasses.replace(
+        settings, **HEAD_PHOTOGRAPHS, algorithm="prototypical", train_ways=ways
+    )
+
+
 # The settings of algorithms beyond the two papers, as changes to Finn's protocols. All but MAML++
 # adapt the normalizations as well, because the implicit gradient needs it.
 BEYOND: dict[str, Changes] = {
@@ -217,6 +263,9 @@ BEYOND: dict[str, Changes] = {
         "num_steps": 1,
         "inner_learning_rate": 0.5,
     },
+    # Park and Oliva 2019 and Baik 2020, with the steps of Finn's protocol.
+    "meta_curvature": {"algorithm": "meta_curvature"},
+    "alfa": {"algorithm": "alfa"},
     # Raghu 2020, section 4, and Oh 2021, section 3.
     "anil": {"algorithm": "anil", "adapt_norm": True, "num_steps": 5, "inner_learning_rate": 0.5},
     "boil": {"algorithm": "boil", "adapt_norm": True, "inner_learning_rate": 0.5},
@@ -269,8 +318,17 @@ BEYOND_PHOTOGRAPHS = {
 }
 # The settings that `--algorithm` changes in a preset of another algorithm.
 BY_ALGORITHM: dict[type, dict[str, Changes]] = {
-    Omniglot: {**BEYOND, "reptile": REPTILE_OMNIGLOT},
-    Photographs: {**BEYOND_PHOTOGRAPHS, **BASELINES, "reptile": REPTILE_PHOTOGRAPHS},
+    Omniglot: {
+        **BEYOND,
+        "reptile": REPTILE_OMNIGLOT,
+        **dict.fromkeys(HEADS, HEAD_OMNIGLOT),
+    },
+    Photographs: {
+        **BEYOND_PHOTOGRAPHS,
+        **BASELINES,
+        "reptile": REPTILE_PHOTOGRAPHS,
+        **dict.fromkeys(HEADS, HEAD_PHOTOGRAPHS),
+    },
 }
 
 
@@ -282,6 +340,10 @@ def omniglot() -> dict[str, FewShot]:
     presets = _papers(finn, nichol)
     for name in ("omniglot_5w1s", "omniglot_5w5s"):
         presets[f"finn2017/{name}_no_conv"] = dataclasses.replace(finn[name], network="mlp")
+    for ways, shots in cells:
+        presets[f"snell2017/omniglot_{ways}w{shots}s"] = Omniglot(
+            **HEAD_OMNIGLOT, algorithm="prototypical", ways=ways, shots=shots
+        )
     for algorithm, changes in BEYOND.items():
         for name, settings in finn.items():
             more = dict.fromkeys(("num_steps", "validation_steps", "num_eval_steps"), 25)
@@ -302,6 +364,7 @@ def mini_imagenet() -> dict[str, FewShot]:
             presets[f"finn2017/{name}_{baseline}"] = dataclasses.replace(settings, **changes)
         for algorithm, changes in BEYOND_PHOTOGRAPHS.items():
             presets[f"beyond/{algorithm}_{name}"] = dataclasses.replace(settings, **changes)
+        presets[f"snell2017/{name}"] = snell_photographs(settings)
         presets[f"beyond/resnet12_{name}"] = dataclasses.replace(
             settings, algorithm="fomaml", network="resnet12", inner_learning_rate=0.01
         )
@@ -317,6 +380,12 @@ def photographs(datasets: Iterable[str]) -> dict[str, FewShot]:
             presets[f"finn2017/{name}"] = finn_photographs(dataset, shots)
             presets[f"nichol2018/{name}"] = nichol_photographs(dataset, shots)
     return presets
+
+
+def own_images() -> dict[str, FewShot]:
+    """The settings for Mini-ImageNet on a folder, whose class sizes may differ."""
+    presets = photographs(("folder",))
+    return {name: OwnImages(**vars(settings)) for name, settings in presets.items()}
 
 
 def _papers(finn: Any, nichol: Any) -> dict[str, FewShot]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-from experiments import few_shot, images, plots, sweep
+from experiments import few_shot, image_data, plots, sweep
 from experiments.command import Command, Experiment, run
 from experiments.settings import setting
 
@@ -91,7 +91,7 @@ def runs(panel: str) -> dict[str, dict[float, sweep.Run]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class PanelLaunch(images.DataLaunch):
+class PanelLaunch(image_data.DataLaunch):
     """Panels."""
 
     panel: tuple[str, ...] = setting(

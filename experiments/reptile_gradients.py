@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 
 import metajax
-from experiments import few_shot, images, plots, sweep
+from experiments import few_shot, image_data, plots, sweep
 from experiments.command import Command, Experiment, run
 
 NUM_BATCHES = 4
@@ -73,7 +73,7 @@ EXPERIMENT = Experiment(
     },
     execute,
     few_shot.print_presets,
-    launch=images.DataLaunch(),
+    launch=image_data.DataLaunch(),
 )
 
 if __name__ == "__main__":

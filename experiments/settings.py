@@ -97,8 +97,8 @@ class Training:
     outer_schedule: str = setting(
         "constant",
         "The outer step size, or trust region, over the meta-updates: constant, falling to 0 on a "
-        "line, or to a hundredth on a cosine.",
-        choices=("constant", "linear", "cosine"),
+        "line, or to a hundredth on a cosine, or halved every 2,000.",
+        choices=("constant", "linear", "cosine", "halved"),
     )
     task_chunk: int = setting(0, "Tasks per vmap; 0: chosen for the device.", least=0)
     validation_steps: int = setting(10, "Adaptation steps of the meta-validation.", least=0)

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments import few_shot, images, miniimagenet, omniglot, photographs, plots, protocols
+from experiments import few_shot, image_data, miniimagenet, omniglot, photographs, plots, protocols
 from experiments.command import Command, Experiment, run
 from experiments.settings import UsageError, setting
 from metajax.tasks import meta_batch
@@ -23,7 +23,7 @@ FAMILIES = (omniglot.EXPERIMENT, miniimagenet.EXPERIMENT, photographs.EXPERIMENT
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown(images.DataLaunch):
+class Shown(image_data.DataLaunch):
     """What is drawn."""
 
     out: str = setting("episodes.png", "The picture to write.")
@@ -41,10 +41,10 @@ class Shown(images.DataLaunch):
 def execute(command: Command) -> int:
     """Draws the picture."""
     settings, launch = command.settings, command.launch
-    data = images.load(settings, launch.data_dir)
+    data = image_data.load(settings, launch.data_dir)
     if not len(getattr(data, launch.part)):
         raise UsageError(f"--part={launch.part}: {command.preset} has no such classes.")
-    tasks = images.make_tasks(settings, data, launch.part)
+    tasks = image_data.make_tasks(settings, data, launch.part)
     episodes = jax.jit(meta_batch, static_argnums=1)(
         tasks, launch.num_tasks, jax.random.key(settings.seed)
     )

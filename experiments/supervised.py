@@ -59,6 +59,10 @@ ALGORITHMS: dict[str, Callable[[Any, Parts], metajax.MetaLearner]] = {
         meta_gradient=_exact(s),
         **p.options,
     ),
+    **dict.fromkeys(
+        ("meta_curvature", "alfa"),
+        lambda s, p: metajax.maml(p.loss, p.inner, p.outer, meta_gradient=_exact(s), **p.options),
+    ),
     "anil": lambda s, p: metajax.anil(
         p.loss, p.inner, p.outer, head=p.head, meta_gradient=_exact(s), **p.options
     ),
@@ -75,6 +79,13 @@ ALGORITHMS: dict[str, Callable[[Any, Parts], metajax.MetaLearner]] = {
     ),
 }
 
+
+# The algorithms whose inner optimizer is learned: `(step size, steps) -> inner optimizer`.
+LEARNED: dict[str, Callable[[float, int], metajax.LearnedOptimizer]] = {
+    "maml_plus_plus": metajax.learned_per_step_sizes,
+    "meta_curvature": lambda rate, num_steps: metajax.meta_curvature(rate),
+    "alfa": metajax.alfa,
+}
 
 # The outer optimizers: `(settings, step size or schedule) -> optax transformation`.
 OUTER_OPTIMIZERS: dict[str, Callable[[Any, Any], optax.GradientTransformation]] = {
@@ -148,9 +159,9 @@ class Supervised(Training):
 
     def check(self) -> None:
         super().check()
-        learned = ("meta_sgd", "maml_plus_plus")
+        learned = ("meta_sgd", *LEARNED)
         if self.algorithm in learned and self.inner_optimizer != "sgd":
-            raise UsageError(f"--inner_optimizer: {self.algorithm} is SGD with learned step sizes.")
+            raise UsageError(f"--inner_optimizer: {self.algorithm} is SGD with learned steps.")
         if self.algorithm in ("reptile", "imaml") and self.num_steps == 0:
             raise UsageError(f"--num_steps=0: {self.algorithm} needs at least one step.")
         if self.algorithm == "imaml" and self.inner_batch:
@@ -192,8 +203,8 @@ def make_batches(settings: Any, inner_batch: int) -> Any:
 def make_inner_optimizer(settings: Any) -> Any:
     """The inner optimizer of all parameters."""
     rate = settings.inner_learning_rate
-    if settings.algorithm == "maml_plus_plus":
-        return metajax.learned_per_step_sizes(rate, max(settings.num_steps, 1))
+    if settings.algorithm in LEARNED:
+        return LEARNED[settings.algorithm](rate, max(settings.num_steps, 1))
     if settings.inner_optimizer == "adam":
         # The authors of Reptile use beta1 = 0; eps_root makes the update differentiable.
         exact = settings.algorithm not in ("fomaml", "reptile")
@@ -207,6 +218,8 @@ def make_schedule(settings: Any, value: float) -> float | optax.Schedule:
         return optax.linear_schedule(value, 0.0, settings.num_meta_steps)
     if settings.outer_schedule == "cosine":
         return optax.cosine_decay_schedule(value, settings.num_meta_steps, alpha=0.01)
+    if settings.outer_schedule == "halved":
+        return optax.exponential_decay(value, 2_000, 0.5, staircase=True)
     return value
 
 

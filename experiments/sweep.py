@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import metajax
-from experiments import few_shot, images, protocols, skeleton, supervised
+from experiments import few_shot, image_data, protocols, skeleton, supervised
 from experiments.classification import Omniglot
 from experiments.command import Command
 from experiments.settings import evaluation_config, setting, training_config
@@ -79,11 +79,11 @@ def execute(command: Command, runs: list[Run]) -> dict[str, Any] | int:
 
 
 def _execute(command: Command, runs: list[Run]) -> dict[str, Any] | int:
-    data = images.load(command.settings, command.launch.data_dir)
+    data = image_data.load(command.settings, command.launch.data_dir)
     train_tasks, test_tasks = (
-        images.make_tasks(command.settings, data, part) for part in ("train", "test")
+        image_data.make_tasks(command.settings, data, part) for part in ("train", "test")
     )
-    images.look_for_leaks(command, data, train_tasks, test_tasks)
+    image_data.look_for_leaks(command, data, train_tasks, test_tasks)
     found = {}
     for number, run in enumerate(runs, 1):
         each = command._replace(
@@ -131,7 +131,7 @@ def build(command: Command, data: Splits, objective: metajax.Objective | None) -
             mesh=command.mesh,
         )
     validation_tasks, test_tasks = (
-        images.make_tasks(settings, data, part) for part in ("validation", "test")
+        image_data.make_tasks(settings, data, part) for part in ("validation", "test")
     )
 
     def evaluate(fitted: train.FitResult) -> Evaluation:

@@ -83,13 +83,11 @@ class UpdateReads(NamedTuple):
 
     Attributes:
       searches: whether it runs a line search, a loop that reverse mode cannot differentiate.
-      value: whether it depends on the loss's value.
       params: whether it depends on the parameters themselves, as weight decay does.
       ignored: paths of the parameters whose update does not depend on their gradient.
     """
 
     searches: bool
-    value: bool
     params: bool
     ignored: list[str]
 
@@ -119,7 +117,6 @@ def update_reads(update: Callable[..., Any], grads: Params, state: PyTree, value
     everything = used(range(len(jaxpr.outvars)))
     return UpdateReads(
         searches=any(eqn.primitive.name == "while" for eqn in equations(jaxpr)),
-        value=everything[-1],
         params=any(everything[num + num_state : -1]),
         ignored=[path for i, path in enumerate(sizes) if not any(used(range(i, i + 1))[:num])],
     )
@@ -131,11 +128,6 @@ def check_inner_update(reads: UpdateReads, meta_gradient: MetaGradient) -> None:
         raise ValueError(
             "inner_loop: reverse mode cannot differentiate the line search of an inner optimizer "
             "such as optax.lbfgs. Use first_order() or implicit(), which do not differentiate it."
-        )
-    if reads.value and not meta_gradient.value:
-        raise ValueError(
-            "inner_loop: the inner optimizer uses the loss's value, which has no derivative with "
-            "mixed_mode(). Use second_order(remat=True)."
         )
     if meta_gradient.implicit and reads.ignored:
         raise ValueError(

@@ -12,7 +12,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from metajax import base
-from metajax.base import Adapt, Array, Episode, Key, MetaParams, MetaState, Params, PyTree
+from metajax.base import (
+    Adapt,
+    AdaptInfo,
+    Array,
+    Episode,
+    Key,
+    MetaParams,
+    MetaState,
+    Params,
+    PyTree,
+)
 from metajax.learner import check_episodes, check_state
 from metajax.losses import Apply, check_labels, hits, masked_mean, squared_error, unpack
 from metajax.machine import CPU_CHUNK_BYTES
@@ -41,6 +51,22 @@ class AtSteps(NamedTuple):
     steps: Sequence[int]
 
 
+class OfAdaptation(NamedTuple):
+    """A metric of the adaptation itself, such as the losses before its steps.
+
+    Attributes:
+      metric: `AdaptInfo -> pytree of arrays`.
+
+    Example, the losses before each step, and how much the last is below the first:
+
+    >>> import metajax
+    >>> metric = metajax.OfAdaptation(
+    ...     lambda info: {"loss": info.loss, "fall": info.loss[0] - info.loss[-1]})
+    """
+
+    metric: Callable[[AdaptInfo], PyTree]
+
+
 def evaluate(
     adapt: Adapt,
     metric: PyTree,
@@ -64,7 +90,8 @@ def evaluate(
       adapt: an inner loop from `metajax.inner_loop` or `learner.inner.rebuild`. It may take more
         steps or other batches than training.
       metric: `(params, episode, rng) -> pytree of scalars`, such as `accuracy(apply)`, or a dict
-        of several. A metric within `AtSteps` is computed after some steps only.
+        of several. A metric within `AtSteps` is computed after some steps only, one within
+        `OfAdaptation` once, from the report of the adaptation.
       meta_state: the state to evaluate, or only its meta-parameters, such as the result of
         `train.load_meta_params`.
       episodes: tasks, leaves `[tasks, ...]`.
@@ -73,7 +100,8 @@ def evaluate(
       mesh: devices that share the tasks, see `meta_learner`.
 
     Returns:
-      A dict with, for every metric, arrays `[num_steps + 1]`, or `[len(steps)]` within `AtSteps`:
+      A dict with, for every metric, arrays `[num_steps + 1]`, `[len(steps)]` within `AtSteps`,
+      or the arrays of `OfAdaptation`:
 
       - `mean` and `ci95`, the half-width, which is infinite for a single task;
       - `quantiles`, a dict of the quantiles 0.05, 0.25, 0.5, 0.75 and 0.95 over tasks. Values that
@@ -122,11 +150,10 @@ def score_tasks(
 ) -> PyTree:
     """The scores of every task, `[tasks, num_steps + 1]`; the arguments are those of `evaluate`."""
     base.check_kind("evaluate: adapt", adapt, Adapt, "from inner_loop or learner.inner")
-    for each in jax.tree.leaves(metric, is_leaf=_is_at_steps) or [None]:
-        fn = each.metric if _is_at_steps(each) else each
-        base.check_function(
-            "evaluate: metric", fn, "params, episode, rng", " such as accuracy(apply)"
-        )
+    for each in jax.tree.leaves(metric, is_leaf=_is_wrapped) or [None]:
+        fn = each.metric if _is_wrapped(each) else each
+        arguments = "info" if isinstance(each, OfAdaptation) else "params, episode, rng"
+        base.check_function("evaluate: metric", fn, arguments, " such as accuracy(apply)")
     if isinstance(meta_state, MetaParams):
         meta_state = MetaState(meta_state, (), (), jnp.zeros(()))
     check_state(meta_state)
@@ -145,10 +172,15 @@ def score_tasks(
                 probe=lambda params, step: jax.tree.map(
                     lambda m: _measured(m, step, params, episode, metric_rng),
                     metric,
-                    is_leaf=_is_at_steps,
+                    is_leaf=_is_wrapped,
                 ),
             )
-            return jax.tree.map(_selected, metric, info.probe, is_leaf=_is_at_steps)
+            return jax.tree.map(
+                lambda m, probed: _selected(m, probed, info),
+                metric,
+                info.probe,
+                is_leaf=_is_wrapped,
+            )
 
         return map_tasks(one, *tasks), carry
 
@@ -168,6 +200,9 @@ def summarize(scores: PyTree) -> dict[str, Any]:
             return jnp.full(x.shape[1:], jnp.inf)
         return 1.96 * jnp.std(x, axis=0) / num_tasks**0.5
 
+    def increased(x: Array) -> Array:
+        return jnp.mean(~(x <= (x[:, :1] if x.ndim > 1 else x)), axis=0)
+
     def quantile(q: float, x: Array) -> Array:
         # Interpolation would turn infinite values into NaN.
         return jnp.quantile(jnp.where(jnp.isnan(x), jnp.inf, x), q, axis=0, method="nearest")
@@ -176,16 +211,18 @@ def summarize(scores: PyTree) -> dict[str, Any]:
         "mean": jax.tree.map(lambda x: jnp.mean(x, axis=0), scores),
         "ci95": jax.tree.map(interval, scores),
         "quantiles": {q: jax.tree.map(partial(quantile, q), scores) for q in QUANTILES},
-        "increased": jax.tree.map(lambda x: jnp.mean(~(x <= x[:, :1]), axis=0), scores),
+        "increased": jax.tree.map(increased, scores),
         "num_tasks": num_tasks,
     }
 
 
-def _is_at_steps(x: Any) -> bool:
-    return isinstance(x, AtSteps)
+def _is_wrapped(x: Any) -> bool:
+    return isinstance(x, AtSteps | OfAdaptation)
 
 
-def _measured(metric: Metric | AtSteps, step: Array | int, *args: Any) -> PyTree:
+def _measured(metric: Metric | AtSteps | OfAdaptation, step: Array | int, *args: Any) -> PyTree:
+    if isinstance(metric, OfAdaptation):
+        return ()
     if isinstance(metric, AtSteps):
         return jax.lax.cond(
             jnp.isin(step, np.asarray(metric.steps)),
@@ -198,8 +235,10 @@ def _measured(metric: Metric | AtSteps, step: Array | int, *args: Any) -> PyTree
     return base.as_arrays("evaluate: metric", metric(*args))
 
 
-def _selected(metric: Metric | AtSteps, probed: PyTree) -> PyTree:
-    """The rows of the steps in `AtSteps`."""
+def _selected(metric: Metric | AtSteps | OfAdaptation, probed: PyTree, info: AdaptInfo) -> PyTree:
+    """The rows of the steps in `AtSteps`, or what `OfAdaptation` makes of the report."""
+    if isinstance(metric, OfAdaptation):
+        return base.as_arrays("evaluate: metric", metric.metric(info._replace(probe=())))
     if not isinstance(metric, AtSteps):
         return probed
     steps, last = np.asarray(metric.steps), len(jax.tree.leaves(probed)[0]) - 1

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.scipy.sparse.linalg import cg
 
@@ -34,7 +35,6 @@ class MetaGradient(NamedTuple):
       implicit: whether the meta-gradient is that of the inner problem's minimizer.
       forward: whether forward mode works: `jax.jvp`, `jax.linearize` and their users, such as the
         trust-region step of `rl.maml_trpo`.
-      value: whether the scalar that `gradient` returns has a derivative.
 
     Example, `first_order()` with inner steps that the backward pass recomputes:
 
@@ -48,7 +48,6 @@ class MetaGradient(NamedTuple):
     crosses_optimizer: bool = True
     implicit: bool = False
     forward: bool = True
-    value: bool = True
 
 
 def second_order(*, remat: bool = False) -> MetaGradient:
@@ -96,8 +95,7 @@ def mixed_mode() -> MetaGradient:
     from outside JAX), the products need not be symmetric, and it is differentiated as by
     `second_order(remat=True)`. `check_symmetric` tests a loss.
 
-    Only reverse mode works, and the support losses and metrics that adaptation reports have no
-    derivative.
+    Only reverse mode works, and the support metrics that adaptation reports have no derivative.
 
     Example:
 
@@ -111,15 +109,16 @@ def mixed_mode() -> MetaGradient:
       Kemaev et al., `Scalable Meta-Learning via Mixed-Mode Differentiation
       <https://arxiv.org/abs/2505.00793>`_, 2025, section 3.
     """
-    return MetaGradient(gradient=_forward_over_reverse, forward=False, value=False)
+    return MetaGradient(gradient=_forward_over_reverse, forward=False)
 
 
 def first_order() -> MetaGradient:
     r"""Stops the inner *gradients*: the meta-gradient is :math:`\nabla Q(\phi_T)`.
 
-    The inner *updates* are not stopped, so learned step sizes still receive gradients. The updates
-    of a line search (`optax.lbfgs`) are stopped. Memory does not grow with the number of inner
-    steps.
+    The inner *updates* are not stopped, so learned step sizes still receive gradients, and neither
+    are the support losses, so that `online_loss` has a gradient. The updates of a line search
+    (`optax.lbfgs`) are stopped. Memory does not grow with the number of inner steps, unless the
+    objective takes the support losses.
 
     Example:
 
@@ -132,7 +131,7 @@ def first_order() -> MetaGradient:
       section 5.2; Nichol et al., `On First-Order Meta-Learning Algorithms
       <https://arxiv.org/abs/1803.02999>`_, 2018, section 2.
     """
-    return MetaGradient(gradient=_stopped, crosses_optimizer=False)
+    return MetaGradient(gradient=_gradient_stopped, crosses_optimizer=False)
 
 
 def implicit(*, cg_steps: int = 5) -> MetaGradient:
@@ -209,14 +208,23 @@ def _stopped(fn: Callable[..., Any]) -> Callable[..., Any]:
     return gradient
 
 
+def _gradient_stopped(fn: Callable[..., Any]) -> Callable[..., Any]:
+    def gradient(params: Params, *operands: PyTree) -> tuple[tuple[Array, PyTree], Params]:
+        (value, aux), grads = _reverse(fn)(params, *operands)
+        aux, grads = jax.lax.stop_gradient((aux, grads))
+        return (value, aux), grads
+
+    return gradient
+
+
 def _forward_over_reverse(fn: Callable[..., Any]) -> Callable[..., Any]:
     def gradient(params: Params, *operands: PyTree) -> tuple[tuple[Array, PyTree], Params]:
         # Arrays in the closure of the loss may be meta-learned or mapped, so they become operands.
         closed, closed_over, traced = _closed(fn, params, *operands)
         if _has_own_rule(traced):
             return jax.checkpoint(_reverse(fn))(params, *operands)
-        value_and_aux, grads = _symmetric(closed, params, (*operands, closed_over))
-        return jax.lax.stop_gradient(value_and_aux), grads
+        (value, aux), grads = _symmetric(closed, params, (*operands, closed_over))
+        return (value, jax.lax.stop_gradient(aux)), grads
 
     return gradient
 
@@ -282,6 +290,10 @@ def _symmetric(fn: Callable[..., Any], params: Params, operands: PyTree) -> tupl
 
 
 def _symmetric_forward(fn, params, operands):
+    # With `symbolic_zeros` every leaf tells whether it is differentiated.
+    params, operands = jax.tree.map(
+        lambda x: x.value, (params, operands), is_leaf=lambda x: hasattr(x, "perturbed")
+    )
     # Calling `_symmetric` here would give wrong derivatives of this rule within a scan.
     return _reverse(fn)(params, *operands), (params, operands)
 
@@ -295,11 +307,26 @@ def _symmetric_backward(fn, residuals, cotangents):
         merged = [inexact.get(i, leaf) for i, leaf in enumerate(leaves)]
         return fn(params, *jax.tree.unflatten(treedef, merged))[0]
 
-    _, (params_cotangent, products) = jax.jvp(
-        lambda params: jax.grad(scalar, (0, 1))(params, inexact), (params,), (cotangents[1],)
+    (value_cotangent, _), direction = cotangents
+    direction = jax.tree.map(
+        lambda x, p: jnp.zeros_like(p) if isinstance(x, SymbolicZero) else x,
+        direction,
+        params,
+        is_leaf=lambda x: isinstance(x, SymbolicZero),
     )
-    operand_cotangents = [products.get(i) for i in range(len(leaves))]
-    return params_cotangent, jax.tree.unflatten(treedef, operand_cotangents)
+    gradients, products = jax.jvp(
+        lambda params: jax.grad(scalar, (0, 1))(params, inexact), (params,), (direction,)
+    )
+    if not isinstance(value_cotangent, SymbolicZero):
+        # The gradient itself is the derivative of the value.
+        products = jax.tree.map(
+            lambda product, gradient: product + value_cotangent.astype(product.dtype) * gradient,
+            products,
+            gradients,
+        )
+    params_cotangent, operand_cotangents = products
+    cotangent_leaves = [operand_cotangents.get(i) for i in range(len(leaves))]
+    return params_cotangent, jax.tree.unflatten(treedef, cotangent_leaves)
 
 
-_symmetric.defvjp(_symmetric_forward, _symmetric_backward)
+_symmetric.defvjp(_symmetric_forward, _symmetric_backward, symbolic_zeros=True)

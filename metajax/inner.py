@@ -138,10 +138,12 @@ def inner_loop(
             # A copy, because variables of NNX can be written only in the trace that made them.
             return base.Stateful(params, jax.tree.map(lambda x: x, model)) if stateful else params
 
+        def pull(moving):
+            return 0.5 * proximal * base.squared_distance(moving, initial) if pulled else 0
+
         def penalized(moving, model, batch, rng):
             value, aux, model = arguments.check_loss(loss(whole(moving, model), batch, rng), model)
-            pull = 0.5 * proximal * base.squared_distance(moving, initial) if pulled else 0
-            return value + pull, (value, aux, jax.lax.stop_gradient(model))
+            return value + pull(moving), (aux, jax.lax.stop_gradient(model))
 
         transform = inner_optimizer.make(inner)
         check_optimizer("the result of LearnedOptimizer.make", transform)
@@ -151,6 +153,8 @@ def inner_loop(
             def value_fn(moving):
                 return penalized(moving, *operands)[0]
 
+            if not meta_gradient.crosses_optimizer:
+                value = jax.lax.stop_gradient(value)
             extra = {"value": value, "grad": grads, "value_fn": value_fn}
             return transform.update(grads, opt_state, moving, **extra)
 
@@ -181,9 +185,10 @@ def inner_loop(
         @meta_gradient.step
         def take_step(moving, opt_state, model, step):
             given = operands(model, step)
-            (value, (unpenalized, aux, model)), grads = gradient(moving, *given)
+            (value, (aux, model)), grads = gradient(moving, *given)
             updates, opt_state = update(grads, opt_state, moving, value, *given)
-            return optax.apply_updates(moving, updates), opt_state, model, (unpenalized, aux)
+            moved = optax.apply_updates(moving, updates)
+            return moved, opt_state, model, (value - pull(moving), aux)
 
         def body(state, step):
             moving, _, model = state
@@ -219,6 +224,48 @@ def inner_loop(
         optimizer=inner_optimizer if num_steps and meta_gradient.crosses_optimizer else None,
         num_steps=num_steps,
     )
+
+
+def start_from(start: Callable[[MetaParams, Batch, Key], Params], adapt: Adapt) -> Adapt:
+    """Starts an inner loop from parameters that are computed from the support.
+
+    The meta-gradient crosses this computation, and `rebuild` keeps it. A `start` may itself be an
+    inner loop, or add a head to the parameters.
+
+    Args:
+      start: `(meta_params, support, rng) -> params`, for one task; pure.
+      adapt: the inner loop that continues from there; with `num_steps=0` the start is the result.
+
+    Returns:
+      An `Adapt`. Its `init` is that of `adapt`, with the meta-learned parameters.
+
+    Raises:
+      ValueError: for arguments of the wrong kind.
+
+    Example, a start at the mean of the support:
+
+    >>> import jax, jax.numpy as jnp, optax, metajax
+    >>> loss = lambda params, batch, rng: (jnp.mean((params - batch) ** 2), {})
+    >>> adapt = metajax.start_from(
+    ...     lambda meta_params, support, rng: meta_params.params + support.mean(),
+    ...     metajax.inner_loop(loss, optax.sgd(0.1), num_steps=0))
+    >>> adapted, _ = adapt.apply(
+    ...     metajax.MetaParams(jnp.zeros(())), jnp.asarray([1.0, 3.0]), jax.random.key(0))
+    >>> float(adapted)
+    2.0
+    """
+    base.check_function("start_from: start", start, "meta_params, support, rng")
+    base.check_kind("start_from: adapt", adapt, Adapt, "from inner_loop")
+
+    def apply(meta_params, support, rng, **kwargs):
+        start_rng, rng = base.split_key(rng)
+        params = start(meta_params, support, start_rng)
+        return adapt.apply(meta_params._replace(params=params), support, rng, **kwargs)
+
+    def rebuild(**changes):
+        return start_from(start, adapt.rebuild(**changes))
+
+    return adapt._replace(apply=apply, rebuild=rebuild)
 
 
 def _loop(body, state, num_steps: int, unroll: int):

@@ -113,6 +113,60 @@ def multi_step_query_loss(
     return objective
 
 
+def online_loss() -> Objective:
+    r"""The mean loss of every inner step's batch before that step: :math:`\frac{1}{T} \sum_t
+    L(\phi_{t-1}, b_t)`.
+
+    With `batches=per_step()`, the batches of a task are a stream, such as the chunks of a text.
+    Each is predicted by parameters that have learned from those before it, and the outer loop
+    learns the initialization with the least total loss. There is no query set.
+
+    With `first_order()` the meta-gradient is the mean of the gradients of these losses, also with
+    respect to parameters that do not adapt.
+
+    Returns:
+      An objective with the metrics `support_loss` `[num_steps]` and `support`.
+
+    Raises:
+      ValueError: when traced, if the inner loop has no steps, or if only the final parameters have
+        a gradient (`implicit()`).
+
+    Example, a number that drifts:
+
+    >>> import jax, jax.numpy as jnp, optax, metajax
+    >>> loss = lambda params, batch, rng: (jnp.mean((params - batch) ** 2), {})
+    >>> adapt = metajax.inner_loop(
+    ...     loss, optax.sgd(0.25), num_steps=3, batches=metajax.per_step())
+    >>> learner = metajax.meta_learner(adapt, metajax.online_loss(), optax.adam(1e-3))
+    >>> stream = metajax.Episode(support=jnp.asarray([[[1.0], [2.0], [3.0]]]), query=())
+    >>> _, metrics = learner.update(learner.init(jnp.zeros(())), stream, jax.random.key(0))
+    >>> [float(x) for x in metrics["support_loss"]]  # predicted: 0, 0.5, 1.25
+    [1.0, 2.25, 3.0625]
+
+    References:
+      Javed and White, `Meta-Learning Representations for Continual Learning
+      <https://arxiv.org/abs/1905.12588>`_, 2019, section 3; Tandon et al., `End-to-End Test-Time
+      Training for Long Context <https://arxiv.org/abs/2512.23675>`_, 2025, section 2.
+    """
+
+    def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
+        if not adapt.differentiates_steps:
+            raise ValueError(
+                "online_loss needs the gradient of every step, but implicit() has only that of the "
+                "final parameters: use second_order(), mixed_mode() or first_order()."
+            )
+        if not adapt.num_steps:
+            raise ValueError(
+                "online_loss: an inner loop without steps has no losses before its steps; "
+                "query_loss is the objective without adaptation."
+            )
+        adapt_rng, _ = jax.random.split(rng)
+        _, info = adapt.apply(meta_params, episode.support, adapt_rng, inner_state=inner_state)
+        return jnp.mean(info.loss), (_metrics(info), info.inner_state)
+
+    return objective
+
+
 def displacement(loss: LossFn | None = None) -> Objective:
     r"""Reptile's objective: :math:`\frac{1}{2}\|\theta - \mathrm{sg}(\phi_T)\|^2`.
 

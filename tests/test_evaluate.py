@@ -187,3 +187,24 @@ def test_a_query_alone_is_seen_with_the_support():
     metric = metajax.accuracy(centered, transductive=False)
     assert float(metric((), episode, jax.random.key(0))) == 1.0
     assert float(metajax.accuracy(centered)((), episode, jax.random.key(0))) == 0.0
+
+
+def test_a_metric_of_the_adaptation():
+    adapt, state = setting()
+    metric = {
+        "online": metajax.OfAdaptation(lambda info: {"loss": info.loss, "first": info.loss[0]}),
+        "mse": metajax.mse(mlp),
+    }
+    found = metajax.evaluate(adapt, metric, state, EPISODES, KEY)
+    losses = [
+        adapt.apply(state.meta_params, jax.tree.map(lambda x, i=i: x[i], EPISODES.support), KEY)[
+            1
+        ].loss
+        for i in range(TASKS)
+    ]
+    online = found["mean"]["online"]
+    np.testing.assert_allclose(online["loss"], np.mean(losses, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(online["first"], online["loss"][0], rtol=1e-6)
+    half_width = 1.96 * np.std(losses, axis=0) / np.sqrt(TASKS)
+    np.testing.assert_allclose(found["ci95"]["online"]["loss"], half_width, rtol=1e-4)
+    assert found["mean"]["mse"].shape == (STEPS + 1,)

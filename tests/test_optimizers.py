@@ -49,10 +49,28 @@ def test_polyak_steps_see_the_proximal_term():
     assert_close(adapt.apply(metajax.MetaParams(START), TARGET, KEY)[0], p)
 
 
-def test_mixed_mode_refuses_an_optimizer_of_the_value():
-    adapt = metajax.inner_loop(quadratic, optax.polyak_sgd(), 1, meta_gradient=metajax.mixed_mode())
-    with pytest.raises(ValueError, match=r"uses the loss's value.*second_order\(remat=True\)"):
-        adapt.apply(metajax.MetaParams(START), TARGET, KEY)
+def test_polyak_steps_are_differentiated_by_every_exact_engine():
+    found = []
+    for engine in (metajax.second_order(), metajax.mixed_mode()):
+        adapt = metajax.inner_loop(
+            mlp_loss, optax.polyak_sgd(max_learning_rate=0.1), 2, meta_gradient=engine
+        )
+        found.append(meta_gradient(adapt, metajax.query_loss(mlp_loss), mlp_params(), regression()))
+    assert_close(found[1], found[0], rtol=1e-4)
+
+
+def test_first_order_does_not_differentiate_a_polyak_step():
+    # The update is a constant, so this is the query gradient at the adapted parameters.
+    engine = metajax.first_order()
+    adapt = metajax.inner_loop(quadratic, optax.polyak_sgd(), 1, meta_gradient=engine)
+
+    def query(start):
+        adapted, _ = adapt.apply(metajax.MetaParams(start), TARGET, KEY)
+        return quadratic(adapted, TARGET + 1, KEY)[0]
+
+    adapted, _ = adapt.apply(metajax.MetaParams(START), TARGET, KEY)
+    expected = jax.grad(lambda p: quadratic(p, TARGET + 1, KEY)[0])(adapted)
+    assert_close(jax.grad(query)(START), expected)
 
 
 def test_lbfgs_adapts_at_first_order():

@@ -49,6 +49,30 @@ def stepped(params, gradient, rate):
     return jax.tree.map(lambda p, g: p - rate * g, params, gradient)
 
 
+def test_learning_online(names):
+    x, y = names["streams"].support
+
+    def total(params, x, y):
+        w, losses = params["w"], []
+        for step in range(8):
+            value, gradient = jax.value_and_grad(
+                lambda w, s=step: jnp.mean((x[s] @ w - y[s]) ** 2)
+            )(w)
+            losses.append(value)
+            w = w - 0.05 * gradient
+        return jnp.stack(losses)
+
+    start = {"w": jnp.zeros((8, 1))}
+    gradient = jax.grad(lambda p: jnp.mean(jax.vmap(lambda a, b: total(p, a, b))(x, y)))(start)
+    found = names["reader_state"].meta_params.params
+    assert_close(found, stepped(start, gradient, 0.1), rtol=1e-4)
+    expected = jax.vmap(lambda a, b: total(found, a, b))(x, y).mean(axis=0)
+    assert_close(names["losses"]["mean"], expected, rtol=1e-4)
+    windows = names["sequences"].support[0]
+    assert windows.shape == (8, 16, 8)
+    assert_close(windows[:, 1:, :-1], windows[:, :-1, 1:])
+
+
 def test_more_steps_at_test_time(names):
     assert names["scores"]["mean"].shape == (11,)
     assert names["scores"]["mean"][10] < names["scores"]["mean"][1]
@@ -112,7 +136,7 @@ def test_a_head_from_prototypes(names):
         return -jnp.mean(jnp.take_along_axis(logs, batch[1][:, None], 1))
 
     def total(body, support, query):
-        adapted = names["prototypes"](body, support, None)
+        adapted = names["prototypes"](metajax.MetaParams(body), support, None)
         for _ in range(3):
             adapted = descent(loss, adapted, support, 0.1)
         return loss(adapted, query)
@@ -127,7 +151,7 @@ def test_a_rebuilt_loop_keeps_its_start(names):
     support, key = jax.tree.map(lambda x: x[0], names["few_shot"].support), jax.random.key(0)
     body = names["params"]["body"]
     adapted, info = rebuilt.apply(metajax.MetaParams(body), support, key)
-    assert_close(adapted, names["prototypes"](body, support, None))
+    assert_close(adapted, names["prototypes"](metajax.MetaParams(body), support, None))
     assert len(info.loss) == rebuilt.num_steps == 0
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from metajax.data import cifar, mini_imagenet, omniglot
+from metajax.data import cifar, mini_imagenet, omniglot, own_images
 from metajax.data.images import Splits
 
 
@@ -33,6 +33,7 @@ DATA_SETS = {
     "omniglot": DataSet("Omniglot", omniglot.load),
     "mini_imagenet": DataSet("Mini-ImageNet", mini_imagenet.load),
     "cifar_fs": DataSet("CIFAR-FS", functools.partial(cifar.load, split="cifar_fs")),
+    "folder": DataSet("the folder", own_images.load),
     "fc100": DataSet("FC100", functools.partial(cifar.load, split="fc100")),
 }
 

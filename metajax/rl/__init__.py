@@ -27,6 +27,7 @@ from metajax.rl.inner import sampler as sampler
 from metajax.rl.objective import kl_curvature as kl_curvature
 from metajax.rl.objective import loss_and_kl as loss_and_kl
 from metajax.rl.policies import Categorical as Categorical
+from metajax.rl.policies import CategoricalMLP as CategoricalMLP
 from metajax.rl.policies import GaussianMLP as GaussianMLP
 from metajax.rl.policies import Normal as Normal
 from metajax.rl.policies import is_context as is_context

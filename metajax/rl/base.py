@@ -42,6 +42,7 @@ class Env(NamedTuple):
       observation_size: length of an observation.
       action_size: length of a continuous action, or the number of discrete actions.
       horizon: number of steps per trajectory.
+      discrete: whether actions are integers, as of `Categorical` policies.
 
     Example, a point that is rewarded for being close to its goal:
 
@@ -63,6 +64,7 @@ class Env(NamedTuple):
     observation_size: int
     action_size: int
     horizon: int
+    discrete: bool = False
 
 
 class Distribution(Protocol):

@@ -112,4 +112,5 @@ def from_gymnax(
         math.prod(shape),
         int(space.n if discrete else space.shape[0]),
         steps,
+        discrete,
     )

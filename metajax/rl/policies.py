@@ -130,20 +130,58 @@ class GaussianMLP(linen.Module):
 
     @linen.compact
     def __call__(self, observations: Array) -> Normal:
-        def dense(features):
-            init = linen.initializers.xavier_uniform()
-            return linen.Dense(features, kernel_init=init, precision=PRECISION)
-
-        # A single axis of rows: with several, XLA makes copies for the kernels' gradients.
-        x = observations.reshape(-1, observations.shape[-1])
-        for width in self.hidden:
-            x = self.activation(dense(width)(x))
-        mean = dense(self.action_size)(x).reshape(*observations.shape[:-1], self.action_size)
+        mean = _perceptron(observations, self.hidden, self.action_size, self.activation)
         log_std = self.param(
             "log_std", linen.initializers.constant(self.init_log_std), (self.action_size,)
         )
         log_std = jnp.maximum(log_std, self.min_log_std)
         return Normal(mean, jnp.broadcast_to(log_std, mean.shape))
+
+
+class CategoricalMLP(linen.Module):
+    """A policy for discrete actions: the logits are a multi-layer perceptron.
+
+    Attributes:
+      action_size: the number of actions.
+      hidden: widths of the hidden layers.
+      activation: nonlinearity of the hidden layers.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp
+    >>> from metajax import rl
+    >>> policy = rl.CategoricalMLP(action_size=2)
+    >>> params = policy.init(jax.random.key(0), jnp.zeros(4))
+    >>> policy.apply(params, jnp.zeros((7, 4))).logits.shape
+    (7, 2)
+    """
+
+    action_size: int
+    hidden: tuple[int, ...] = (100, 100)
+    activation: Callable[[Array], Array] = linen.relu
+
+    @linen.compact
+    def __call__(self, observations: Array) -> Categorical:
+        return Categorical(
+            _perceptron(observations, self.hidden, self.action_size, self.activation)
+        )
+
+
+def _perceptron(
+    observations: Array,
+    hidden: tuple[int, ...],
+    outputs: int,
+    activation: Callable[[Array], Array],
+) -> Array:
+    def dense(features: int) -> linen.Dense:
+        init = linen.initializers.xavier_uniform()
+        return linen.Dense(features, kernel_init=init, precision=PRECISION)
+
+    # A single axis of rows: with several, XLA makes copies for the kernels' gradients.
+    x = observations.reshape(-1, observations.shape[-1])
+    for width in hidden:
+        x = activation(dense(width)(x))
+    return dense(outputs)(x).reshape(*observations.shape[:-1], outputs)
 
 
 def with_context(

@@ -15,3 +15,4 @@ from metajax.tasks.sinusoid import Sinusoid as Sinusoid
 from metajax.tasks.streamed import StreamedFewShot as StreamedFewShot
 from metajax.tasks.streamed import few_shot_tasks as few_shot_tasks
 from metajax.tasks.streamed import place as place  # deprecated
+from metajax.tasks.varied import Varied as Varied

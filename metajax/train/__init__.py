@@ -24,6 +24,7 @@ from metajax.train.fit import fit as fit
 from metajax.train.processes import is_first as is_first
 from metajax.train.processes import local as local
 from metajax.train.scoring import scorer as scorer
+from metajax.train.task_sources import Stream as Stream
 from metajax.train.tensorboard import summarize as summarize
 from metajax.train.validation import Validation as Validation
 from metajax.train.weights import WeightsError as WeightsError

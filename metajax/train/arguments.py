@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from metajax import parallel
-from metajax.base import MetaState, Metrics, Params, check_integer
+from metajax.base import MetaState, Metrics, Params, check_function, check_integer
 from metajax.tasks import as_tasks
+from metajax.train.task_sources import Stream
 
 
 def check_counts(
@@ -67,10 +68,19 @@ def check_mesh(mesh: Any) -> None:
 
 def check_tasks(tasks: Any) -> Any:
     """Returns tasks that `jit` takes; raises `ValueError` unless they are a distribution."""
+    if isinstance(tasks, Stream):
+        check_function("fit: open_at of the Stream", tasks.open_at, "step")
+        if jax.process_count() > 1:
+            raise ValueError(
+                "fit: a Stream is for one process, because nothing tells which of its tasks are "
+                "whose: use a TaskDistribution with many."
+            )
+        return tasks
     if not callable(getattr(tasks, "sample", tasks)):
         raise ValueError(
             "fit: tasks must be a distribution, such as metajax.tasks.Sinusoid(), or a function "
-            f"rng -> Episode, such as `lambda rng: episode` for a single one, got "
+            f"rng -> Episode, such as `lambda rng: episode` for a single one, or a "
+            f"train.Stream of an iterator's episodes, got "
             f"{type(tasks).__name__}."
         )
     return as_tasks(tasks)

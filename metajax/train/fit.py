@@ -30,7 +30,7 @@ from metajax.train.identity import digest
 from metajax.train.processes import is_first, on_mesh, replicated, shardings
 from metajax.train.progress import Clock, Progress, highlights
 from metajax.train.signals import StopRequest
-from metajax.train.task_sources import advance, make_source
+from metajax.train.task_sources import Stream, advance, make_source
 from metajax.train.validation import Validation, better, check_validation, make_validator
 from metajax.train.writers import means
 
@@ -61,7 +61,7 @@ class FitResult(NamedTuple):
 def fit(
     learner: MetaLearner,
     params: Params,
-    tasks: TaskDistribution | Callable[[Key], Episode],
+    tasks: TaskDistribution | Stream | Callable[[Key], Episode],
     *,
     key: Key,
     num_meta_steps: int,
@@ -90,7 +90,8 @@ def fit(
         metrics `objective` and `meta_gradient_norm`, they must be finite, and an error names the
         meta-step where they are not. Otherwise only the state is checked, after every call.
       params: the initialization to start from, not consumed.
-      tasks: the meta-training tasks, a `TaskDistribution` or a function `rng -> Episode`.
+      tasks: the meta-training tasks, a `TaskDistribution`, a function `rng -> Episode`, or a
+        `Stream` of an iterator's meta-batches, which has a resume of its own.
       key: the root of the run's randomness, one key.
       num_meta_steps: the total number of meta-updates.
       meta_batch_size: tasks per meta-update.

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from metajax.base import Array, Episode, Key, MetaState, Metrics, PyTree
+from metajax.learner import check_episodes
 from metajax.parallel import TASKS
 from metajax.tasks import StreamedTasks, TaskDistribution, meta_batch
 from metajax.train.processes import on_mesh
@@ -21,6 +22,42 @@ BLOCK_BYTES = 64 * 2**20
 
 T = TypeVar("T")
 Calls = Iterable[tuple[int, int]]  # the first meta-step and the number of meta-steps of each
+
+
+class Stream(NamedTuple):
+    """Meta-batches from any iterator, as tasks for `fit`: a loader of PyTorch, grain or tf.data.
+
+    The iterator is read ahead in a background thread. A resumed run opens it at the meta-step where
+    it continues. It is bit-identical to an uninterrupted one if `open_at(t)` yields the
+    meta-batches that `open_at(0)` yields from the `t`-th on. An iterator that cannot be positioned
+    starts anew: then a resumed run is a valid one, with other tasks.
+
+    Attributes:
+      open_at: `meta-step -> iterator of Episode`, with leaves `[tasks, ...]`: arrays of NumPy or
+        whatever it can convert. The iterator has an episode for every further meta-step.
+
+    Example, a generator with a seed of its own for every meta-step:
+
+    >>> import jax.numpy as jnp, numpy as np, optax, itertools, jax, metajax
+    >>> from metajax import train
+    >>> def meta_batches(start):
+    ...     for step in itertools.count(start):
+    ...         x = np.random.default_rng(step).normal(size=(4, 10)).astype(np.float32)
+    ...         yield metajax.Episode(support=x[:, :5], query=x[:, 5:])
+    >>> loss = lambda params, batch, rng: (jnp.mean((params - batch) ** 2), {})
+    >>> result = train.fit(
+    ...     metajax.maml(loss, optax.sgd(0.1), optax.adam(1e-3)), jnp.zeros(()),
+    ...     train.Stream(meta_batches), key=jax.random.key(0), num_meta_steps=3,
+    ...     meta_batch_size=4, steps_per_call=3, show_progress=False)
+
+    A loader in a fixed order that starts over, skipped to the meta-step:
+
+    >>> def open_at(step):
+    ...     batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    ...     return itertools.islice(batches, step, None)
+    """
+
+    open_at: Callable[[int], Iterator[Episode]]
 
 
 class Block(NamedTuple):
@@ -67,6 +104,8 @@ def make_source(
       task_rng: `step -> rng` of the step's meta-batch; pure.
       mesh: the devices of the run.
     """
+    if isinstance(tasks, Stream):
+        return StreamSource(tasks, meta_batch_size, mesh)
     if isinstance(tasks, StreamedTasks):
         return HostSource(tasks, meta_batch_size, task_rng, mesh)
     return DeviceSource(on_mesh(mesh, tasks), meta_batch_size, task_rng)
@@ -144,9 +183,65 @@ class HostSource(NamedTuple):
         )
 
     def _block_length(self, length: int) -> int:
-        """The largest divisor of `length` within `BLOCK_BYTES`: each block length is compiled."""
-        most = max(1, BLOCK_BYTES // max(1, self.meta_batch_size * self.tasks.task_bytes))
-        return next(n for n in range(min(length, most), 0, -1) if length % n == 0)
+        return block_length(length, self.meta_batch_size * self.tasks.task_bytes)
+
+
+class StreamSource(NamedTuple):
+    """Takes meta-batches from an iterator."""
+
+    stream: Stream
+    meta_batch_size: int
+    mesh: Mesh | None = None
+
+    @property
+    def tasks(self) -> tuple[()]:
+        return ()
+
+    def episodes(self, tasks: tuple[()], fetched: Episode, rng: Key) -> Episode:
+        return fetched
+
+    def blocks(self, calls: Calls) -> Generator[Block]:
+        return read_ahead(self._read(calls))
+
+    def first(self) -> Episode:
+        return self._next(iter(self.stream.open_at(0)), 0)
+
+    def _next(self, episodes: Iterator[Episode], step: int) -> Episode:
+        episode = next(episodes, None)
+        if episode is None:
+            raise ValueError(f"fit: the stream of episodes ended before meta-step {step}.")
+        count = check_episodes(episode)
+        if count != self.meta_batch_size:
+            raise ValueError(
+                f"fit: the stream's episode of meta-step {step} has {count} tasks, but "
+                f"meta_batch_size={self.meta_batch_size}."
+            )
+        return jax.tree.map(np.asarray, episode)
+
+    def _read(self, calls: Calls) -> Iterator[Block]:
+        episodes: Iterator[Episode] | None = None
+        for first, length in calls:
+            if episodes is None:
+                episodes = iter(self.stream.open_at(first))
+            step, end = first, first + length
+            while step < end:
+                held = [self._next(episodes, step)]
+                if step == first:
+                    size = block_length(length, sum(x.nbytes for x in jax.tree.leaves(held)))
+                held += [self._next(episodes, step + i) for i in range(1, size)]
+                step += size
+                yield Block(size, self._put(jax.tree.map(lambda *x: np.stack(x), *held)))
+
+    def _put(self, stacked: Episode) -> Episode:
+        if self.mesh is None:
+            return jax.device_put(stacked)
+        return jax.device_put(stacked, NamedSharding(self.mesh, PartitionSpec(None, TASKS)))
+
+
+def block_length(length: int, step_bytes: int) -> int:
+    """The largest divisor of `length` within `BLOCK_BYTES`: each block length is compiled."""
+    most = max(1, BLOCK_BYTES // max(1, step_bytes))
+    return next(n for n in range(min(length, most), 0, -1) if length % n == 0)
 
 
 def read_ahead(items: Iterator[T]) -> Generator[T]:

@@ -171,5 +171,6 @@ def test_the_table_names_every_data_set():
         "omniglot": ("Omniglot", ("split", "size", "resample", "cache_dir")),
         "mini_imagenet": ("Mini-ImageNet", ("cache_dir",)),
         "cifar_fs": ("CIFAR-FS", ("split", "cache_dir")),
+        "folder": ("the folder", ("size", "grey")),
         "fc100": ("FC100", ("split", "cache_dir")),
     }

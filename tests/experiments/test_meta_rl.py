@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import locomotion, meta_rl, navigation
+from experiments import cart_pole, locomotion, meta_rl, navigation
 from experiments.settings import UsageError
 from tests.experiments.launching import launch
 
@@ -119,3 +119,12 @@ def test_a_cheetah_is_trained_and_filmed(tmp_path):
     assert np.isfinite(result["evaluation"]["return"]["mean"]).all()
     with Image.open(tmp_path / "before_after.gif") as film:
         assert film.n_frames >= 2
+
+
+@pytest.mark.slow
+def test_one_step_finds_out_how_a_motor_is_wired(tmp_path):
+    small = ["--num_meta_steps=20", "--eval_tasks=40", "--num_eval_steps=1", "--seed=1"]
+    launch(cart_pole, *small, f"--workdir={tmp_path}")
+    row = json.loads((tmp_path / "result.json").read_text())["evaluation"]["return"]
+    assert row["mean"][1] - row["mean"][0] > 3 * max(row["ci95"])
+    assert (tmp_path / "angles.png").exists()

@@ -9,10 +9,18 @@ import optax
 import pytest
 
 import metajax
-from experiments import few_shot, images, miniimagenet, omniglot, photographs, protocols, supervised
-from experiments.classification import BASELINES
+from experiments import (
+    few_shot,
+    image_data,
+    miniimagenet,
+    omniglot,
+    photographs,
+    protocols,
+    supervised,
+)
+from experiments.classification import BASELINES, HEADS
 from experiments.settings import UsageError, check_bounds
-from metajax.data import Images
+from metajax.data import Images, Splits
 from tests.experiments.launching import launch
 from tests.helpers import assert_close
 
@@ -51,7 +59,7 @@ def test_presets_are_complete_and_fit_together(name):
     settings = ALL[name]
     check_bounds(settings)
     settings.check()
-    if settings.algorithm not in BASELINES:
+    if settings.algorithm not in (*BASELINES, *HEADS):
         few_shot.make_learner(settings, metajax.cross_entropy(lambda params, x: x))
     few_shot.make_network(settings)(settings.ways)
 
@@ -90,7 +98,7 @@ def test_the_clip_is_on_the_authors_scale(name, factor):
 
 def test_what_nichol_trains_on(random_images):
     grey = random_images["omniglot"]
-    data = images.load(ALL["nichol2018/omniglot_5w1s"], None)
+    data = image_data.load(ALL["nichol2018/omniglot_5w1s"], None)
     trained = np.concatenate([grey.train.images, grey.validation.images])
     assert len(data.train) == 4 * len(trained) == len(set(data.train.names))
     np.testing.assert_array_equal(data.train.images[: len(trained)], 255 - trained)
@@ -99,10 +107,10 @@ def test_what_nichol_trains_on(random_images):
             data.train.images[turns * len(trained) + 3, 7], np.rot90(255 - trained[3, 7], turns)
         )
     np.testing.assert_array_equal(data.test.images, 255 - grey.test.images)
-    assert not images.make_tasks(ALL["nichol2018/omniglot_5w1s"], data, "test").rotate
-    finn = images.load(ALL["finn2017/omniglot_5w1s"], None)
+    assert not image_data.make_tasks(ALL["nichol2018/omniglot_5w1s"], data, "test").rotate
+    finn = image_data.load(ALL["finn2017/omniglot_5w1s"], None)
     np.testing.assert_array_equal(finn.train.images, grey.train.images)
-    assert images.make_tasks(ALL["finn2017/omniglot_5w1s"], finn, "test").rotate
+    assert image_data.make_tasks(ALL["finn2017/omniglot_5w1s"], finn, "test").rotate
 
 
 @pytest.mark.parametrize(
@@ -166,3 +174,48 @@ def test_shared_classes_are_refused(random_images, tmp_path):
     random_images["omniglot"] = grey._replace(test=Images(grey.test.images, names))
     with pytest.raises(UsageError, match="the sets share classes"):
         launch(omniglot, *SMALL, FEW, f"--workdir={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "prototypical",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("matching", "r2d2")),
+    ],
+)
+def test_heads_train_on_more_classes_than_they_are_tested_on(tmp_path, random_images, algorithm):
+    few = [
+        "--preset=snell2017/omniglot_5w1s",
+        *SMALL[:-2],
+        "--validation_tasks=2",
+        "--train_ways=6",
+        "--ways=3",
+        "--eval_queries=2",
+        "--network=conv_nichol",
+    ]
+    launch(omniglot, *few, f"--algorithm={algorithm}", f"--workdir={tmp_path}")
+    rows = json.loads((tmp_path / "result.json").read_text())["evaluation"]["accuracy"]
+    for row in rows.values():
+        assert row["steps"] == [0]
+        assert row["num_tasks"] == 6
+        assert 0 <= row["mean"][0] <= 1
+    with pytest.raises(UsageError, match=f"{algorithm} takes no steps"):
+        launch(omniglot, *few, f"--algorithm={algorithm}", "--num_eval_steps=2")
+
+
+def test_the_episodes_of_snell_2017():
+    settings = ALL["snell2017/omniglot_5w1s"]
+    assert (settings.train_ways, settings.ways, settings.queries) == (60, 5, 5)
+    schedule = supervised.make_schedule(settings, settings.outer_learning_rate)
+    assert [float(schedule(step)) for step in (0, 1_999, 2_000, 4_000)] == pytest.approx(
+        [1e-3, 1e-3, 5e-4, 2.5e-4]
+    )
+    data = Images(np.zeros((80, 20, 28, 28, 1), np.uint8), tuple(map(str, range(80))))
+    train_tasks = image_data.make_tasks(settings, Splits(data, data, data), "train").sample(
+        jax.random.key(0)
+    )
+    assert train_tasks.support[0].shape == (60, 28, 28, 1)
+    assert train_tasks.query[0].shape == (300, 28, 28, 1)
+    model = few_shot.make_network(settings)(5)
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    assert params["params"]["head"]["kernel"].shape == (64, 5)

@@ -13,8 +13,17 @@ PACKAGE = Path(rl.__file__).parent
 README = (Path(__file__).parents[2] / "README.md").read_text()
 # Each may import the ones before it.
 ORDER = ["base", "arguments", "policies", "rollout", "surrogates", "inner", "objective", "learner"]
-ORDER += ["trpo", "promp", "reptile", "wrappers", "gymnax_env", "brax_env", "navigation"]
-ORDER += ["robots", "locomotion"]
+ORDER += [
+    "trpo",
+    "promp",
+    "reptile",
+    "wrappers",
+    "gymnax_env",
+    "brax_env",
+    "navigation",
+    "cart_pole",
+]
+ORDER += ["cart_pole", "robots", "locomotion"]
 
 
 @pytest.mark.parametrize(
