@@ -155,50 +155,56 @@ def reach(job: Job, fault: Fault) -> bool:
 # Kinds ----------------------------------------------------------------------------------------
 
 Start = Callable[[], Job]
-Kind = Callable[[Job, Fault, Start], list[int]]
+# The exit statuses of the processes of each command, that of the run itself last.
+Kind = Callable[[Job, Fault, Start], list[list[int]]]
 
 
-def kill(job: Job, fault: Fault, start: Start) -> list[int]:
+def kill(job: Job, fault: Fault, start: Start) -> list[list[int]]:
     job.signal(signal.SIGKILL)
-    return job.wait()
+    return [job.wait()]
 
 
-def terminate(job: Job, fault: Fault, start: Start) -> list[int]:
+def terminate(job: Job, fault: Fault, start: Start) -> list[list[int]]:
     """As a scheduler does before it takes the machine away: to any one process."""
     job.signal(signal.SIGTERM, [fault.choice % fault.processes])
-    return job.wait()
+    return [job.wait()]
 
 
-def stop(job: Job, fault: Fault, start: Start) -> list[int]:
+def stop(job: Job, fault: Fault, start: Start) -> list[list[int]]:
     """One process does nothing for a minute, after which others take it for lost."""
     stopped = [fault.choice % fault.processes]
     job.signal(signal.SIGSTOP, stopped)
     time.sleep(STOPPED_SECONDS)
     job.signal(signal.SIGCONT, stopped)
-    return job.wait()
+    return [job.wait()]
 
 
-def lose(job: Job, fault: Fault, start: Start) -> list[int]:
+def lose(job: Job, fault: Fault, start: Start) -> list[list[int]]:
     job.signal(signal.SIGKILL, [fault.choice % fault.processes])
-    return job.wait()
+    return [job.wait()]
 
 
-def fill(job: Job, fault: Fault, start: Start) -> list[int]:
+def fill(job: Job, fault: Fault, start: Start) -> list[list[int]]:
     """No room, until the run has ended."""
     filler = job.scratch / DISK / "filler"
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
-    codes = job.wait()
+    statuses = job.wait()
     filler.unlink()
-    return codes
+    return [statuses]
 
 
-def damage(job: Job, fault: Fault, start: Start) -> list[int]:
+def damage(job: Job, fault: Fault, start: Start) -> list[list[int]]:
     """Cuts off or changes a file of a checkpoint, once the run is killed."""
-    codes = kill(job, fault, start)
-    files = [p for p in sorted((job.workdir / "checkpoints").rglob("*")) if p.is_file()]
-    files = [path for path in files if path.stat().st_size and "tmp" not in str(path)]
+    statuses = kill(job, fault, start)
+    files = [
+        path
+        for folder in (job.workdir / "checkpoints").iterdir()
+        if folder.name.isdigit()  # or else it is one that was not completed
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.stat().st_size
+    ]
     rng = random.Random(fault.choice)
     path = rng.choice(files)
     data = bytearray(path.read_bytes())
@@ -207,27 +213,26 @@ def damage(job: Job, fault: Fault, start: Start) -> list[int]:
     else:
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     path.write_bytes(data)
-    return codes
+    return statuses
 
 
-def protect(job: Job, fault: Fault, start: Start) -> list[int]:
+def protect(job: Job, fault: Fault, start: Start) -> list[list[int]]:
     """The file system can only be read while the command is repeated."""
-    codes = kill(job, fault, start)
+    statuses = kill(job, fault, start)
     disk = job.scratch / DISK
     with remounted(disk, "ro"):
-        return [*codes, *start().wait()]
+        return [*statuses, start().wait()]
 
 
-def turn_back(job: Job, fault: Fault, start: Start) -> list[int]:
+def turn_back(job: Job, fault: Fault, start: Start) -> list[list[int]]:
     """The clock is a day behind from now on."""
     (job.scratch / CLOCK).write_text("-1d")
-    return job.wait()
+    return [job.wait()]
 
 
-def start_again(job: Job, fault: Fault, start: Start) -> list[int]:
+def start_again(job: Job, fault: Fault, start: Start) -> list[list[int]]:
     """The same command while it runs: refused, and the run goes on."""
-    second = start().wait()
-    return [*second, *job.wait()]
+    return [start().wait(), job.wait()]
 
 
 KINDS: dict[str, Kind] = {

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import itertools
 import json
 import logging
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -34,6 +37,8 @@ T = TypeVar("T")
 
 # Beside the files of a checkpoint, written last: their SHA-256. Older checkpoints have none.
 DIGESTS = "sha256.json"
+# What a checkpoint may take beside its arrays.
+SPARE_BYTES = 2**20
 
 _logger = logging.getLogger(__name__)
 
@@ -79,6 +84,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         with accessing(self._directory):
+            from_first(functools.partial(self._check_room, checkpoint))
             self._manager.save(
                 step,
                 force=True,  # or orbax would ask for a preemption, which the run does itself
@@ -93,6 +99,13 @@ class Checkpoints:
             if is_first():
                 folder = self._directory / str(step)
                 write_json(folder / DIGESTS, _digests(folder))
+
+    def _check_room(self, checkpoint: Checkpoint) -> None:
+        # Before orbax starts, whose threads would each report a full disk by a traceback.
+        arrays = jax.tree.leaves((checkpoint.state, checkpoint.best))
+        needed = SPARE_BYTES + sum(x.size * x.dtype.itemsize for x in arrays)
+        if shutil.disk_usage(self._directory).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _newest(self, read: Callable[[int], T]) -> T | None:
         """What `read` makes of the newest checkpoint that is whole, `None` without one."""

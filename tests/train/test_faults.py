@@ -131,6 +131,7 @@ def tensorstore_full(*_, **__):
         (checkpoints.ocp.CheckpointManager, "save", full),
         (checkpoints.ocp.CheckpointManager, "save", tensorstore_full),
         (checkpoints, "write_json", full),
+        (checkpoints.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 2**20)),
         (os, "replace", full),
     ],
 )
