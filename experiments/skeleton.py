@@ -194,6 +194,16 @@ def write(command: Command, folder: Path, fitted: train.FitResult, evaluation: E
         )
 
 
+def finished(workdir: Path, wanted: Mapping[str, Any]) -> Any:
+    """The evaluation of a finished run with these settings, or `None`."""
+    path = workdir / RESULT
+    if not path.exists():
+        return None
+    result = train.read_json(path)
+    same = all(result["config"].get(key) == value for key, value in wanted.items())
+    return result["evaluation"] if same else None
+
+
 def _trained_on(command: Command, fitted: train.FitResult) -> dict[str, Any]:
     """The devices of the training, also after an evaluation on others."""
     here = {

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from scipy.stats import t
+
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells, aligned in columns."""
@@ -47,3 +50,14 @@ def interval(cell: Sequence[float | None] | None) -> str:
         return ""
     value, half_width = cell
     return f"{value:g}" if half_width is None else f"{value:g} +- {half_width:g}"
+
+
+def over_seeds(means: Sequence[float], digits: int) -> str:
+    """The mean of the results of several seeds, and its 95% interval.
+
+    With few seeds the standard deviation is uncertain as well, so Student's distribution.
+    """
+    if len(means) == 1:
+        return f"{means[0]:.{digits}f}"
+    half_width = t.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / len(means) ** 0.5
+    return f"{np.mean(means):.{digits}f} ± {half_width:.{digits}f}"
