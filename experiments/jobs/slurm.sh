@@ -19,7 +19,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
 
-if [ -f "$1" ]; then
+if [ -n "$SLURM_ARRAY_TASK_ID" ]; then # a file of commands, and its line
     read -ra command <<<"$(sed -n "${SLURM_ARRAY_TASK_ID}p" "$1")"
 else
     command=("$@")

@@ -87,7 +87,8 @@ def test_a_job_of_two_tasks_preempted_twice_has_the_same_bits(tmp_path, slurm):
 
     def preempt(times):
         before = newest(workdir)
-        wait_for(lambda: newest(workdir) > before)
+        wait_for(lambda: newest(workdir) > before or state() == "FAILED")
+        assert state() != "FAILED", log.read_text()
         slurm("scancel", "--signal=TERM", job)
         wait_for(lambda: f"Restarts={times} " in slurm("scontrol", "show", "job", job))
 
