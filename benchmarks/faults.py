@@ -206,7 +206,7 @@ def passed(row: dict[str, Any]) -> bool:
 def summary(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """A table: one line a kind, and the sum."""
     heads = ("fault", "number", "without a trace", "differing arrays", "lines", "tracebacks")
-    table = [heads]
+    table: list[tuple[str, ...]] = [heads]
     kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
     for kind in [*kinds, "all"]:
         own = [row for row in rows if kind in ("all", row["kind"])]

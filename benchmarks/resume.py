@@ -70,8 +70,8 @@ def arrays(workdir: Path) -> dict[str, np.ndarray]:
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), held
             )
             tree = checkpointer.restore(path, target)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-                found[f"{step}/{item}{jax.tree_util.keystr(path)}"] = np.asarray(leaf)
+            for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+                found[f"{step}/{item}{jax.tree_util.keystr(keys)}"] = np.asarray(leaf)
     return found
 
 

@@ -195,12 +195,14 @@ def resolve(experiment: Experiment, given: Mapping[str, Any]) -> Command:
     num_devices = processes.check(launch)
     if launch.mode == "eval":
         name, settings, overrides = _existing(experiment, launch, changes)
-        workdir = Path(launch.workdir)
+        workdir = train.place(launch.workdir)
     else:
         name = launch.preset or next(iter(experiment.presets))
         settings, overrides = with_changes(experiment, name, changes)
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        workdir = Path(launch.workdir or f"runs/{experiment.name}-{settings.algorithm}-{now}")
+        workdir = train.place(
+            launch.workdir or f"runs/{experiment.name}-{settings.algorithm}-{now}"
+        )
         if workdir.exists() and not workdir.is_dir():
             raise UsageError(f"--workdir={workdir} is a file: name a directory.")
     typed.check_bounds(settings)
@@ -258,7 +260,7 @@ def _existing(
     if launch.workdir is None:
         raise UsageError("--mode=eval needs --workdir, the directory of the run to evaluate.")
     with as_usage_error():
-        config = train.read_config(Path(launch.workdir))
+        config = train.read_config(train.place(launch.workdir))
     if config.get("experiment") != experiment.name:
         raise UsageError(
             f"--workdir={launch.workdir} is of the experiment {config.get('experiment')}."

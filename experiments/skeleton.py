@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,16 +103,27 @@ def _run(command: Command, build: Callable[[Command], Method]) -> int:
 @contextlib.contextmanager
 def complete(folder: Path) -> Iterator[Path]:
     """A folder whose files are moved to another one when all of them are written."""
+    if not train.is_local(folder):
+        with train.accessing(folder), tempfile.TemporaryDirectory() as files:
+            yield Path(files)
+            for path in in_order(Path(files)):
+                train.copy(path, folder / path.name)
+        return
     partial = folder / "partial"
     with train.accessing(folder):
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         partial.mkdir(parents=True)
         try:
             yield partial
-            for path in sorted(partial.iterdir(), key=lambda path: path.name == RESULT):
+            for path in in_order(partial):
                 os.replace(path, folder / path.name)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def in_order(folder: Path) -> list[Path]:
+    """The files of a folder, the result last: where it is, the others are."""
+    return sorted(folder.iterdir(), key=lambda path: path.name == RESULT)
 
 
 def fit(command: Command, method: Method) -> train.FitResult:

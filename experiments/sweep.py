@@ -189,7 +189,7 @@ def main(argv: Sequence[str]) -> str:
     parser.add_argument("presets", nargs="+", metavar="PRESET")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--vary", action="append", default=[], metavar="NAME=VALUE,VALUE")
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--runs", type=train.place, default=Path("runs"))
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_intermixed_args(argv)
     all_runs = make_runs(arguments.presets, seeds(arguments.seeds), varied(arguments.vary))

@@ -56,6 +56,7 @@ stop)
     for daemon in slurmd slurmctld munged; do
         [ -f "$folder/$daemon.pid" ] && kill "$(cat "$folder/$daemon.pid")"
     done
+    true
     ;;
 *)
     echo "usage: source one_node.sh start|stop FOLDER" >&2

@@ -29,8 +29,9 @@ from metajax.base import (
     Stateful,
     split_state,
 )
+from metajax.train.places import WorkdirError, accessing, files, is_local, move, place
 from metajax.train.processes import from_first, is_first, local
-from metajax.train.workdir import WorkdirError, accessing, write_json
+from metajax.train.workdir import write_json
 from metajax.train.writers import leaf_name, named
 
 T = TypeVar("T")
@@ -67,7 +68,8 @@ class Checkpoints:
           workdir: the working directory.
           repair: whether damaged checkpoints are moved to the folder `damaged` of the workdir.
         """
-        self._directory = (workdir / "checkpoints").absolute()
+        directory = workdir / "checkpoints"
+        self._directory = directory.absolute() if is_local(directory) else directory
         self._repair = repair
         with accessing(workdir):
             self._manager = ocp.CheckpointManager(
@@ -101,6 +103,8 @@ class Checkpoints:
                 write_json(folder / DIGESTS, _digests(folder))
 
     def _check_room(self, checkpoint: Checkpoint) -> None:
+        if not is_local(self._directory):
+            return
         # Before orbax starts, whose threads would each report a full disk by a traceback.
         arrays = jax.tree.leaves((checkpoint.state, checkpoint.best))
         needed = SPARE_BYTES + sum(x.size * x.dtype.itemsize for x in arrays)
@@ -133,7 +137,7 @@ class Checkpoints:
             to = next(kept / name for name in names if not (kept / name).exists())
             with accessing(kept):
                 kept.mkdir(exist_ok=True)
-                path.rename(to)
+                move(path, to)
             self._manager.reload()
             where = f"it is now {to}"
         _logger.warning("the checkpoint %s is damaged (%s); %s.", path, fault, where)
@@ -272,10 +276,10 @@ def load_meta_params(workdir: str | Path, adapt: Adapt, params: Params) -> MetaP
 
 
 def _read(workdir: str | Path, restore: Callable[[Checkpoints], T | None]) -> T:
-    directory = Path(workdir) / "checkpoints"
+    directory = place(workdir) / "checkpoints"
     if not directory.is_dir():
         raise FileNotFoundError(f"{workdir} has no checkpoints: train a model there first.")
-    checkpoints = Checkpoints(Path(workdir))
+    checkpoints = Checkpoints(place(workdir))
     try:
         found = restore(checkpoints)
     finally:
@@ -288,9 +292,9 @@ def _read(workdir: str | Path, restore: Callable[[Checkpoints], T | None]) -> T:
 def _digests(folder: Path) -> dict[str, str]:
     """The SHA-256 of every file below a folder but that of the digests, by its path in it."""
     found = {}
-    for path in sorted(folder.rglob("*")):
+    for path in files(folder):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != DIGESTS:
+        if name != DIGESTS:
             with path.open("rb") as file:
                 found[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found

@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from safetensors import SafetensorError
-from safetensors.flax import load_file, save
+from safetensors.flax import load, save
 
 from metajax.base import Adapt, MetaParams, MetaState, Params, Stateful, split_state
+from metajax.train.places import place
 from metajax.train.workdir import read_json
 from metajax.train.writers import named
 
@@ -107,7 +108,7 @@ def _filled(path: str | Path, tree: dict[str, Any], within: Sequence[str]) -> di
         if expected not in (None, found):
             raise WeightsError(f"{path} has the SHA-256 {found}, {result} says {expected}.")
     try:
-        arrays: dict[str, jax.Array] = load_file(path)
+        arrays: dict[str, jax.Array] = load(path.read_bytes())
     except SafetensorError as error:
         raise WeightsError(f"{path} is damaged: {error}.") from error
     wanted = _arrays(tree)
@@ -125,8 +126,8 @@ def _filled(path: str | Path, tree: dict[str, Any], within: Sequence[str]) -> di
 
 
 def _file(path: str | Path) -> Path:
-    path = Path(path)
-    return path / FILE if path.is_dir() else path
+    where = place(path)
+    return where / FILE if where.is_dir() else where
 
 
 def _tree(state: MetaState | MetaParams) -> dict[str, Any]:
