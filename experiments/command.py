@@ -51,6 +51,11 @@ class Command(NamedTuple):
         return self.launch.mode == "eval"
 
     @property
+    def profile(self) -> tuple[int, int] | None:
+        """The meta-steps to trace."""
+        return traced_steps(self.launch.profile)
+
+    @property
     def config(self) -> dict[str, Any]:
         """The content of `config.json`: everything that determines the training."""
         named = {"experiment": self.experiment, "preset": self.preset}
@@ -190,6 +195,7 @@ def resolve(experiment: Experiment, given: Mapping[str, Any]) -> Command:
         # JAX refuses this once it has been used. Then `task_mesh` reports the number of devices.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", launch.num_devices)
+    traced_steps(launch.profile)
     processes.start(launch)
     _check_platform()
     num_devices = processes.check(launch)
@@ -214,6 +220,16 @@ def resolve(experiment: Experiment, given: Mapping[str, Any]) -> Command:
         with as_usage_error():
             mesh = metajax.task_mesh(num_devices)
     return Command(experiment.name, name, settings, overrides, launch, workdir, mesh)
+
+
+def traced_steps(text: str | None) -> tuple[int, int] | None:
+    """The meta-steps of `--profile=FIRST:LAST`."""
+    if text is None:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise UsageError(f"--profile={text} must be two meta-steps, such as --profile=100:120.")
+    return int(first), int(last)
 
 
 def _check_platform() -> None:

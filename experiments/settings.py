@@ -66,6 +66,11 @@ class Launch:
     num_devices: int = setting(
         1, "Devices that share the tasks, on a CPU as many threads.", least=1, most=4096
     )
+    profile: str | None = setting(
+        None,
+        "FIRST:LAST, the meta-steps of which a trace is written to the folder profile of the "
+        "workdir, for TensorBoard or XProf.",
+    )
     distributed: bool = setting(
         False,
         "Be one of many processes, which share the tasks with all of their devices: those of Slurm "

@@ -157,6 +157,7 @@ def fit(command: Command, method: Method) -> train.FitResult:
         checkpoint_every=settings.checkpoint_every,
         mesh=command.mesh,
         progress_metric=method.progress_metric,
+        profile=command.profile,
     )
     if jax.process_count() == 1:
         return fitted

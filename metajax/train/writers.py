@@ -73,7 +73,7 @@ class MetricWriter:
         if not self._path.exists():
             return
         kept = []
-        for line in self._path.read_text(errors="replace").splitlines():
+        for line in self._path.read_bytes().decode(errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")

@@ -81,9 +81,9 @@ def test_a_launcher_in_a_store(tmp_path):
 
 def test_what_a_store_refuses_is_one_line():
     path = places.epath.Path("gs://bucket/run")
-    with pytest.raises(train.WorkdirError, match="cannot be read or written: KeyError: 'x'"):
-        with train.accessing(path):
-            raise KeyError("x")
+    message = "cannot be read or written: KeyError: 'x'"
+    with pytest.raises(train.WorkdirError, match=message), train.accessing(path):
+        raise KeyError("x")
 
 
 def test_metrics_in_a_store_are_published_with_each_checkpoint(tmp_path, monkeypatch, caplog):
@@ -91,6 +91,7 @@ def test_metrics_in_a_store_are_published_with_each_checkpoint(tmp_path, monkeyp
     local = run(tmp_path / "local", own())
     for module in ("writers", "workdir", "checkpoints"):
         monkeypatch.setattr(f"metajax.train.{module}.is_local", lambda path: False)
+    (tmp_path / "store").mkdir()
     with caplog.at_level(logging.WARNING):
         found = run(tmp_path / "store", own())
     assert "cannot be locked: start one run at a time there" in caplog.text
