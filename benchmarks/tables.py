@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.faults import summary
 from benchmarks.growth_plots import draw_growth
 from benchmarks.results_folder import PLATFORMS, RESULTS, named
 
@@ -327,6 +328,19 @@ def growth(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def faults(rows: Sequence[Row]) -> list[str]:
+    """The campaign, by kind of fault."""
+    lines = [
+        "Each disturbs a short run of sine waves, Omniglot or navigation, in one process or two;",
+        "the command is then repeated until it ends. Without a trace: all arrays of the last",
+        "checkpoint, the evaluation and the lines of `metrics.jsonl` are those of an undisturbed",
+        "run, and nothing printed a traceback. Damage is to files of checkpoints.",
+        "",
+    ]
+    heads, *cells = summary(rows)
+    return [*lines, *table(heads, cells)]
+
+
 def plots(rows: Sequence[Row]) -> tuple[str, str]:
     """The files that `draw` makes of the growth record of a platform."""
     platform = rows[0]["device"]["platform"]
@@ -346,6 +360,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], list[str]]]] = {
     "precision": ("bfloat16", precision),
     "throughput": ("Environment steps", throughput),
     "growth": ("Growth", growth),
+    "faults": ("Faults", faults),
 }
 
 
