@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults import summary
+from benchmarks.cluster_tables import faults, processes
 from benchmarks.growth_plots import draw_growth
+from benchmarks.markdown import table
 from benchmarks.results_folder import PLATFORMS, RESULTS, named
 
 Row = dict[str, Any]
@@ -32,11 +33,6 @@ each. Memory that is freed stays with the process, for all libraries alike, in t
 def read(name: str) -> list[Row]:
     path = RESULTS / f"{name}.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
 def where(rows: Sequence[Row]) -> str:
@@ -328,19 +324,6 @@ def growth(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def faults(rows: Sequence[Row]) -> list[str]:
-    """The campaign, by kind of fault."""
-    lines = [
-        "Each disturbs a short run of sine waves, Omniglot or navigation, in one process or two;",
-        "the command is then repeated until it ends. Without a trace: all arrays of the last",
-        "checkpoint, the evaluation and the lines of `metrics.jsonl` are those of an undisturbed",
-        "run, and nothing printed a traceback. Damage is to files of checkpoints.",
-        "",
-    ]
-    heads, *cells = summary(rows)
-    return [*lines, *table(heads, cells)]
-
-
 def plots(rows: Sequence[Row]) -> tuple[str, str]:
     """The files that `draw` makes of the growth record of a platform."""
     platform = rows[0]["device"]["platform"]
@@ -360,6 +343,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], list[str]]]] = {
     "precision": ("bfloat16", precision),
     "throughput": ("Environment steps", throughput),
     "growth": ("Growth", growth),
+    "processes": ("Processes", processes),
     "faults": ("Faults", faults),
 }
 
