@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from safetensors import SafetensorError
-from safetensors.flax import load, save
+from safetensors.flax import load_file, save
 
 from metajax.base import Adapt, MetaParams, MetaState, Params, Stateful, split_state
-from metajax.train.places import place
+from metajax.train.places import copy, is_local, place
 from metajax.train.workdir import read_json
 from metajax.train.writers import named
 
@@ -108,7 +109,7 @@ def _filled(path: str | Path, tree: dict[str, Any], within: Sequence[str]) -> di
         if expected not in (None, found):
             raise WeightsError(f"{path} has the SHA-256 {found}, {result} says {expected}.")
     try:
-        arrays: dict[str, jax.Array] = load(path.read_bytes())
+        arrays: dict[str, jax.Array] = _load(path)
     except SafetensorError as error:
         raise WeightsError(f"{path} is damaged: {error}.") from error
     wanted = _arrays(tree)
@@ -123,6 +124,14 @@ def _filled(path: str | Path, tree: dict[str, Any], within: Sequence[str]) -> di
         raise WeightsError(f"{path} is of another model: {'; '.join(differing)}.")
     leaves = [arrays[name] for name in named(tree)]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+
+def _load(path: Path) -> dict[str, jax.Array]:
+    if is_local(path):
+        return load_file(path)
+    with tempfile.TemporaryDirectory() as folder:
+        copy(path, Path(folder) / FILE)
+        return load_file(Path(folder) / FILE)
 
 
 def _file(path: str | Path) -> Path:

@@ -1,6 +1,7 @@
 """What `test_places` checks in a process of its own, beside the emulator of a store."""
 
 import contextlib
+import hashlib
 
 import jax
 import pytest
@@ -51,6 +52,11 @@ def a_launcher():
     assert command.main(sinusoid.EXPERIMENT, words) == 0
     folder = train.place(WORKDIR)
     assert train.read_json(folder / "result.json")["meta_steps"] == 4
+    weights = folder / "weights.safetensors"
+    assert (
+        hashlib.sha256(weights.read_bytes()).hexdigest()
+        == train.read_json(folder / "result.json")["weights"]["sha256"]
+    )
     names = {path.name for path in folder.iterdir()}
     assert names >= {"weights.safetensors", "adaptation.png", "metrics.jsonl"}
     assert command.main(sinusoid.EXPERIMENT, ["--mode=eval", f"--workdir={WORKDIR}"]) == 0
