@@ -203,7 +203,10 @@ def parse(classes: Sequence[Any], argv: Sequence[str]) -> dict[str, Any]:
             raise UsageError(" ".join(str(error).split())) from error
         if rest:
             raise UsageError(f"unexpected argument {rest[0]!r}: flags are written --name=value.")
-        return {name: own[name].value for name in own if own[name].present}
+        given = {name: own[name].value for name in own if own[name].present}
+        if empty := [name for name, value in given.items() if value == ""]:
+            raise UsageError(f"flag --{empty[0]}= is empty: give it a value, or leave it out.")
+        return given
 
 
 @contextlib.contextmanager
