@@ -1,6 +1,6 @@
 """The same run over processes and devices: equal parameters, and weak scaling.
 
-Command: python -m benchmarks.processes [--rounds=N] [--only=equality|scaling]
+Command: python -m benchmarks.processes [--rounds=N] [--only=equality|scaling] [--case=NAME]
 
 The rows of `equality` compare the parameters of one process of four CPU devices with those of one
 device, of two processes of two, and of four of one. The rows of `weak scaling` time a meta-update
@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,18 +118,18 @@ def weak_scaling(rounds: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--case", action="append", choices=CASES)
     parser.add_argument("--only", choices=["equality", "scaling"])
     arguments = parser.parse_args()
-    rows = []
+
+    def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return row["rows"], row["case"], row["processes"], row["devices"]
+
     if arguments.only != "scaling":
-        rows += [row for case in CASES for row in equality(case)]
+        for case in arguments.case or CASES:
+            timing.write("processes", equality(case), key=key)
     if arguments.only != "equality":
-        rows += weak_scaling(arguments.rounds)
-    timing.write(
-        "processes",
-        rows,
-        key=lambda row: (row["rows"], row["case"], row["processes"], row["devices"]),
-    )
+        timing.write("processes", weak_scaling(arguments.rounds), key=key)
 
 
 if __name__ == "__main__":
