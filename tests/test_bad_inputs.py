@@ -50,7 +50,7 @@ def flags():
 
 COMMANDS = [
     ("sinusoid", ["train"], "'train'"),
-    ("sinusoid", ["--"], "--"),
+    ("sinusoid", ["--", "x"], "'x'"),
     ("sinusoid", ["--seed"], "seed"),
     ("sinusoid", ["--=3"], "flag"),
     ("sinusoid", ["--mode=test"], "mode"),
@@ -84,7 +84,7 @@ COMMANDS = [
     ("omniglot", ["--tail=shared"], "--tail"),
     ("omniglot", ["--cg_steps=3"], "--cg_steps"),
     ("navigation", ["--algorithm=anil"], "algorithm"),
-    ("navigation", ["--horizon=3", "--context_size=2"], "context_size"),
+    ("navigation", ["--context_size=2"], "context_size"),
     ("navigation", ["--max_kl=0.1", "--algorithm=promp"], "--max_kl"),
     ("locomotion", ["--task=walk"], "task"),
     ("locomotion", ["--backend=none"], "backend"),
@@ -252,7 +252,7 @@ def test_a_wrong_command_is_one_line_that_names_the_cause(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     where = [] if any("--workdir" in word for word in words) else [f"--workdir={tmp_path / 'run'}"]
     with pytest.raises((UsageError, train.WorkdirError)) as error:
-        command.main(LAUNCHERS[experiment], [*where, *words, *SHORT])
+        command.main(LAUNCHERS[experiment], [*where, *SHORT, *words])
     one_line(error.value, named)
 
 
