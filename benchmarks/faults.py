@@ -85,7 +85,7 @@ def draw(number: int, seed: int) -> Fault:
     return Fault(
         number,
         rng.choices(list(EXPERIMENTS), [2, 2, 1])[0],  # the last takes three times as long
-        2 if kind == "lost process" else rng.choice([1, 1, 2]),
+        2 if kind == "lost process" else rng.choice([1, 1, 1, 2]),  # where one of two compiles anew
         kind,
         rng.choice(AFTER_CHECKPOINTS if damages else list(MOMENTS)),
         rng.random(),
