@@ -17,6 +17,7 @@ import metajax
 from experiments import settings as typed
 from experiments.command import Command, as_usage_error
 from metajax import train
+from metajax.train.places import copy, is_local
 from metajax.train.weights import FILE
 
 RESULT = "result.json"
@@ -103,11 +104,12 @@ def _run(command: Command, build: Callable[[Command], Method]) -> int:
 @contextlib.contextmanager
 def complete(folder: Path) -> Iterator[Path]:
     """A folder whose files are moved to another one when all of them are written."""
-    if not train.is_local(folder):
-        with train.accessing(folder), tempfile.TemporaryDirectory() as files:
+    if not is_local(folder):
+        with tempfile.TemporaryDirectory() as files:
             yield Path(files)
-            for path in in_order(Path(files)):
-                train.copy(path, folder / path.name)
+            with train.accessing(folder):
+                for path in in_order(Path(files)):
+                    copy(path, folder / path.name)
         return
     partial = folder / "partial"
     with train.accessing(folder):

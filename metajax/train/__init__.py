@@ -10,8 +10,6 @@ from metajax.train.fit import FitResult as FitResult
 from metajax.train.fit import fit as fit
 from metajax.train.places import WorkdirError as WorkdirError
 from metajax.train.places import accessing as accessing
-from metajax.train.places import copy as copy
-from metajax.train.places import is_local as is_local
 from metajax.train.places import place as place
 from metajax.train.processes import is_first as is_first
 from metajax.train.processes import local as local
