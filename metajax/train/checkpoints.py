@@ -44,6 +44,11 @@ SPARE_BYTES = 2**20
 _logger = logging.getLogger(__name__)
 
 
+def _only_here(record: logging.LogRecord) -> bool:
+    """Whether orbax says so nowhere else: what ends one of its threads, `save` raises as well."""
+    return "_SignalingThread.run() raised an exception" not in record.getMessage()
+
+
 class Checkpoint(NamedTuple):
     """All that a run needs to resume after it was killed.
 
@@ -71,6 +76,7 @@ class Checkpoints:
         directory = workdir / "checkpoints"
         self._directory = directory.absolute() if is_local(directory) else directory
         self._repair = repair
+        logging.getLogger("absl").addFilter(_only_here)
         with accessing(workdir):
             self._manager = ocp.CheckpointManager(
                 self._directory,
