@@ -60,11 +60,18 @@ def arrays(workdir: Path) -> dict[str, np.ndarray]:
     """All arrays of the last checkpoint, by name."""
     step = max(checkpoints(workdir))
     found: dict[str, np.ndarray] = {}
+    # Onto a device of this process: those that wrote may have been of others.
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:
         for item in ("state", "best"):
-            tree = checkpointer.restore((workdir / "checkpoints" / str(step) / item).absolute())
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-                found[f"{step}/{item}{jax.tree_util.keystr(path)}"] = np.asarray(leaf)
+            path = (workdir / "checkpoints" / str(step) / item).absolute()
+            held = checkpointer.metadata(path).item_metadata.tree
+            target = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), held
+            )
+            tree = checkpointer.restore(path, target)
+            for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+                found[f"{step}/{item}{jax.tree_util.keystr(keys)}"] = np.asarray(leaf)
     return found
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
 
 from benchmarks.results_folder import trained_on
 from experiments import few_shot, miniimagenet, omniglot, photographs, protocols, tables
@@ -156,10 +155,7 @@ def over_seeds(rows: list[dict[str, Any]], step: int, digits: int, scale: float 
     """Mean and interval: over the tasks of one run, or over the seeds of several."""
     if len(rows) == 1:
         return interval(rows[0], step, digits, scale)
-    means = [scale * row["mean"][step] for row in rows]
-    # With few seeds the standard deviation is uncertain as well, so Student's distribution.
-    half_width = t.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / len(means) ** 0.5
-    return f"{np.mean(means):.{digits}f} ± {half_width:.{digits}f}"
+    return tables.over_seeds([scale * row["mean"][step] for row in rows], digits)
 
 
 def interval(row: dict[str, Any], step: int, digits: int, scale: float) -> str:

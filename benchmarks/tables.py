@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cluster_tables import faults, processes
 from benchmarks.growth_plots import draw_growth
+from benchmarks.markdown import table
 from benchmarks.results_folder import PLATFORMS, RESULTS, named
 
 Row = dict[str, Any]
@@ -31,11 +33,6 @@ each. Memory that is freed stays with the process, for all libraries alike, in t
 def read(name: str) -> list[Row]:
     path = RESULTS / f"{name}.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
 def where(rows: Sequence[Row]) -> str:
@@ -346,6 +343,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], list[str]]]] = {
     "precision": ("bfloat16", precision),
     "throughput": ("Environment steps", throughput),
     "growth": ("Growth", growth),
+    "processes": ("Processes", processes),
+    "faults": ("Faults", faults),
 }
 
 

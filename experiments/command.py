@@ -51,6 +51,11 @@ class Command(NamedTuple):
         return self.launch.mode == "eval"
 
     @property
+    def profile(self) -> tuple[int, int] | None:
+        """The meta-steps to trace."""
+        return traced_steps(self.launch.profile)
+
+    @property
     def config(self) -> dict[str, Any]:
         """The content of `config.json`: everything that determines the training."""
         named = {"experiment": self.experiment, "preset": self.preset}
@@ -190,17 +195,20 @@ def resolve(experiment: Experiment, given: Mapping[str, Any]) -> Command:
         # JAX refuses this once it has been used. Then `task_mesh` reports the number of devices.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", launch.num_devices)
+    traced_steps(launch.profile)
     processes.start(launch)
     _check_platform()
     num_devices = processes.check(launch)
     if launch.mode == "eval":
         name, settings, overrides = _existing(experiment, launch, changes)
-        workdir = Path(launch.workdir)
+        workdir = train.place(launch.workdir)
     else:
         name = launch.preset or next(iter(experiment.presets))
         settings, overrides = with_changes(experiment, name, changes)
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        workdir = Path(launch.workdir or f"runs/{experiment.name}-{settings.algorithm}-{now}")
+        workdir = train.place(
+            launch.workdir or f"runs/{experiment.name}-{settings.algorithm}-{now}"
+        )
         if workdir.exists() and not workdir.is_dir():
             raise UsageError(f"--workdir={workdir} is a file: name a directory.")
     typed.check_bounds(settings)
@@ -212,6 +220,16 @@ def resolve(experiment: Experiment, given: Mapping[str, Any]) -> Command:
         with as_usage_error():
             mesh = metajax.task_mesh(num_devices)
     return Command(experiment.name, name, settings, overrides, launch, workdir, mesh)
+
+
+def traced_steps(text: str | None) -> tuple[int, int] | None:
+    """The meta-steps of `--profile=FIRST:LAST`."""
+    if text is None:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise UsageError(f"--profile={text} must be two meta-steps, such as --profile=100:120.")
+    return int(first), int(last)
 
 
 def _check_platform() -> None:
@@ -258,7 +276,7 @@ def _existing(
     if launch.workdir is None:
         raise UsageError("--mode=eval needs --workdir, the directory of the run to evaluate.")
     with as_usage_error():
-        config = train.read_config(Path(launch.workdir))
+        config = train.read_config(train.place(launch.workdir))
     if config.get("experiment") != experiment.name:
         raise UsageError(
             f"--workdir={launch.workdir} is of the experiment {config.get('experiment')}."

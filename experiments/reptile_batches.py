@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-from experiments import few_shot, image_data, plots, sweep
+from experiments import few_shot, image_data, plots, reptile_runs
 from experiments.command import Command, Experiment, run
 from experiments.settings import setting
 
@@ -42,7 +42,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 class Panel(NamedTuple):
-    """One sweep.
+    """One reptile_runs.
 
     Attributes:
       setting: the name of the swept setting.
@@ -74,19 +74,21 @@ TABLE_6: dict[str, Panel] = {
 }
 
 
-def runs(panel: str) -> dict[str, dict[float, sweep.Run]]:
+def runs(panel: str) -> dict[str, dict[float, reptile_runs.Run]]:
     """The runs of a panel, by method and by value of the swept setting."""
     setting, values, changes, _ = TABLE_6[panel]
-    points: dict[str, dict[float, sweep.Run]] = {}
+    points: dict[str, dict[float, reptile_runs.Run]] = {}
     for method, how in METHODS.items():
         for value in values:
             config = {**changes, setting: value, **how}
             # A mini-batch has at most the examples that are not in the tail.
             examples = 5 * config.get("train_shots", 20)
             config["inner_batch"] = min(config["inner_batch"], examples)
-            config["inner_learning_rate"] = config["inner_batch"] * sweep.SUMMED_LEARNING_RATE
+            config["inner_learning_rate"] = (
+                config["inner_batch"] * reptile_runs.SUMMED_LEARNING_RATE
+            )
             name = f"{panel}/{method.replace(', ', '-').replace(' ', '_')}/{value:g}"
-            points.setdefault(method, {})[value] = sweep.Run(name, config)
+            points.setdefault(method, {})[value] = reptile_runs.Run(name, config)
     return points
 
 
@@ -105,7 +107,7 @@ def execute(command: Command) -> int:
     todo = [
         each for methods in by_panel.values() for of in methods.values() for each in of.values()
     ]
-    found = sweep.execute(command, todo)
+    found = reptile_runs.execute(command, todo)
     if isinstance(found, int):
         return found
     curves = {
@@ -120,7 +122,7 @@ def execute(command: Command) -> int:
         print(f"\n{xlabel:26}" + "".join(f"{x:>8g}" for x in values))
         for method, points in points_by_method.items():
             print(f"{method:26}" + "".join(f"{100 * y:>8.2f}" for _, y in points))
-    sweep.write(command, todo, found, curves=curves)
+    reptile_runs.write(command, todo, found, curves=curves)
     plots.lines(
         command.workdir / "batches.png",
         curves,
@@ -136,7 +138,11 @@ def execute(command: Command) -> int:
 EXPERIMENT = Experiment(
     "reptile_batches",
     "Overlap of inner mini-batches: Nichol 2018, figure 4.",
-    {"nichol2018/reptile_batches": dataclasses.replace(sweep.SETTINGS, outer_learning_rate=1.0)},
+    {
+        "nichol2018/reptile_batches": dataclasses.replace(
+            reptile_runs.SETTINGS, outer_learning_rate=1.0
+        )
+    },
     execute,
     few_shot.print_presets,
     launch=PanelLaunch(),

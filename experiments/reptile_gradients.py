@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 
 import metajax
-from experiments import few_shot, image_data, plots, sweep
+from experiments import few_shot, image_data, plots, reptile_runs
 from experiments.command import Command, Experiment, run
 
 NUM_BATCHES = 4
@@ -32,10 +32,10 @@ def combinations() -> dict[str, tuple[float, ...]]:
     return weights
 
 
-def runs() -> list[sweep.Run]:
+def runs() -> list[reptile_runs.Run]:
     """A run for each combination."""
     return [
-        sweep.Run(name, {"num_steps": len(weights)}, metajax.weighted_updates(weights))
+        reptile_runs.Run(name, {"num_steps": len(weights)}, metajax.weighted_updates(weights))
         for name, weights in combinations().items()
     ]
 
@@ -43,13 +43,13 @@ def runs() -> list[sweep.Run]:
 def execute(command: Command) -> int:
     """Trains the missing runs, writes the results and draws the figure."""
     todo = runs()
-    found = sweep.execute(command, todo)
+    found = reptile_runs.execute(command, todo)
     if isinstance(found, int):
         return found
     print(f"\n{'combination':22}test accuracy (%), transductive")
     for name, result in found.items():
         print(f"{name:22}{100 * result['accuracy']:.2f} +- {100 * result['ci95']:.2f}")
-    sweep.write(command, todo, found)
+    reptile_runs.write(command, todo, found)
     plots.lines(
         command.workdir / "gradients.png",
         {"": {name: result["curve"] for name, result in found.items()}},
@@ -68,7 +68,7 @@ EXPERIMENT = Experiment(
     {
         # Table 5; the four mini-batches of 25 are all 20 drawings of the five characters.
         "nichol2018/reptile_gradients": dataclasses.replace(
-            sweep.SETTINGS, outer_learning_rate=0.25, num_steps=NUM_BATCHES
+            reptile_runs.SETTINGS, outer_learning_rate=0.25, num_steps=NUM_BATCHES
         )
     },
     execute,

@@ -66,6 +66,11 @@ class Launch:
     num_devices: int = setting(
         1, "Devices that share the tasks, on a CPU as many threads.", least=1, most=4096
     )
+    profile: str | None = setting(
+        None,
+        "FIRST:LAST, the meta-steps of which a trace is written to the folder profile of the "
+        "workdir, for TensorBoard or XProf.",
+    )
     distributed: bool = setting(
         False,
         "Be one of many processes, which share the tasks with all of their devices: those of Slurm "
@@ -198,7 +203,10 @@ def parse(classes: Sequence[Any], argv: Sequence[str]) -> dict[str, Any]:
             raise UsageError(" ".join(str(error).split())) from error
         if rest:
             raise UsageError(f"unexpected argument {rest[0]!r}: flags are written --name=value.")
-        return {name: own[name].value for name in own if own[name].present}
+        given = {name: own[name].value for name in own if own[name].present}
+        if empty := [name for name, value in given.items() if value == ""]:
+            raise UsageError(f"flag --{empty[0]}= is empty: give it a value, or leave it out.")
+        return given
 
 
 @contextlib.contextmanager

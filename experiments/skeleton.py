@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from experiments import settings as typed
 from experiments import tables
 from experiments.command import Command, as_usage_error
 from metajax import train
+from metajax.train.places import copy, is_local
 from metajax.train.weights import FILE
 
 RESULT = "result.json"
@@ -105,16 +107,28 @@ def _run(command: Command, build: Callable[[Command], Method]) -> int:
 @contextlib.contextmanager
 def complete(folder: Path) -> Iterator[Path]:
     """A folder whose files are moved to another one when all of them are written."""
+    if not is_local(folder):
+        with tempfile.TemporaryDirectory() as files:
+            yield Path(files)
+            with train.accessing(folder):
+                for path in in_order(Path(files)):
+                    copy(path, folder / path.name)
+        return
     partial = folder / "partial"
     with train.accessing(folder):
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         partial.mkdir(parents=True)
         try:
             yield partial
-            for path in sorted(partial.iterdir(), key=lambda path: path.name == RESULT):
+            for path in in_order(partial):
                 os.replace(path, folder / path.name)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def in_order(folder: Path) -> list[Path]:
+    """The files of a folder, the result last: where it is, the others are."""
+    return sorted(folder.iterdir(), key=lambda path: path.name == RESULT)
 
 
 def fit(command: Command, method: Method) -> train.FitResult:
@@ -148,6 +162,7 @@ def fit(command: Command, method: Method) -> train.FitResult:
         checkpoint_every=settings.checkpoint_every,
         mesh=command.mesh,
         progress_metric=method.progress_metric,
+        profile=command.profile,
     )
     if jax.process_count() == 1:
         return fitted
@@ -210,6 +225,16 @@ def summarize(
     }
     figures = sorted(path for path in folder.iterdir() if path.suffix in (".png", ".gif"))
     train.summarize(folder, int(fitted.state.step), command.config, results, figures)
+
+
+def finished(workdir: Path, wanted: Mapping[str, Any]) -> Any:
+    """The evaluation of a finished run with these settings, or `None`."""
+    path = workdir / RESULT
+    if not path.exists():
+        return None
+    result = train.read_json(path)
+    same = all(result["config"].get(key) == value for key, value in wanted.items())
+    return result["evaluation"] if same else None
 
 
 def _trained_on(command: Command, fitted: train.FitResult) -> dict[str, Any]:

@@ -1,181 +1,207 @@
-"""Many short runs on 5-shot 5-way Omniglot, for figures 3 and 4 of Nichol 2018.
+"""Many runs: a command a line, for an array job or `xargs`, and one table of their results.
 
-The hyper-parameters are those of tables 5 and 6: SGD in both loops, no meta-batches, the outer step
-size annealed to 0.
+Command: python -m experiments.sweep PRESET ... [--seeds=0:3] [--vary NAME=VALUE,VALUE ...]
+             [--runs=FOLDER] [--table]
+
+Writes the command of every run that is not finished, for each preset, seed and combination of
+values, with a working directory of its own in FOLDER (by default `runs`). As many at a time as
+there are processors to spare:
+
+    python -m experiments.sweep finn2017/omniglot_5w1s --seeds=0:3 --vary shots=1,5 >runs.txt
+    xargs -L 1 -P 2 env <runs.txt
+
+For Slurm see `experiments/jobs/slurm.sh`. With `--table`, the results of those that are finished
+are gathered instead: the mean over the seeds, and its 95% interval by Student's distribution.
+A preset that several launchers have, such as `finn2017`, is written `sinusoid:finn2017`.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import argparse
+import collections
+import itertools
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import metajax
-from experiments import few_shot, image_data, protocols, skeleton, supervised
-from experiments.classification import Omniglot
-from experiments.command import Command
-from experiments.settings import evaluation_config, setting, training_config
-from experiments.skeleton import Evaluation, Method
+from experiments import command, skeleton, tables
+from experiments import settings as typed
+from experiments.__main__ import EXPERIMENTS
+from experiments.command import Experiment
+from experiments.settings import UsageError
 from metajax import train
-from metajax.data import Splits
-
-# The paper's inner step size of 0.003 is for the sum over a mini-batch. For the mean it is
-# multiplied by the number of examples.
-SUMMED_LEARNING_RATE = 3e-3
-
-
-@dataclasses.dataclass(frozen=True)
-class Sweep(Omniglot):
-    """Runs that are validated for their curves, while the last state is tested."""
-
-    validation_tasks: int = setting(200, "Tasks of the meta-validation.", least=1)
-
-
-SETTINGS = dataclasses.replace(
-    Sweep(**vars(protocols.nichol_omniglot(5, 5))),
-    train_shots=20,
-    train_on="train",
-    queries=0,
-    meta_batch_size=1,
-    num_meta_steps=40_000,
-    num_steps=4,
-    inner_batch=25,
-    inner_optimizer="sgd",
-    inner_learning_rate=25 * SUMMED_LEARNING_RATE,
-    carry="none",
-    eval_inner_batch=25,
-    validation_steps=5,
-    num_eval_steps=5,
-    eval_tasks=1_000,
-    steps_per_call=200,
-    validate_every=2_000,
-    checkpoint_every=2_000,
-)
 
 
 class Run(NamedTuple):
-    """One curve or one point of a figure.
+    """One run of a sweep.
 
     Attributes:
-      name: its folder in the workdir.
-      changes: changes to the settings of the sweep.
-      objective: replaces the algorithm's objective.
+      experiment: its launcher.
+      preset: its preset.
+      changes: the varied settings, as they are written on the command line.
+      seed: its seed.
     """
 
-    name: str
-    changes: dict[str, Any]
-    objective: metajax.Objective | None = None
+    experiment: Experiment
+    preset: str
+    changes: Mapping[str, str]
+    seed: int
+
+    @property
+    def case(self) -> str:
+        """What runs of other seeds have in common."""
+        changed = ",".join(f"{name}={value}" for name, value in self.changes.items())
+        return "/".join([self.experiment.name, self.preset, *([changed] if changed else [])])
+
+    @property
+    def flags(self) -> list[str]:
+        values = {"preset": self.preset, "seed": self.seed, **self.changes}
+        return [f"--{name}={value}" for name, value in values.items()]
+
+    def workdir(self, runs: Path) -> Path:
+        return runs / self.case / f"seed{self.seed}"
+
+    def line(self, runs: Path) -> str:
+        """The command."""
+        words = ["python", "-m", f"experiments.{self.experiment.name}", *self.flags]
+        return shlex.join([*words, f"--workdir={self.workdir(runs)}"])
 
 
-def execute(command: Command, runs: list[Run]) -> dict[str, Any] | int:
-    """Trains the runs that are not finished, each in a folder of the workdir.
+def find(name: str) -> tuple[Experiment, str]:
+    """The launcher of a preset `PRESET` or `LAUNCHER:PRESET`.
 
-    Returns:
-      By name the `accuracy` of the last state on the meta-test tasks, transductive, with `ci95`,
-      and the `curve` of meta-steps and accuracies on the meta-validation tasks; or the exit status
-      if a signal stopped it.
+    Raises:
+      UsageError: if there is none, or more than one.
     """
-    with train.claimed(command.workdir, command.config):
-        return _execute(command, runs)
+    launcher, _, preset = name.rpartition(":")
+    found = [
+        each
+        for each in EXPERIMENTS
+        if each.build is not None and preset in each.presets and launcher in ("", each.name)
+    ]
+    if not found:
+        raise UsageError(f"{name} is no preset: python -m experiments lists them.")
+    if len(found) > 1:
+        names = " or ".join(f"{each.name}:{preset}" for each in found)
+        raise UsageError(f"several launchers have the preset {name}: write {names}.")
+    return found[0], preset
 
 
-def _execute(command: Command, runs: list[Run]) -> dict[str, Any] | int:
-    data = image_data.load(command.settings, command.launch.data_dir)
-    train_tasks, test_tasks = (
-        image_data.make_tasks(command.settings, data, part) for part in ("train", "test")
-    )
-    image_data.look_for_leaks(command, data, train_tasks, test_tasks)
-    found = {}
-    for number, run in enumerate(runs, 1):
-        each = command._replace(
-            settings=dataclasses.replace(command.settings, **run.changes),
-            workdir=command.workdir / run.name,
-        )
-        if (result := finished(each)) is None:
-            print(f"\n{number} of {len(runs)}: {run.name}", flush=True)
-            with train.claimed(each.workdir, each.config):
-                method = build(each, data, run.objective)
-                fitted = skeleton.fit(each, method)
-                if fitted.stopped_by:
-                    return skeleton.stopped(command, fitted)
-                # The step size is annealed to 0, so the last state is tested.
-                fitted = fitted._replace(best=fitted.state)
-                evaluation = method.evaluate(fitted)
-                skeleton.write(each, each.workdir, fitted, evaluation)
-            result = evaluation.rows
-        found[run.name] = result
+def seeds(text: str) -> list[int]:
+    """The seeds of `0,3,7`, or of `0:3`, which are 0, 1 and 2."""
+    try:
+        first, colon, end = text.partition(":")
+        found = [*range(int(first), int(end))] if colon else [int(x) for x in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 0 or len({*found}) < len(found):
+        raise UsageError(f"--seeds={text} must be as 0:3 or 0,1,2: whole numbers, none twice.")
     return found
 
 
-def finished(command: Command) -> Any:
-    """The evaluation of a finished run with these settings, or `None`."""
-    path = command.workdir / "result.json"
-    if not path.exists():
-        return None
-    result = train.read_json(path)
-    wanted = {**training_config(command.settings), **evaluation_config(command.settings)}
-    same = all(result["config"].get(key) == value for key, value in wanted.items())
-    return result["evaluation"] if same else None
+def varied(words: Sequence[str]) -> dict[str, list[str]]:
+    """The values of `NAME=VALUE,VALUE`, by name."""
+    found: dict[str, list[str]] = {}
+    for word in words:
+        name, equals, values = word.partition("=")
+        listed = values.split(",")
+        if not equals or "" in listed or len({*listed}) < len(listed):
+            raise UsageError(f"--vary {word} must be NAME=VALUE,VALUE, none twice.")
+        if name in found or name in ("seed", "preset", "workdir", "mode"):
+            raise UsageError(f"--vary {word}: {name} is given elsewhere.")
+        found[name] = listed
+    return found
 
 
-def build(command: Command, data: Splits, objective: metajax.Objective | None) -> Method:
-    """One of the runs."""
-    settings: Omniglot = command.settings
-    trained = few_shot.meta_learning(command, data)
-    learner = trained.learner
-    if objective is not None:
-        learner = metajax.meta_learner(
-            learner.inner,
-            objective,
-            supervised.make_outer_optimizer(settings),
-            task_chunk=settings.task_chunk or None,
-            mesh=command.mesh,
-        )
-    validation_tasks, test_tasks = (
-        image_data.make_tasks(settings, data, part) for part in ("validation", "test")
-    )
+def make_runs(presets: Sequence[str], seeds: Sequence[int], vary: Mapping[str, Any]) -> list[Run]:
+    """All runs of a sweep, checked as their launchers would.
 
-    def evaluate(fitted: train.FitResult) -> Evaluation:
-        metrics = {"transductive": trained.metrics["transductive"]}
-        rows = few_shot.test(command, metrics, trained.adapt, fitted.best, test_tasks)
-        lines = [x for x in train.read_metrics(command.workdir) if "validation/accuracy" in x]
-        return Evaluation(
-            {
-                "accuracy": rows["transductive"]["mean"][-1],
-                "ci95": rows["transductive"]["ci95"][-1],
-                "curve": [(line["step"], line["validation/accuracy"]) for line in lines],
-            },
-            "",
-        )
-
-    validation = train.Validation(validation_tasks, trained.measure, "accuracy")
-    return Method(
-        learner,
-        trained.params,
-        trained.tasks,
-        validation,
-        evaluate,
-        lambda state: {},
-        lambda *args: None,
-    )
-
-
-def write(command: Command, runs: list[Run], found: dict[str, Any], **extra: Any) -> None:
-    """Writes `result.json` of the whole sweep."""
-    seconds = [
-        train.read_json(command.workdir / run.name / "result.json")["wall_seconds"] for run in runs
+    Raises:
+      UsageError: for a name or a value that a launcher would refuse.
+    """
+    combinations = [
+        dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values())
     ]
-    train.write_json(
-        command.workdir / "result.json",
-        {
-            "experiment": command.experiment,
-            "algorithm": command.settings.algorithm,
-            "preset": command.preset,
-            "config": {**command.config, **evaluation_config(command.settings)},
-            "command": command.line,
-            "meta_steps": command.settings.num_meta_steps,
-            "wall_seconds": sum(seconds),
-            **extra,
-            **train.provenance(),
-            "evaluation": found,
-        },
+    found = []
+    for name in presets:
+        experiment, preset = find(name)
+        for changes in combinations:
+            own = [Run(experiment, preset, changes, seed) for seed in seeds]
+            for run in own:
+                configuration(run)
+            found += own
+    return found
+
+
+def configuration(run: Run) -> dict[str, Any]:
+    """The settings of a run, for its training and its evaluation."""
+    experiment = run.experiment
+    classes = [type(next(iter(experiment.presets.values()))), type(experiment.launch)]
+    given = typed.parse(classes, run.flags)
+    del given["preset"]
+    settings, _ = command.with_changes(experiment, run.preset, given)
+    typed.check_bounds(settings)
+    typed.check_effect(given, settings)
+    settings.check()
+    return {**typed.training_config(settings), **typed.evaluation_config(settings)}
+
+
+def gather(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The table of the evaluations of each case."""
+    cells: list[Sequence[str]] = [("run", "seeds", "metric", "step", "mean over seeds")]
+    for case, evaluations in found.items():
+        measured = collections.defaultdict(list)
+        for evaluation in evaluations:
+            for name, row in tables.evaluations(evaluation).items():
+                for step, mean in zip(row["steps"], row["mean"], strict=True):
+                    measured[name.replace(" ", "/"), step].append(float(mean))
+        last = {name: max(step for n, step in measured if n == name) for name, _ in measured}
+        for (name, step), means in measured.items():
+            if step in (0, 1, last[name]):
+                cells.append((case, str(len(means)), name, str(step), tables.over_seeds(means, 4)))
+    return tables.aligned(cells)
+
+
+def main(argv: Sequence[str]) -> str:
+    """Carries out a command line, and returns what is to be printed.
+
+    Raises:
+      UsageError: for a sweep that cannot be made.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("presets", nargs="+", metavar="PRESET")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--vary", action="append", default=[], metavar="NAME=VALUE,VALUE")
+    parser.add_argument("--runs", type=train.place, default=Path("runs"))
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_intermixed_args(argv)
+    all_runs = make_runs(arguments.presets, seeds(arguments.seeds), varied(arguments.vary))
+    found = collections.defaultdict(list)
+    lines = []
+    for run in all_runs:
+        evaluation = skeleton.finished(run.workdir(arguments.runs), configuration(run))
+        if evaluation is None:
+            lines.append(run.line(arguments.runs))
+        else:
+            found[run.case].append(evaluation)
+    if not arguments.table:
+        return "\n".join(lines)
+    if not found:
+        raise UsageError(f"no run of the sweep is finished in {arguments.runs}.")
+    missing = f"\n{len(lines)} of {len(all_runs)} runs are not finished" if lines else ""
+    return gather(found) + missing
+
+
+if __name__ == "__main__":
+    try:
+        if printed := main(sys.argv[1:]):
+            print(printed)
+    except (UsageError, train.WorkdirError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import t
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -72,3 +73,14 @@ def evaluations(found: Any, name: str = "") -> dict[str, dict[str, Any]]:
 def shown_steps(steps: Collection[int]) -> list[int]:
     """The adaptation steps that a short table has: none, one, and all."""
     return sorted({0, 1, max(steps)} & set(steps))
+
+
+def over_seeds(means: Sequence[float], digits: int) -> str:
+    """The mean of the results of several seeds, and its 95% interval.
+
+    With few seeds the standard deviation is uncertain as well, so Student's distribution.
+    """
+    if len(means) == 1:
+        return f"{means[0]:.{digits}f}"
+    half_width = t.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / len(means) ** 0.5
+    return f"{np.mean(means):.{digits}f} ± {half_width:.{digits}f}"

@@ -11,7 +11,7 @@ import optax
 
 from metajax import base
 from metajax.base import Array, Params, PyTree
-from metajax.optimizers import LearnedOptimizer, Optimizer, check_rate
+from metajax.optimizers import LearnedOptimizer, Optimizer
 
 
 def meta_curvature(learning_rate: float) -> LearnedOptimizer:
@@ -50,7 +50,7 @@ def meta_curvature(learning_rate: float) -> LearnedOptimizer:
     References:
       Park and Oliva, `Meta-Curvature <https://arxiv.org/abs/1902.03356>`_, 2019, section 3.1.
     """
-    check_rate("meta_curvature", learning_rate)
+    base.check_number("meta_curvature: learning_rate", learning_rate, "(-inf, inf)")
 
     def identities(x: Array) -> dict[str, Array]:
         if x.ndim < 2:
@@ -117,7 +117,7 @@ def alfa(
       :math:`b` and the size of the network follow the authors' code.
     """
     num_steps = base.check_integer("alfa: num_steps", num_steps)
-    check_rate("alfa", learning_rate)
+    base.check_number("alfa: learning_rate", learning_rate, "(-inf, inf)")
 
     def init(params: Params) -> dict[str, Array]:
         n = len(jax.tree.leaves(params))

@@ -101,7 +101,7 @@ def test_the_launchers_import_downward():
         "image_data",
         "few_shot",
         "meta_rl",
-        "sweep",
+        "reptile_runs",
     ]
     folder = PACKAGE.parent / "experiments"
     for path in folder.glob("*.py"):

@@ -246,8 +246,11 @@ def _read_table(spec: _Spec, split: str, path: Path) -> dict[str, list[str]]:
     """The names of the files of each class."""
     files = collections.defaultdict(list)
     try:
-        with path.open(newline="", encoding="utf-8") as table:
-            for row in csv.DictReader(table):
+        # Some programs begin a table with a byte order mark.
+        with path.open(newline="", encoding="utf-8-sig") as table:
+            for row in (reader := csv.DictReader(table)):
+                if not (row["label"] and row["filename"]):
+                    raise csv.Error(f"line {reader.line_num} is cut off")
                 files[row["label"]].append(row["filename"])
     except (KeyError, csv.Error, UnicodeDecodeError) as error:
         raise ValueError(

@@ -21,6 +21,9 @@ from metajax.train.files import claimed as claimed
 from metajax.train.finite import NonFiniteError as NonFiniteError
 from metajax.train.fit import FitResult as FitResult
 from metajax.train.fit import fit as fit
+from metajax.train.places import WorkdirError as WorkdirError
+from metajax.train.places import accessing as accessing
+from metajax.train.places import place as place
 from metajax.train.processes import is_first as is_first
 from metajax.train.processes import local as local
 from metajax.train.scoring import scorer as scorer
@@ -30,8 +33,6 @@ from metajax.train.validation import Validation as Validation
 from metajax.train.weights import WeightsError as WeightsError
 from metajax.train.weights import load_weights as load_weights
 from metajax.train.weights import save_weights as save_weights
-from metajax.train.workdir import WorkdirError as WorkdirError
-from metajax.train.workdir import accessing as accessing
 from metajax.train.workdir import claim as claim
 from metajax.train.workdir import provenance as provenance
 from metajax.train.workdir import read_config as read_config

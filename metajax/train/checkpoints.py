@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import itertools
 import json
 import logging
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -26,16 +29,24 @@ from metajax.base import (
     Stateful,
     split_state,
 )
+from metajax.train.places import WorkdirError, accessing, files, is_local, move, place
 from metajax.train.processes import from_first, is_first, local
-from metajax.train.workdir import WorkdirError, accessing, write_json
+from metajax.train.workdir import write_json
 from metajax.train.writers import leaf_name, named
 
 T = TypeVar("T")
 
 # Beside the files of a checkpoint, written last: their SHA-256. Older checkpoints have none.
 DIGESTS = "sha256.json"
+# What a checkpoint may take beside its arrays.
+SPARE_BYTES = 2**20
 
 _logger = logging.getLogger(__name__)
+
+
+def _only_here(record: logging.LogRecord) -> bool:
+    """Whether orbax says so nowhere else: what ends one of its threads, `save` raises as well."""
+    return "_SignalingThread.run() raised an exception" not in record.getMessage()
 
 
 class Checkpoint(NamedTuple):
@@ -62,8 +73,10 @@ class Checkpoints:
           workdir: the working directory.
           repair: whether damaged checkpoints are moved to the folder `damaged` of the workdir.
         """
-        self._directory = (workdir / "checkpoints").absolute()
+        directory = workdir / "checkpoints"
+        self._directory = directory.absolute() if is_local(directory) else directory
         self._repair = repair
+        logging.getLogger("absl").addFilter(_only_here)
         with accessing(workdir):
             self._manager = ocp.CheckpointManager(
                 self._directory,
@@ -79,6 +92,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         with accessing(self._directory):
+            from_first(functools.partial(self._check_room, checkpoint))
             self._manager.save(
                 step,
                 force=True,  # or orbax would ask for a preemption, which the run does itself
@@ -93,6 +107,15 @@ class Checkpoints:
             if is_first():
                 folder = self._directory / str(step)
                 write_json(folder / DIGESTS, _digests(folder))
+
+    def _check_room(self, checkpoint: Checkpoint) -> None:
+        if not is_local(self._directory):
+            return
+        # Before orbax starts, whose threads would each report a full disk by a traceback.
+        arrays = jax.tree.leaves((checkpoint.state, checkpoint.best))
+        needed = SPARE_BYTES + sum(x.size * x.dtype.itemsize for x in arrays)
+        if shutil.disk_usage(self._directory).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _newest(self, read: Callable[[int], T]) -> T | None:
         """What `read` makes of the newest checkpoint that is whole, `None` without one."""
@@ -120,7 +143,7 @@ class Checkpoints:
             to = next(kept / name for name in names if not (kept / name).exists())
             with accessing(kept):
                 kept.mkdir(exist_ok=True)
-                path.rename(to)
+                move(path, to)
             self._manager.reload()
             where = f"it is now {to}"
         _logger.warning("the checkpoint %s is damaged (%s); %s.", path, fault, where)
@@ -259,10 +282,10 @@ def load_meta_params(workdir: str | Path, adapt: Adapt, params: Params) -> MetaP
 
 
 def _read(workdir: str | Path, restore: Callable[[Checkpoints], T | None]) -> T:
-    directory = Path(workdir) / "checkpoints"
+    directory = place(workdir) / "checkpoints"
     if not directory.is_dir():
         raise FileNotFoundError(f"{workdir} has no checkpoints: train a model there first.")
-    checkpoints = Checkpoints(Path(workdir))
+    checkpoints = Checkpoints(place(workdir))
     try:
         found = restore(checkpoints)
     finally:
@@ -275,9 +298,9 @@ def _read(workdir: str | Path, restore: Callable[[Checkpoints], T | None]) -> T:
 def _digests(folder: Path) -> dict[str, str]:
     """The SHA-256 of every file below a folder but that of the digests, by its path in it."""
     found = {}
-    for path in sorted(folder.rglob("*")):
+    for path in files(folder):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != DIGESTS:
+        if name != DIGESTS:
             with path.open("rb") as file:
                 found[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found

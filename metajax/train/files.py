@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metajax.train.checkpoints import Checkpoint, Checkpoints
+from metajax.train.places import WorkdirError, place
 from metajax.train.processes import from_first, is_first
 from metajax.train.validation import Validation
-from metajax.train.workdir import WorkdirError, claim, claim_by_digests, locked
+from metajax.train.workdir import claim, claim_by_digests, locked
 from metajax.train.writers import MetricWriter
 
 
@@ -89,18 +90,23 @@ def run_files(
     if workdir is None:
         yield RunFiles(start, lambda step, metrics: None, lambda checkpoint: None)
         return
-    workdir = Path(workdir)
+    workdir = place(workdir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(claimed(workdir, config, digests() if config is None else {}))
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, repair=True)))
         checkpoint = checkpoints.restore(start.state) or start
         _check_resumed(checkpoint, workdir, num_meta_steps, validation)
-        write: Callable[[int, Mapping[str, Any]], None] = lambda step, metrics: None  # noqa: E731
-        if is_first():
-            writer = MetricWriter(workdir, int(checkpoint.state.step))
-            stack.enter_context(contextlib.closing(writer))
-            write = writer.write
-        yield RunFiles(checkpoint, write, checkpoints.save)
+        if not is_first():
+            yield RunFiles(checkpoint, lambda step, metrics: None, checkpoints.save)
+            return
+        writer = MetricWriter(workdir, int(checkpoint.state.step))
+        stack.enter_context(contextlib.closing(writer))
+
+        def save(checkpoint: Checkpoint) -> None:
+            writer.publish()  # before: a run that continues has no other lines up to there
+            checkpoints.save(checkpoint)
+
+        yield RunFiles(checkpoint, writer.write, save)
 
 
 def _check_resumed(

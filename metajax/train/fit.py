@@ -28,6 +28,7 @@ from metajax.train.files import run_files
 from metajax.train.finite import check_finite
 from metajax.train.identity import digest
 from metajax.train.processes import is_first, on_mesh, replicated, shardings
+from metajax.train.profiles import Profile, check_profile
 from metajax.train.progress import Clock, Progress, highlights
 from metajax.train.signals import StopRequest
 from metajax.train.task_sources import Stream, advance, make_source
@@ -75,6 +76,7 @@ def fit(
     mesh: Mesh | None = None,
     show_progress: bool = True,
     progress_metric: str | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> FitResult:
     """Trains a meta-learner.
 
@@ -96,9 +98,9 @@ def fit(
       num_meta_steps: the total number of meta-updates.
       meta_batch_size: tasks per meta-update.
       validation: how to choose the best state.
-      workdir: the directory for checkpoints, `metrics.jsonl` and event files; without one, nothing
-        is written. If it holds the same run, that run is continued, or returned if it is finished.
-        A run may be lengthened, but not shortened.
+      workdir: the directory for checkpoints, `metrics.jsonl` and event files, a local one or one in
+        `gs://`; without one, nothing is written. If it holds the same run, that run is continued,
+        or returned if it is finished. A run may be lengthened, but not shortened.
       config: a dict of JSON data that identifies the run; of its entries only `num_meta_steps` may
         grow. By default the run is identified by digests of its compiled meta-step, its initial
         arrays, the key, the arrays of the tasks, and the validation. Another version of JAX, other
@@ -114,6 +116,8 @@ def fit(
       show_progress: shows a progress bar, or plain lines if there is no terminal.
       progress_metric: the training metric to show, such as `"query/accuracy"`; by default
         `query_loss` or else `objective`.
+      profile: two meta-steps `(first, last)`, from which and up to which the compiled calls are
+        traced. The folder `profile` of `workdir` then has a trace for TensorBoard or XProf.
 
     Returns:
       A `FitResult`. On SIGTERM or Ctrl-C it is returned early, after a checkpoint, with
@@ -150,6 +154,7 @@ def fit(
     )
     check_learner(learner)
     check_mesh(mesh)
+    check_profile(profile, workdir)
     tasks, validation = check_tasks(tasks), check_validation(validation)
     train_key, validation_key = split_key(key, what="fit: key")
     on_devices = functools.partial(on_mesh, mesh)
@@ -208,13 +213,16 @@ def fit(
         shown = show_progress and is_first()
         progress = Progress(num_meta_steps, step, meta_batch_size, show=shown)
         stack.enter_context(contextlib.closing(progress))
+        traced = stack.enter_context(contextlib.closing(Profile(profile, workdir)))
         stop, stopped_by = stack.enter_context(StopRequest()), None
         for first, length in calls:
+            traced.at(first)
             state, metrics = advance(run, state, source.tasks, blocks, length)
             step = first + length
             last = step == num_meta_steps
             check_counted(state, step)
             check_finite(learner, metrics, state, first, step)
+            traced.at(step)
             averages = {f"train/{name}": x for name, x in means(metrics).items()}
             record = clock.stamp(record)
             files.write(step, {"seconds": record["seconds"], **averages})

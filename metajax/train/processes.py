@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from metajax.base import Array, PyTree
-from metajax.train.workdir import WorkdirError
+from metajax.train.places import WorkdirError
 
 
 def is_first() -> bool:

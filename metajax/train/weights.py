@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.flax import load_file, save
 
 from metajax.base import Adapt, MetaParams, MetaState, Params, Stateful, split_state
+from metajax.train.places import copy, is_local, place
 from metajax.train.workdir import read_json
 from metajax.train.writers import named
 
@@ -107,7 +109,7 @@ def _filled(path: str | Path, tree: dict[str, Any], within: Sequence[str]) -> di
         if expected not in (None, found):
             raise WeightsError(f"{path} has the SHA-256 {found}, {result} says {expected}.")
     try:
-        arrays: dict[str, jax.Array] = load_file(path)
+        arrays: dict[str, jax.Array] = _load(path)
     except SafetensorError as error:
         raise WeightsError(f"{path} is damaged: {error}.") from error
     wanted = _arrays(tree)
@@ -124,9 +126,17 @@ def _filled(path: str | Path, tree: dict[str, Any], within: Sequence[str]) -> di
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
+def _load(path: Path) -> dict[str, jax.Array]:
+    if is_local(path):
+        return load_file(path)
+    with tempfile.TemporaryDirectory() as folder:
+        copy(path, Path(folder) / FILE)
+        return load_file(Path(folder) / FILE)
+
+
 def _file(path: str | Path) -> Path:
-    path = Path(path)
-    return path / FILE if path.is_dir() else path
+    where = place(path)
+    return where / FILE if where.is_dir() else where
 
 
 def _tree(state: MetaState | MetaParams) -> dict[str, Any]:

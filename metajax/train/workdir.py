@@ -6,9 +6,9 @@ import contextlib
 import functools
 import importlib.metadata
 import json
+import logging
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +16,8 @@ from typing import Any
 
 import filelock
 import jax
+
+from metajax.train.places import WorkdirError, accessing, is_local
 
 PACKAGES = ("metajax", "jax", "jaxlib", "flax", "optax", "numpy")
 # Environment variables that change the speed or the numbers of a run.
@@ -42,28 +44,7 @@ DIGESTS = "digests"
 # The entry of a configuration that may grow, and the entry for its earlier values.
 LENGTH, EARLIER_LENGTHS = "num_meta_steps", "earlier_num_meta_steps"
 
-
-class WorkdirError(ValueError):
-    """The working directory cannot be used for this run."""
-
-
-@contextlib.contextmanager
-def accessing(path: Path) -> Iterator[None]:
-    """Says in one line, as a `WorkdirError`, what the file system refuses."""
-    try:
-        yield
-    except WorkdirError:
-        raise
-    except (OSError, ValueError) as error:
-        # TensorStore, which writes the checkpoints, has the number in the text of a ValueError.
-        found = re.search(r"(?:OS error |os_error_code=')(\d+)", str(error))
-        number = error.errno if isinstance(error, OSError) else found and int(found[1])
-        if not number:
-            raise
-        raise WorkdirError(
-            f"{path} cannot be read or written: {os.strerror(number)}. Mend that and repeat the "
-            "run, which continues from its last checkpoint, or choose another workdir."
-        ) from error
+_logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -71,11 +52,15 @@ def locked(workdir: Path) -> Iterator[None]:
     """Keeps other processes from running in a working directory, as long as the context lasts.
 
     The operating system gives the lock back when the process ends, however it ends. Contexts of one
-    thread may be nested.
+    thread may be nested. A store has no locks, which a warning says.
 
     Raises:
       WorkdirError: if another process runs there, or there can be no such directory.
     """
+    if not is_local(workdir):
+        _logger.warning("%s cannot be locked: start one run at a time there.", workdir)
+        yield
+        return
     lock = filelock.FileLock(workdir / LOCK, timeout=0, is_singleton=True)
     with contextlib.ExitStack() as stack:
         _make(workdir)
@@ -92,11 +77,15 @@ def locked(workdir: Path) -> Iterator[None]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file atomically: a reader sees the old file or the new one."""
+    text = json.dumps(value, indent=2, allow_nan=True) + "\n"
     with accessing(path):
+        if not is_local(path):  # a store shows a file when all of it is there
+            path.write_text(text)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_text(json.dumps(value, indent=2, allow_nan=True) + "\n")
+            temporary.write_text(text)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -220,6 +209,10 @@ def _existing_claim(workdir: Path) -> dict[str, Any] | None:
 
 
 def _make(workdir: Path) -> None:
+    if not is_local(workdir):
+        with accessing(workdir):
+            workdir.exists()  # what keeps from reading it is found out before anything else
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

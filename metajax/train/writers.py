@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
 from metajax.base import PyTree
-from metajax.train.workdir import accessing
+from metajax.train.places import accessing, copy, files, is_local, place
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:
@@ -52,32 +53,36 @@ class MetricWriter:
     """Writes `metrics.jsonl` and event files below a working directory.
 
     A resumed run continues both from its checkpoint: later entries of the interrupted run are
-    dropped.
+    dropped. In a store, nothing can be appended to a file: there, the files are written whole when
+    they are published.
     """
 
     def __init__(self, workdir: Path, resumed_step: int):
-        self._path = workdir / "metrics.jsonl"
-        with accessing(self._path):
+        self._path, self._workdir = workdir / "metrics.jsonl", workdir
+        with accessing(self._path), contextlib.ExitStack() as stack:
+            self._local = workdir
+            if not is_local(workdir):
+                self._local = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             self._keep_until(resumed_step)
-            with contextlib.ExitStack() as stack:
-                self._file = stack.enter_context(self._path.open("a"))
-                self._events = Events(workdir / "events", resumed_step)
-                stack.enter_context(contextlib.closing(self._events))
-                self._opened = stack.pop_all()
+            self._file = stack.enter_context((self._local / self._path.name).open("a"))
+            self._events = Events(self._local / "events", resumed_step)
+            stack.enter_context(contextlib.closing(self._events))
+            self._opened = stack.pop_all()
 
     def _keep_until(self, step: int) -> None:
         if not self._path.exists():
             return
         kept = []
-        for line in self._path.read_text(errors="replace").splitlines():
+        for line in self._path.read_bytes().decode(errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
             except (ValueError, LookupError, TypeError):
                 continue  # the half-written last line of a killed run
-        temporary = self._path.with_suffix(".tmp")
+        path = self._local / self._path.name
+        temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(kept))
-        os.replace(temporary, self._path)
+        os.replace(temporary, path)
 
     def write(self, step: int, metrics: Mapping[str, float | list]) -> None:
         with accessing(self._path):
@@ -85,9 +90,17 @@ class MetricWriter:
             self._file.flush()
             self._events.write(step, metrics)
 
-    def close(self) -> None:
+    def publish(self) -> None:
+        """Makes what is written so far be seen, and outlast the process."""
+        if self._local == self._workdir:  # it is already
+            return
         with accessing(self._path):
-            self._opened.close()
+            for path in files(self._local):
+                copy(path, self._workdir / path.relative_to(self._local))
+
+    def close(self) -> None:
+        with accessing(self._path), self._opened:
+            self.publish()
 
 
 class Events:
@@ -124,7 +137,7 @@ class Events:
         self._file.close()
 
 
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl`, in order."""
-    path = Path(workdir) / "metrics.jsonl"
+    path = place(workdir) / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()]

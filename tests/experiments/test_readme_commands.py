@@ -7,18 +7,20 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import command
+from experiments import command, sweep
 from experiments.__main__ import EXPERIMENTS
 from experiments.settings import setting_rules
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-COMMANDS = [
+LINES = [
     line[line.index("python -m experiments.") :]
     for block in BLOCKS
     for line in block.splitlines()
     if "python -m experiments." in line
 ]
+SWEEPS = [line for line in LINES if "experiments.sweep" in line]
+COMMANDS = list(dict.fromkeys(line for line in LINES if line not in SWEEPS))
 SHORT = {
     "num_meta_steps": 2,
     "meta_batch_size": 2,
@@ -45,6 +47,13 @@ def cheap(line):
 def test_all_launchers_of_the_papers_are_shown():
     names = {shlex.split(line)[2].removeprefix("experiments.") for line in COMMANDS}
     assert {"sinusoid", "omniglot", "miniimagenet", "navigation", "locomotion"} <= names
+
+
+def test_sweeps_are_made(tmp_path):
+    for line in SWEEPS:
+        words = shlex.split(line.partition(">")[0])[3:]
+        if "--table" not in words:
+            assert len(sweep.main([*words, f"--runs={tmp_path}"]).splitlines()) == 6
 
 
 @pytest.mark.parametrize("line", [cheap(line) for line in COMMANDS])

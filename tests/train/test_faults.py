@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from orbax.checkpoint._src.path import async_path as ocp_async_path
 from tensorboardX.record_writer import RecordWriter
 
 from metajax import train
@@ -131,6 +132,7 @@ def tensorstore_full(*_, **__):
         (checkpoints.ocp.CheckpointManager, "save", full),
         (checkpoints.ocp.CheckpointManager, "save", tensorstore_full),
         (checkpoints, "write_json", full),
+        (checkpoints.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 2**20)),
         (os, "replace", full),
     ],
 )
@@ -145,6 +147,22 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     assert "20" in listed(tmp_path)
     assert_same_run(run(tmp_path, own(), num_meta_steps=40), undisturbed[1])
     assert lines(tmp_path) == lines(undisturbed[0])
+
+
+def test_what_ends_a_thread_of_orbax_is_said_once(tmp_path, monkeypatch, caplog):
+    def full_in_a_thread(path, text):
+        if path.name == "_METADATA":
+            full()
+        return write(path, text)
+
+    write = ocp_async_path.write_text
+    run(tmp_path, own())
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp_async_path, "write_text", full_in_a_thread)
+        with pytest.raises(train.WorkdirError, match="No space left on device"):
+            run(tmp_path, own(), num_meta_steps=40)
+    assert "Traceback" not in caplog.text
+    assert "_SignalingThread" not in caplog.text
 
 
 @pytest.mark.skipif(not Path("/proc/version").exists(), reason="a folder that nobody can write")

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import reptile_batches, reptile_gradients, sweep
+from experiments import reptile_batches, reptile_gradients, reptile_runs
 from tests.experiments.launching import launch
 
 SMALL = [
@@ -60,7 +60,7 @@ def test_the_runs_of_figure_4_keep_to_table_6(panel):
     points = reptile_batches.runs(panel)
     for method, runs in points.items():
         for value, run in runs.items():
-            settings = dataclasses.replace(sweep.SETTINGS, **run.changes)
+            settings = dataclasses.replace(reptile_runs.SETTINGS, **run.changes)
             examples = 5 * settings.train_shots
             assert examples + 5 * settings.queries == 100
             wanted = value if panel == "inner_batch" else 25 if panel == "inner_steps" else 100
