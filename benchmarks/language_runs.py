@@ -53,15 +53,17 @@ def last_quarter(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw(results: list[Result]) -> None:
-    """The loss by position of every arm, the mean and the range over its seeds."""
+    """The loss by position of every arm: the interval of a single run, or the range over seeds."""
     rows: dict[str, Any] = {}
     for runs in groups(results):
         for way in runs[0]["evaluation"]["loss"]:
             if way == "without inner steps" and runs[0]["algorithm"] in language.LEARNS:
                 continue
-            means = np.array([run["evaluation"]["loss"][way]["loss"]["mean"] for run in runs])
+            found = [run["evaluation"]["loss"][way]["loss"] for run in runs]
+            means = np.array([row["mean"] for row in found])
+            spread = np.ptp(means, axis=0) / 2 if len(runs) > 1 else found[0]["ci95"]
             name = runs[0]["preset"] + (", " + way if way == "dynamic evaluation" else "")
-            rows[name] = {"mean": means.mean(axis=0), "ci95": np.ptp(means, axis=0) / 2}
+            rows[name] = {"mean": means.mean(axis=0), "ci95": spread}
     if rows:
         plots.adaptation_curves(
             FIGURE,

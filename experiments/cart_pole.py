@@ -1,4 +1,4 @@
-"""Poles on carts with unknown motors, by meta-reinforcement learning, in two minutes.
+"""Poles on carts with unknown motors, by meta-reinforcement learning, in a few minutes.
 
 Command:   python -m experiments.cart_pole
 Hardware:  1 CPU core
@@ -79,7 +79,7 @@ def draw(command: Command, agent: meta_rl.Agent, state: metajax.MetaState, folde
 
 EXPERIMENT = meta_rl.experiment(
     "cart_pole",
-    "Poles on carts with unknown motors, by meta-reinforcement learning, in two minutes.",
+    "Poles on carts with unknown motors, by meta-reinforcement learning, in a few minutes.",
     PRESETS,
     make_env,
     draw,
