@@ -181,7 +181,13 @@ def main(
         os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[int(process)]})
     jax.config.update("jax_num_cpu_devices", int(devices))
     if int(num) > 1:
-        jax.distributed.initialize(address, int(num), int(process))
+        jax.distributed.initialize(
+            address,
+            int(num),
+            int(process),
+            initialization_timeout=3600,
+            shutdown_timeout_seconds=3600,
+        )
     if what.startswith("seconds"):
         found = seconds(case, int(what.partition("=")[2]))
         if train.is_first():

@@ -17,6 +17,8 @@ from experiments.settings import UsageError
 # Of srun and mpirun: how many processes they start.
 COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 HEARTBEAT_SECONDS = 30
+# For how long those that have ended wait for the others, of which the first one draws figures, too.
+SHUTDOWN_SECONDS = 24 * 3600
 # What the errors of a collective operation or of a barrier name, of any type.
 LOST = ("Gloo", "NCCL", "UNAVAILABLE", "Barrier", "heartbeat")
 
@@ -42,7 +44,11 @@ def start(launch: Any) -> None:
     if not (given or launch.distributed or several) or jax.distributed.is_initialized():
         return
     try:
-        jax.distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        jax.distributed.initialize(
+            **given,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )
     except (RuntimeError, ValueError) as error:
         raise UsageError(
             f"the other processes are not found ({' '.join(str(error).split())}): start this one "

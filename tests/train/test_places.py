@@ -63,7 +63,7 @@ def in_store(check, *words):
         [sys.executable, "-c", STORE, root, check, *map(str, words)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done
