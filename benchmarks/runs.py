@@ -34,36 +34,57 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 def sinusoid_table(results: list[Result]) -> list[str]:
     lines = [
-        "| | 5 shots, 1 step | 5 shots, 10 | 10 shots, 1 | 10 shots, 10 | meta-steps | training |",
-        "|---|---|---|---|---|---|---|",
+        "| | 5 shots, 1 step | 5 shots, 10 | 10 shots, 1 | 10 shots, 10 | median, 10 | diverging | "
+        "meta-steps | training |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for result in results:
-        if result["experiment"] != "sinusoid":
-            continue
-        run_name = result["name"].split("/")[-2].replace(",", ", ")
-        rows = {f"[{run_name}](benchmarks/results/{result['name']})": ""}
-        if run_name == "maml":
+    for runs in _sinusoid(results):
+        result = runs[0]
+        _, preset, name, _ = result["name"].split("/")
+        label = f"{name.replace(',', ', ')}, {preset}" if preset != "finn2017" else name
+        link = f"benchmarks/results/{result['name']}"
+        rows = {f"[{label.replace(',', ', ')}]({link}){_num_seeds(runs)}": ""}
+        rows |= {f"{label}, last state": "last "} if len(runs) > 1 else {}
+        if (preset, name) == ("finn2017", "maml"):
             rows |= {"pretrained": "pretrained ", "randomly initialized": "random "}
-        for label, prefix in rows.items():
+            rows |= {"oracle, which does not adapt": "oracle "}
+        for text, prefix in rows.items():
+            found = {
+                shots: [run["evaluation"]["mse"][f"{prefix}K={shots}"] for run in runs]
+                for shots in (5, 10)
+            }
+            last = len(found[10][0]["mean"]) - 1
             cells = [
-                interval(result["evaluation"]["mse"][f"{prefix}K={shots}"], step, 3, 1.0)
+                over_seeds(found[shots], min(step, last), 3)
                 for shots in (5, 10)
                 for step in (1, 10)
             ]
-            seconds = f"{result['wall_seconds']:.0f} s, {where(result)}"
+            cells += [
+                tables.over_seeds([row["quantiles"]["0.5"][last] for row in found[10]], 3),
+                f"{100 * np.mean([row['increased'][last] for row in found[10]]):.1f} %",
+            ]
+            seconds = f"{np.mean([run['wall_seconds'] for run in runs]):.0f} s, {where(result)}"
             run = ["", ""] if prefix else [f"{result['meta_steps']:,}", seconds]
-            lines.append("| " + " | ".join([label, *cells, *run]) + " |")
+            lines.append("| " + " | ".join([text, *cells, *run]) + " |")
     return lines
+
+
+def _sinusoid(results: list[Result]) -> list[list[Result]]:
+    return by_seeds(result for result in results if result["experiment"] == "sinusoid")
+
+
+def _num_seeds(runs: list[Result]) -> str:
+    return f" ({len(runs)} seeds)" if len(runs) > 1 else ""
 
 
 def headline_table(results: list[Result]) -> list[str]:
     """The headline table: sine waves, and every cell of a paper's table run at full length."""
     lines = ["| | the paper | here | training |", "|---|---|---|---|"]
-    for result in results:
-        if result["name"].startswith("sinusoid/finn2017/maml/"):
-            row = result["evaluation"]["mse"]["K=10"]
-            error = f"{interval(row, 1, 2, 1.0)} after 1 step, {interval(row, 10, 2, 1.0)} after 10"
-            lines.append(_headline("sine waves, 10 points: squared error", "", error, result))
+    for runs in _sinusoid(results):
+        if runs[0]["name"].startswith("sinusoid/finn2017/maml/"):
+            rows = [run["evaluation"]["mse"]["K=10"] for run in runs]
+            error = f"{over_seeds(rows, 1, 2)} after 1 step, {over_seeds(rows, 10, 2)} after 10"
+            lines.append(_headline("sine waves, 10 points: squared error", "", error, runs[0]))
     for runs in _classification(results):
         result, name = runs[0], cell_name(runs[0])
         paper = protocols.PAPER_RESULTS.get(name, {}).get("transductive")
@@ -117,7 +138,6 @@ def _row(runs: list[Result], question: str) -> list[str]:
     steps = rows[0].get("steps", list(range(len(rows[0]["mean"]))))
     step = min(config["validation_steps"], steps[-1])
     at = steps.index(step)
-    seeds = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
     cell = PRESETS[result["experiment"]].get(name) or config
     changed = [f"{k}={config[k]}" for k in SHOWN if k in cell and config.get(k, cell[k]) != cell[k]]
     if earlier := config.get("earlier_num_meta_steps"):
@@ -128,7 +148,7 @@ def _row(runs: list[Result], question: str) -> list[str]:
         question.replace("_", "-"),
         str(step),
         tables.interval(protocols.PAPER_RESULTS.get(name, {}).get(question)).replace("+-", "±"),
-        over_seeds(rows, at, 2, 100.0) + seeds,
+        over_seeds(rows, at, 2, 100.0) + _num_seeds(runs),
         f"{result['meta_steps']:,} of {prescribed(result):,}",
         f"{np.mean([run['wall_seconds'] for run in runs]):,.0f} s",
         where(result),
