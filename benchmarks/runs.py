@@ -43,7 +43,7 @@ def sinusoid_table(results: list[Result]) -> list[str]:
         _, preset, name, _ = result["name"].split("/")
         label = f"{name.replace(',', ', ')}, {preset}" if preset != "finn2017" else name
         link = f"benchmarks/results/{result['name']}"
-        rows = {f"[{label.replace(',', ', ')}]({link}){_num_seeds(runs)}": ""}
+        rows = {f"[{label}]({link}){_num_seeds(runs)}": ""}
         rows |= {f"{label}, last state": "last "} if len(runs) > 1 else {}
         if (preset, name) == ("finn2017", "maml"):
             rows |= {"pretrained": "pretrained ", "randomly initialized": "random "}
