@@ -269,8 +269,10 @@ def split_key(rng: Key, num: int = 2, what: str = "rng") -> Array:
     try:
         return jax.random.split(rng, num)
     except (TypeError, ValueError):
-        got = describe(rng)
-        raise ValueError(f"{what} must be one key, such as jax.random.key(0), got {got}.") from None
+        kind = f"{getattr(rng, 'dtype', type(rng).__name__)}{getattr(rng, 'shape', '')}"
+        raise ValueError(
+            f"{what} must be one key, such as jax.random.key(0), got {kind}."
+        ) from None
 
 
 def equal_chunk(count: int, limit: int) -> int:

@@ -16,7 +16,9 @@ from experiments import command, locomotion, navigation, omniglot, sinusoid, swe
 from experiments.settings import UsageError, setting_rules
 from metajax import train
 from metajax.data import from_folder
-from tests.data.test_mini_imagenet import Code, Source, load, write_pickles
+from tests.data.small_mini_imagenet import load
+from tests.data.test_mini_imagenet import Source
+from tests.data.test_mini_imagenet_pickles import Code, write_pickles
 from tests.experiments.launching import SMALL, launch
 from tests.processes import ROOT
 
@@ -194,7 +196,7 @@ ODD_IMAGES = {
 SUFFIX = {"CMYK": "tiff", "YCbCr": "jpg", "F": "tiff", "I": "tiff"}
 ENVIRONMENTS = {
     "HOME unset": {"HOME": None},
-    "HOME nowhere": {"HOME": "/nowhere/at/all"},
+    "HOME nowhere": {"HOME": "/dev/null/home"},
     "a cache that cannot be written": {"XDG_CACHE_HOME": "/proc/cache"},
     "LANG=C": {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"},
     "40 columns": {"COLUMNS": "40"},

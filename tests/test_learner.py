@@ -101,7 +101,8 @@ def updated(name, episodes=EPISODES, **kwargs):
     return update(state, episodes, KEY)
 
 
-@every
+# Eagerly, the others take long.
+@over(ALGORITHMS, ALGORITHMS.keys() - {"maml", "fomaml", "reptile_serial", "meta_sgd", "anil"})
 def test_jit_equals_eager(name):
     learner, state = start(name)
     eager = learner.update(state, EPISODES, KEY)
@@ -133,7 +134,10 @@ def test_the_order_of_tasks_does_not_matter(name):
     assert_close(updated(name, permuted)[0], updated(name)[0], rtol=1e-4, atol=1e-6)
 
 
-@over([name for name in ALGORITHMS if name not in BY_PLACE | CARRIED])
+@over(
+    [name for name in ALGORITHMS if name not in BY_PLACE | CARRIED],
+    ALGORITHMS.keys() - {"maml", "fomaml", "reptile", "maml_plus_plus"},
+)
 def test_two_tasks_are_the_mean_of_two_single_ones(name):
     state, update = compiled(name)
 
@@ -149,7 +153,8 @@ def test_two_tasks_are_the_mean_of_two_single_ones(name):
     assert_close(both, mean, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("task_chunk", [1, 2])  # 2 leaves a rest of one task
+# 2 leaves a rest of one task.
+@pytest.mark.parametrize("task_chunk", [pytest.param(1, marks=pytest.mark.slow), 2])
 @every
 def test_chunks_do_not_change_a_number(name, task_chunk):
     chunked = updated(name, task_chunk=task_chunk)

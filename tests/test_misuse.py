@@ -60,7 +60,7 @@ def returning(updates):
 
 CASES = {
     # keys
-    "an int for a key": (lambda: update(rng=0), "rng must be one key, .* got 0"),
+    "an int for a key": (lambda: update(rng=0), "rng must be one key, .* got int"),
     "None for a key": (lambda: update(rng=None), "rng must be one key"),
     "floats for a key": (lambda: update(rng=jnp.ones(2)), "got float32"),
     "many keys": (lambda: update(rng=jax.random.split(KEY, 3)), "rng must be one key"),

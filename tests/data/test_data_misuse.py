@@ -166,7 +166,7 @@ test_load = refused(
     [
         (
             {"name": "imagenet"},
-            "the data sets are omniglot, mini_imagenet, cifar_fs, fc100; got 'imagenet'",
+            "the data sets are omniglot, mini_imagenet, cifar_fs, folder, fc100; got 'imagenet'",
         ),
         ({"name": None}, "the data sets are omniglot, .* got None"),
         ({"name": ["omniglot"]}, "the data sets are omniglot, .* got "),

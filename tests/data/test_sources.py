@@ -193,13 +193,14 @@ def test_tfds(mock, name, grey, shape):
 def test_classes_that_a_split_does_not_have_are_left_out(mock, monkeypatch):
     tfds, path = mock
     only = [{"image": np.zeros((28, 28, 1), np.uint8), "label": label} for label in (3, 3, 5, 5)]
-    monkeypatch.setattr(tfds.core.DatasetBuilder, "as_data_source", lambda self, split: [only])
-    data = readers.from_tfds("mnist", "test", size=4, grey=True, data_dir=path)
-    assert data.names == ("3", "5")
-    assert data.images.shape == (2, 2, 4, 4, 1)
-    only.clear()
-    with pytest.raises(ValueError, match="mnist has no images in 'test'"):
-        readers.from_tfds("mnist", "test", size=4, data_dir=path)
+    with monkeypatch.context() as patch:  # undone before the mock, or it would come back
+        patch.setattr(tfds.core.DatasetBuilder, "as_data_source", lambda self, split: [only])
+        data = readers.from_tfds("mnist", "test", size=4, grey=True, data_dir=path)
+        assert data.names == ("3", "5")
+        assert data.images.shape == (2, 2, 4, 4, 1)
+        only.clear()
+        with pytest.raises(ValueError, match="mnist has no images in 'test'"):
+            readers.from_tfds("mnist", "test", size=4, data_dir=path)
 
 
 def test_tfds_of_unequal_classes_and_unknown_features(mock):

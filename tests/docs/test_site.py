@@ -72,7 +72,14 @@ def shortened(cell):
     return cell
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+LONG = ("engines", "adapters", "navigation")
+
+
+def costly(path):
+    return pytest.param(path, marks=pytest.mark.slow) if path.stem in LONG else path
+
+
+@pytest.mark.parametrize("path", [costly(path) for path in NOTEBOOKS], ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("default")
 def test_a_notebook_runs(path, tmp_path, monkeypatch):
     pyplot = pytest.importorskip("matplotlib.pyplot")

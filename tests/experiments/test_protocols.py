@@ -119,7 +119,7 @@ def test_what_nichol_trains_on(random_images):
         (miniimagenet, "finn2017/miniimagenet_5w1s_first_order", ["--queries=2"]),
         (miniimagenet, "finn2017/miniimagenet_5w1s_fine_tuning", []),
         slow(miniimagenet, "finn2017/miniimagenet_5w1s_nearest_neighbour", []),
-        (omniglot, "nichol2018/omniglot_5w1s_fomaml_separate_tail", ["--carry=serial"]),
+        slow(omniglot, "nichol2018/omniglot_5w1s_fomaml_separate_tail", ["--carry=serial"]),
         slow(omniglot, "beyond/maml_plus_plus_omniglot_5w1s", ["--first_order_updates=1"]),
         slow(omniglot, "nichol2018/omniglot_5w1s_fomaml", ["--batches=replacement"]),
     ],

@@ -159,11 +159,11 @@ CASES = {
     "state": (lambda: TRPO.update(START, TASKS, KEY), "of type MetaState, .* got dict"),
     "another's state": (
         lambda: TRPO.update(PROMP.init(START)._replace(opt_state=()), TASKS, KEY),
-        r"maml_trpo: state.opt_state .* learner's own init\(params\)",
+        r"the state's opt_state belongs to another .* learner's init\(params\)",
     ),
     "trpo's state": (
         lambda: PROMP.update(TRPO.init(START), TASKS, KEY),
-        r"promp: state.opt_state .* learner's own init\(params\)",
+        r"the state's opt_state belongs to another .* learner's init\(params\)",
     ),
     "key": (lambda: roll(rng=0), "rollout: rng must be one key"),
     "keys": (

@@ -21,7 +21,6 @@ ORDER += [
     "gymnax_env",
     "brax_env",
     "navigation",
-    "cart_pole",
 ]
 ORDER += ["cart_pole", "robots", "locomotion"]
 

@@ -63,7 +63,7 @@ NO_KEYS = [
     ({"rng": None}, "rng must be one key, .* got NoneType"),
     ({"rng": np.uint32(3)}, r"rng must be one key, .* got uint32\(\)"),
     ({"rng": jnp.zeros(2)}, r"rng must be one key, .* got float32\(2,\)"),
-    ({"rng": jnp.zeros(2, jnp.int32)}, r"rng must be one key, .* got int32\[2\]"),
+    ({"rng": jnp.zeros(2, jnp.int32)}, r"rng must be one key, .* got int32\(2,\)"),
     ({"rng": jnp.zeros(3, jnp.uint32)}, r"rng must be one key, .* got uint32\(3,\)"),
     ({"rng": jnp.zeros((4, 2), jnp.uint32)}, r"rng must be one key, .* got uint32\(4, 2\)"),
     ({"rng": jax.random.split(KEY, 4)}, r"rng must be one key, .* got key<fry>\(4,\)"),
