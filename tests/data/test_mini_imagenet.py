@@ -54,16 +54,6 @@ class Source:
         return root
 
 
-@pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def root(tmp_path):
-    return tmp_path / "data"
-
-
 # --- Tables and images -------------------------------------------------------------------------
 
 

@@ -29,16 +29,6 @@ def write_pickles(root, change=lambda contents: contents, protocol=2):
     return root
 
 
-@pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def root(tmp_path):
-    return tmp_path / "data"
-
-
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_pickles(protocol, root, cache):
     assert_right(load(write_pickles(root, protocol=protocol), cache))
