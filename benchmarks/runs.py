@@ -41,7 +41,7 @@ def sinusoid_table(results: list[Result]) -> list[str]:
     for runs in _sinusoid(results):
         result = runs[0]
         _, preset, name, _ = result["name"].split("/")
-        label = f"{name.replace(',', ', ')}, {preset}" if preset != "finn2017" else name
+        label = name.replace(",", ", ") + (f", {preset}" if preset != "finn2017" else "")
         link = f"benchmarks/results/{result['name']}"
         rows = {f"[{label}]({link}){_num_seeds(runs)}": ""}
         rows |= {f"{label}, last state": "last "} if len(runs) > 1 else {}
@@ -65,7 +65,8 @@ def sinusoid_table(results: list[Result]) -> list[str]:
             ]
             seconds = f"{np.mean([run['wall_seconds'] for run in runs]):.0f} s, {where(result)}"
             run = ["", ""] if prefix else [f"{result['meta_steps']:,}", seconds]
-            lines.append("| " + " | ".join([text, *cells, *run]) + " |")
+            line = "| " + " | ".join([text, *cells, *run]) + " |"
+            lines.append(line.replace("nan ± nan", "not finite"))
     return lines
 
 
