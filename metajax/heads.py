@@ -118,7 +118,8 @@ def ridge() -> Head:
     r"""Ridge regression of the one-hot labels: logits :math:`\alpha f(x) W + \beta`.
 
     .. math::
-      W = \operatorname{argmin}_W \|X W - Y\|^2 + \lambda \|W\|^2 = X^\top (X X^\top + \lambda I)^{-1} Y
+      W = \operatorname{argmin}_W \|X W - Y\|^2 + \lambda \|W\|^2
+        = X^\top (X X^\top + \lambda I)^{-1} Y
 
     The outer loop learns :math:`\log\lambda`, :math:`\alpha` and :math:`\beta`. The linear system
     is as large as the smaller of the number of examples and the size of the features.
