@@ -14,6 +14,7 @@ from benchmarks import accelerator, packing
 SPLITS = {"train": 5, "val": 2, "test": 3}
 
 
+@pytest.mark.slow
 def test_what_is_packed_in_parts_is_there_when_all_have_arrived(tmp_path, monkeypatch):
     images = tmp_path / "images"
     images.mkdir()

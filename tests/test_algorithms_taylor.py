@@ -62,7 +62,7 @@ COEFFICIENTS = {
 }
 
 
-@pytest.mark.parametrize("k", [2, 3, 4, 5])
+@pytest.mark.parametrize("k", [2, 3, *(pytest.param(k, marks=pytest.mark.slow) for k in (4, 5))])
 @pytest.mark.parametrize("algorithm", COEFFICIENTS)
 def test_coefficients(algorithm, k):
     rng = np.random.default_rng(k)

@@ -34,7 +34,7 @@ def test_records_of_another_platform_are_sections_with_plots_of_their_own(tmp_pa
 
 
 @pytest.mark.optimized
-@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("order", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_useful_operations_are_what_the_compiled_program_cannot_do_without(order):
     problem = problems.omniglot(tasks=1, queries=1)
     engine = metajax.second_order() if order == 2 else metajax.first_order()
@@ -45,7 +45,9 @@ def test_useful_operations_are_what_the_compiled_program_cannot_do_without(order
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-@pytest.mark.parametrize("case", [problems.omniglot, problems.mini_imagenet])
+@pytest.mark.parametrize(
+    "case", [problems.omniglot, pytest.param(problems.mini_imagenet, marks=pytest.mark.slow)]
+)
 def test_the_updates_lower_for_accelerators(case, platform, monkeypatch):
     # The choices that are made there.
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu" if platform == "cuda" else platform)

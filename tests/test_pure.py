@@ -81,7 +81,14 @@ SWEPT = {
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", SWEPT)
+def some(names):
+    """Those of other engines and algorithms are slow tests."""
+    few = {"inner rate", "inner adam", "mixed_mode", "outer rate", "loss", "reptile", "proximal"}
+    few |= {"implicit rate"}
+    return [n if n in few else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("name", some(SWEPT))
 def test_a_sweep_is_a_vmap(name):
     outcome = jax.jit(of_rate(SWEPT[name], jnp.float64))
     together = jax.jit(jax.vmap(of_rate(SWEPT[name], jnp.float64)))(jnp.asarray(RATES))
@@ -89,7 +96,7 @@ def test_a_sweep_is_a_vmap(name):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", [n for n in SWEPT if n not in ("carry", "serial")])
+@pytest.mark.parametrize("name", some(n for n in SWEPT if n not in ("carry", "serial")))
 def test_a_hypergradient_is_a_grad(name):
     outcome = jax.jit(of_rate(SWEPT[name], jnp.float64))
     rate, step = jnp.asarray(0.05), 1e-6

@@ -22,8 +22,12 @@ from safetensors.numpy import load_file
 
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("numbers.js", "stage.js", "figures.js")
-RECORDS = Path(__file__).parents[2] / "benchmarks" / "results" / "sinusoid" / "finn2017"
-NETWORKS = {"maml": RECORDS / "maml" / "seed0", "joint": RECORDS / "maml,num_steps=0" / "seed0"}
+RECORDS = Path(__file__).parents[2] / "benchmarks" / "results" / "sinusoid"
+# The page starts with steps of 0.01, for which the first network is meta-trained.
+NETWORKS = {
+    "maml": RECORDS / "finn2017_printed" / "maml" / "seed0",
+    "joint": RECORDS / "finn2017" / "maml,num_steps=0" / "seed0",
+}
 
 
 def weights(record: Path) -> np.ndarray:

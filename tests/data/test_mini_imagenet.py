@@ -211,6 +211,7 @@ def converted(mini_imagenet_data_dir):
     mini_imagenet.load(mini_imagenet_data_dir)
 
 
+@pytest.mark.slow
 def test_real_images_are_those_of_the_files(mini_imagenet_data_dir, converted, monkeypatch):
     monkeypatch.setenv("MINI_IMAGENET_DIR", "nowhere")  # the cache is all there is
     data = mini_imagenet.load()
@@ -229,6 +230,7 @@ def test_real_images_are_those_of_the_files(mini_imagenet_data_dir, converted, m
             np.testing.assert_array_equal(found, np.asarray(image))
 
 
+@pytest.mark.slow
 def test_the_audit_finds_the_copies_across_train_and_validation(converted, monkeypatch):
     monkeypatch.setenv("MINI_IMAGENET_DIR", "nowhere")  # the cache is all there is
     data = mini_imagenet.load()
@@ -242,6 +244,7 @@ def test_the_audit_finds_the_copies_across_train_and_validation(converted, monke
     assert classes == {("n03888605", "n03535780"), ("n04389033", "n02950826")}
 
 
+@pytest.mark.slow
 def test_the_example_of_the_docstring(converted, caplog):
     (example,) = (
         test

@@ -72,7 +72,7 @@ def shortened(cell):
     return cell
 
 
-LONG = ("engines", "adapters", "navigation")
+LONG = ("engines", "adapters", "navigation", "how_to", "bilevel")
 
 
 def costly(path):

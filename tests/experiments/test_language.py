@@ -134,7 +134,7 @@ def test_adapters_start_at_nothing_and_alone_take_the_steps(model):
     "arguments",
     [
         ["--preset=ttt"],
-        ["--preset=window"],
+        pytest.param(["--preset=window"], marks=pytest.mark.slow),
         pytest.param(["--preset=full"], marks=pytest.mark.slow),
         pytest.param(["--preset=ttt_first_order"], marks=pytest.mark.slow),
         pytest.param(["--preset=ttt_lora"], marks=pytest.mark.slow),

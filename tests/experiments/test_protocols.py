@@ -144,6 +144,7 @@ def test_presets_run(experiment, preset, changes, random_images, tmp_path, monke
     assert ("paper" in capsys.readouterr().out) == (preset in protocols.PAPER_RESULTS)
 
 
+@pytest.mark.slow
 def test_devices_share_the_tasks(random_images, tmp_path):
     found = []
     for devices in (1, 2):

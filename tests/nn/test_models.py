@@ -203,7 +203,9 @@ def test_widths_that_are_none_are_refused(network, features, message):
 @pytest.mark.parametrize(
     ("model", "x"),
     [
-        (nn.mini_imagenet_conv(5, jnp.bfloat16), (5, 32, 32, 3)),
+        pytest.param(
+            nn.mini_imagenet_conv(5, jnp.bfloat16), (5, 32, 32, 3), marks=pytest.mark.slow
+        ),
         (nn.omniglot_mlp(5, jnp.bfloat16), OMNIGLOT),
     ],
 )

@@ -59,6 +59,7 @@ def test_two_processes_are_one_process_of_two_devices(tmp_path, alone):
     assert len([*(tmp_path / "events").iterdir()]) == 1
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_and_any_number_continues(tmp_path, alone):
     processes = start(tmp_path, 2, 1, num_meta_steps=10**6)
     deadline = time.monotonic() + 60
