@@ -80,7 +80,6 @@ SWEPT = {
 }
 
 
-@pytest.mark.usefixtures("float64")
 def some(names):
     """Those of other engines and algorithms are slow tests."""
     few = {"inner rate", "inner adam", "mixed_mode", "outer rate", "loss", "reptile", "proximal"}
@@ -88,6 +87,7 @@ def some(names):
     return [n if n in few else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", some(SWEPT))
 def test_a_sweep_is_a_vmap(name):
     outcome = jax.jit(of_rate(SWEPT[name], jnp.float64))
