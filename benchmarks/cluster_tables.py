@@ -1,12 +1,14 @@
-"""The sections of `benchmarks/README.md` on processes and faults."""
+"""The sections of `benchmarks/README.md` on processes, faults and long runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.faults import summary
 from benchmarks.markdown import table
+from benchmarks.results_folder import named
 
 Row = dict[str, Any]
 
@@ -58,3 +60,58 @@ def faults(rows: Sequence[Row]) -> list[str]:
     ]
     heads, *cells = summary(rows)
     return [*lines, *table(heads, cells)]
+
+
+PANELS = {
+    "resident_bytes": "resident MB",
+    "open_files": "open files",
+    "checkpoint_bytes": "MB of checkpoints",
+}
+
+
+def endurance(rows: Sequence[Row]) -> list[str]:
+    """Samples of a run with a day's checkpoints."""
+    (row,) = rows
+    samples = row["samples"]
+    shown = [samples[i * (len(samples) - 1) // 4] for i in range(5)]
+    cells = [
+        [
+            f"{checkpoint:,}",
+            f"{memory / 1e6:.0f}",
+            str(threads),
+            str(open_files),
+            str(files),
+            f"{size / 1e6:.1f}",
+        ]
+        for checkpoint, memory, threads, open_files, files, size in shown
+    ]
+    return [
+        f"A run of sine waves with {row['checkpoints']:,} checkpoints and validations, one every",
+        f"ten seconds of a day, in {row['seconds'] / 60:.0f} minutes. Of the",
+        f"{row['workdir_bytes'] / 1e6:.1f} MB that its working directory has in the end,",
+        f"{row['metrics_bytes'] / 1e6:.1f} are the log of metrics, which has a line for each.",
+        "",
+        *table(["checkpoint", "resident MB", "threads", "open files", "files", "MB"], cells),
+        f"![memory, open files and checkpoints over the run]({endurance_figure(rows)})",
+        "",
+    ]
+
+
+def endurance_figure(rows: Sequence[Row]) -> str:
+    """The file that `draw_endurance` makes."""
+    return f"{named('endurance', rows[0]['device']['platform'])}.png"
+
+
+def draw_endurance(rows: Sequence[Row], path: Path) -> None:
+    """Memory, open files and the size of the checkpoints against their number."""
+    import matplotlib.pyplot as plt
+
+    (row,) = rows
+    columns = dict(zip(row["columns"], zip(*row["samples"], strict=True), strict=True))
+    figure, panels = plt.subplots(1, len(PANELS), figsize=(9, 2.6), layout="constrained")
+    for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
+        scale = 1e6 if name.endswith("bytes") else 1
+        axes.plot(columns["checkpoint"], [value / scale for value in columns[name]])
+        axes.set(xlabel="checkpoints", ylabel=label, ylim=(0, None))
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

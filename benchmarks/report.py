@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import language_runs, rl_runs, runs, tables
+from benchmarks import coverage, language_runs, rl_runs, runs, tables
 from benchmarks.results_folder import RESULTS
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +25,7 @@ TABLES: dict[str, Callable[[list[runs.Result]], list[str]]] = {
     "cart_pole": rl_runs.cart_pole_table,
     "locomotion": rl_runs.locomotion_table,
     "language": language_runs.table,
+    "coverage": coverage.coverage_table,
 }
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 

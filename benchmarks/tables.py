@@ -10,7 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cluster_tables import faults, processes
+from benchmarks.cluster_tables import (
+    draw_endurance,
+    endurance,
+    endurance_figure,
+    faults,
+    processes,
+)
 from benchmarks.growth_plots import draw_growth
 from benchmarks.markdown import table
 from benchmarks.results_folder import PLATFORMS, RESULTS, named
@@ -345,6 +351,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], list[str]]]] = {
     "growth": ("Growth", growth),
     "processes": ("Processes", processes),
     "faults": ("Faults", faults),
+    "endurance": ("Long runs", endurance),
 }
 
 
@@ -365,8 +372,9 @@ def render() -> str:
 
 
 def draw() -> None:
-    """The plots of the growth records, beside the page."""
+    """The plots of the records, beside the page."""
     for platform in PLATFORMS:
-        rows = read(named("growth", platform))
-        if rows:
+        if rows := read(named("growth", platform)):
             draw_growth(rows, *(PAGE.parent / name for name in plots(rows)))
+        if rows := read(named("endurance", platform)):
+            draw_endurance(rows, PAGE.parent / endurance_figure(rows))

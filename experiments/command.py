@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import hashlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +22,11 @@ from experiments import processes
 from experiments import settings as typed
 from experiments.settings import Launch, Training, UsageError
 from metajax import train
+from metajax.data.cache import default_dir
+from metajax.machine import num_cores, processor
 
+# Of compiled programs, of which an experiment has about 1 MB; those used least recently go.
+PROGRAMS_BYTES = 2**30
 HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort")
 
 
@@ -191,14 +197,11 @@ def resolve(experiment: Experiment, given: Mapping[str, Any]) -> Command:
     )
     changes = {k: v for k, v in given.items() if k not in fields}
     typed.check_bounds(launch)
-    if launch.num_devices > 1:
-        # JAX refuses this once it has been used. Then `task_mesh` reports the number of devices.
-        with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", launch.num_devices)
+    keep_programs()
     traced_steps(launch.profile)
+    if launch.num_devices:
+        _divide_cpu(launch.num_devices)
     processes.start(launch)
-    _check_platform()
-    num_devices = processes.check(launch)
     if launch.mode == "eval":
         name, settings, overrides = _existing(experiment, launch, changes)
         workdir = train.place(launch.workdir)
@@ -214,7 +217,7 @@ def resolve(experiment: Experiment, given: Mapping[str, Any]) -> Command:
     typed.check_bounds(settings)
     typed.check_effect(changes, settings)
     settings.check()
-    _check_shared(settings, num_devices)
+    num_devices = _share(settings, launch)
     launch, mesh = dataclasses.replace(launch, num_devices=num_devices), None
     if num_devices > 1:
         with as_usage_error():
@@ -311,15 +314,58 @@ def _existing(
     return name, settings, tuple(config["overrides"])
 
 
-def _check_shared(settings: Any, num_devices: int) -> None:
-    """Raises `UsageError` for numbers of tasks that the devices cannot share equally."""
+def keep_programs() -> None:
+    """Lets later runs find what is compiled, in the user's cache, unless JAX is told where to."""
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    # Programs for a CPU are for the instructions of its model.
+    model = hashlib.sha256(processor().encode()).hexdigest()[:8]
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or one that is read-only
+        folder = default_dir("programs") / model
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            jax.config.update("jax_compilation_cache_max_size", PROGRAMS_BYTES)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _share(settings: Any, launch: Launch) -> int:
+    """The number of devices that share the tasks; a CPU is divided into as many.
+
+    Raises:
+      UsageError: for devices that are not there or cannot share the tasks equally.
+    """
     names = ["meta_batch_size", "eval_tasks"]
     if getattr(settings, "choose", "validation") == "validation":
         names.append("validation_tasks")
-    for name in names:
-        count = getattr(settings, name, 0)
+    counts = {name: getattr(settings, name, 0) for name in names}
+    equal = 1 if getattr(settings, "carry", None) == "serial" else math.gcd(*counts.values())
+    several = jax.distributed.is_initialized()
+    choose = not (several or launch.num_devices)
+    cores = largest_divisor(equal, num_cores())
+    if choose:
+        _divide_cpu(cores)
+    _check_platform()
+    processes.check(launch)
+    if choose:
+        most = cores if jax.default_backend() == "cpu" else jax.device_count()
+        return largest_divisor(equal, min(most, jax.device_count()))
+    num_devices = jax.device_count() if several else launch.num_devices
+    for name, count in counts.items():
         if count % num_devices:
             raise UsageError(
                 f"--{name}={count}: {num_devices} devices cannot share so many tasks equally; make "
                 f"it a multiple of {num_devices}, or change --num_devices."
             )
+    return num_devices
+
+
+def _divide_cpu(num_devices: int) -> None:
+    # JAX refuses this once it has been used. Then `task_mesh` reports the number of devices.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", num_devices)
+
+
+def largest_divisor(count: int, most: int) -> int:
+    """The largest divisor of `count` up to `most`."""
+    return next(number for number in range(most, 0, -1) if count % number == 0)

@@ -57,25 +57,20 @@ def start(launch: Any) -> None:
         ) from error
 
 
-def check(launch: Any) -> int:
-    """The number of devices of all processes.
-
-    Raises:
-      UsageError: for a command that many processes cannot carry out together.
-    """
+def check(launch: Any) -> None:
+    """Raises `UsageError` for a command that many processes cannot carry out together."""
     if jax.process_count() == 1:
-        return launch.num_devices
+        return
     if launch.workdir is None or launch.mode == "eval":
         raise UsageError(
             "many processes need --workdir, a directory that all of them see, and --mode=train: "
             "one process is enough to evaluate a run."
         )
-    if launch.num_devices not in (1, jax.local_device_count()):
+    if launch.num_devices not in (0, jax.local_device_count()):
         raise UsageError(
             f"--num_devices={launch.num_devices}: each process has {jax.local_device_count()} "
             "devices, and uses all of them; leave out --num_devices."
         )
-    return jax.device_count()
 
 
 @contextlib.contextmanager

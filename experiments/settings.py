@@ -64,7 +64,10 @@ class Launch:
         choices=("train", "eval"),
     )
     num_devices: int = setting(
-        1, "Devices that share the tasks, on a CPU as many threads.", least=1, most=4096
+        0,
+        "Devices that share the tasks, on a CPU one a core; 0: as many as can share them equally.",
+        least=0,
+        most=4096,
     )
     profile: str | None = setting(
         None,

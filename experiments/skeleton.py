@@ -144,6 +144,8 @@ def fit(command: Command, method: Method) -> train.FitResult:
         seconds_on = record.get("seconds_on", {})
         return train.FitResult(checkpoint.state, checkpoint.best, *found, None, seconds_on)
     print(f"workdir: {workdir}", flush=True)
+    if command.launch.num_devices > 1:
+        print(f"{command.launch.num_devices} devices share the tasks", flush=True)
     if not method.trains:
         state = method.learner.init(method.params)
         return train.FitResult(state, state, 0, {}, 0.0, None)

@@ -1,8 +1,10 @@
-"""The machine that runs the computations: limits tuned for CPUs, and the size of the cache."""
+"""The machine that runs the computations: limits tuned for CPUs, its cores and its cache."""
 
 from __future__ import annotations
 
 import functools
+import os
+import platform
 from pathlib import Path
 
 # Limits on a chunk of tasks, by its parameters and data and by its number of tasks. Up to them one
@@ -21,6 +23,21 @@ CPU_PATCH_BYTES = 2 * 1024 * 1024
 CPU_CACHE_SHARE = 1 / 32
 # With fewer output rows than this, summing over the kernel's rows last gains nothing.
 CPU_MIN_ROWS = 8
+
+
+def num_cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The name of the CPU's model, or an empty one if it is unknown."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 @functools.cache

@@ -24,6 +24,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.devices()  # from now on a launcher cannot change their number
 
 MINI_IMAGENET_FILES = ("train.csv", "mini-imagenet-cache-train.pkl")
 

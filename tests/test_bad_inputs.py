@@ -70,7 +70,7 @@ COMMANDS = [
     ("sinusoid", ["--profile=5:1"], "--profile=5:1"),
     ("sinusoid", ["--profile=a:b"], "--profile=a:b"),
     ("sinusoid", ["--profile=-1:2"], "--profile=-1:2"),
-    ("sinusoid", ["--num_devices=0"], "num_devices"),
+    ("sinusoid", ["--num_devices=-1"], "num_devices"),
     ("sinusoid", ["--num_devices=5000"], "num_devices"),
     ("sinusoid", ["--num_devices=2", "--meta_batch_size=3"], "--meta_batch_size=3"),
     ("sinusoid", ["--coordinator_address=localhost:1", "--process_id=1"], "--process_id=1"),

@@ -17,6 +17,7 @@ from typing import Any
 import filelock
 import jax
 
+from metajax.machine import num_cores, processor
 from metajax.train.places import WorkdirError, accessing, is_local
 
 PACKAGES = ("metajax", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -275,23 +276,13 @@ def _device() -> dict[str, Any]:
     devices = jax.devices()
     kind = devices[0].device_kind
     if devices[0].platform == "cpu":
-        kind = _cpu_name() or kind
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        kind = processor() or kind
     return {
         "platform": devices[0].platform,
         "kind": kind,
         "count": len(devices),
-        "cpu_cores": cores,
+        "cpu_cores": num_cores(),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _versions() -> dict[str, str]:

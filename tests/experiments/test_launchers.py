@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -247,6 +248,40 @@ def test_without_a_workdir_a_dated_folder_is_used():
     found = commands.resolve(sinusoid.EXPERIMENT, {})
     assert str(found.workdir).startswith("runs/sinusoid-maml-20")
     assert (found.preset, found.settings, found.overrides) == ("finn2017", sinusoid.FINN, ())
+
+
+@pytest.mark.parametrize(
+    ("tasks", "cores", "devices"), [(4, 2, 2), (25, 2, 1), (6, 4, 3), (32, 64, 8)]
+)
+def test_as_many_devices_as_can_share_the_tasks(tasks, cores, devices, monkeypatch):
+    monkeypatch.setattr(commands, "num_cores", lambda: cores)
+    given = {"meta_batch_size": tasks, "eval_tasks": 2 * tasks, "validation_tasks": tasks}
+    found = commands.resolve(omniglot.EXPERIMENT, given)
+    assert found.launch.num_devices == devices
+    assert (1 if found.mesh is None else found.mesh.size) == devices
+    serial = commands.resolve(
+        omniglot.EXPERIMENT, {**given, "algorithm": "reptile", "carry": "serial"}
+    )
+    assert serial.mesh is None
+
+
+def test_programs_are_kept_unless_jax_is_told_where(tmp_path, monkeypatch):
+    told = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    commands.keep_programs()
+    assert jax.config.jax_compilation_cache_dir == told
+    assert not any(tmp_path.iterdir())
+    limits = jax.config.jax_persistent_cache_min_compile_time_secs
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        commands.keep_programs()
+        kept = Path(jax.config.jax_compilation_cache_dir)
+        assert kept.parent == tmp_path / "metajax" / "programs"
+        assert kept.is_dir()
+    finally:
+        jax.config.update("jax_compilation_cache_dir", told)
+        jax.config.update("jax_compilation_cache_max_size", -1)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", limits)
 
 
 def test_an_algorithm_brings_its_own_settings_and_flags_win():
