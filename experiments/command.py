@@ -316,7 +316,7 @@ def _existing(
 
 def keep_programs() -> None:
     """Lets later runs find what is compiled, in the user's cache, unless JAX is told where to."""
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     # Programs for a CPU are for the instructions of its model.
     model = hashlib.sha256(processor().encode()).hexdigest()[:8]

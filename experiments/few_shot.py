@@ -316,7 +316,10 @@ def describe(command: Command, fitted: train.FitResult, rows: dict[str, Any]) ->
     """The accuracies, with those of the paper beside them."""
     settings = command.settings
     step = min(settings.validation_steps, rows["transductive"]["steps"][-1])
-    paper = protocols.PAPER_RESULTS.get(command.preset, {})
+    # The paper's number is that of its own algorithm.
+    paper = (
+        {} if "algorithm" in command.overrides else protocols.PAPER_RESULTS.get(command.preset, {})
+    )
     lines = [
         tables.by_step(
             f"{make_title(settings)}: accuracy (%) on {settings.eval_tasks} test tasks after each "

@@ -13,7 +13,7 @@ import metajax
 from experiments import few_shot, image_data, protocols, skeleton, supervised
 from experiments.classification import Omniglot
 from experiments.command import Command
-from experiments.settings import evaluation_config, setting, training_config
+from experiments.settings import UsageError, evaluation_config, setting, training_config
 from experiments.skeleton import Evaluation, Method
 from metajax import train
 from metajax.data import Splits
@@ -74,6 +74,11 @@ def execute(command: Command, runs: list[Run]) -> dict[str, Any] | int:
       and the `curve` of meta-steps and accuracies on the meta-validation tasks; or the exit status
       if a signal stopped it.
     """
+    if command.evaluates_only:
+        raise UsageError(
+            "--mode=eval is for a single run: name the folder of one of the sweep's runs as "
+            "--workdir of experiments.omniglot, or repeat the sweep without --mode."
+        )
     with train.claimed(command.workdir, command.config):
         return _execute(command, runs)
 

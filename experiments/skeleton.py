@@ -17,9 +17,11 @@ import metajax
 from experiments import settings as typed
 from experiments import tables
 from experiments.command import Command, as_usage_error
+from experiments.settings import UsageError
 from metajax import train
 from metajax.train.places import copy, is_local
 from metajax.train.weights import FILE
+from metajax.train.workdir import unclaim
 
 RESULT = "result.json"
 
@@ -75,7 +77,12 @@ def run(command: Command, build: Callable[[Command], Method]) -> int:
     if command.evaluates_only:
         return _run(command, build)
     with train.claimed(command.workdir, command.config):
-        return _run(command, build)
+        try:
+            return _run(command, build)
+        except UsageError:
+            if train.is_first():
+                unclaim(command.workdir)
+            raise
 
 
 def _run(command: Command, build: Callable[[Command], Method]) -> int:

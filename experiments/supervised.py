@@ -166,6 +166,8 @@ class Supervised(Training):
             raise UsageError(f"--num_steps=0: {self.algorithm} needs at least one step.")
         if self.algorithm == "imaml" and self.inner_batch:
             raise UsageError("--inner_batch: imaml takes its steps on the whole support.")
+        if self.queries == 0 and self.algorithm != "reptile" and self.tail != "shared":
+            raise UsageError(f"--queries=0: {self.algorithm} learns from query examples.")
         if self.tail != "none" and (self.algorithm != "fomaml" or self.num_steps == 0):
             raise UsageError(f"--tail={self.tail} is for fomaml with at least one step.")
 

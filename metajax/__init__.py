@@ -24,6 +24,7 @@ from metajax.batches import full_batch as full_batch
 from metajax.batches import per_step as per_step
 from metajax.batches import replacement as replacement
 from metajax.checks import check_differentiable as check_differentiable
+from metajax.checks import check_minimizer as check_minimizer
 from metajax.checks import check_symmetric as check_symmetric
 from metajax.evaluate import AtSteps as AtSteps
 from metajax.evaluate import OfAdaptation as OfAdaptation

@@ -122,6 +122,7 @@ def fomaml(
       section 5.2; the tails: Nichol et al., `On First-Order Meta-Learning Algorithms
       <https://arxiv.org/abs/1803.02999>`_, 2018, section 6.3.
     """
+    num_steps = check_integer("fomaml: num_steps", num_steps, minimum=0)
     if tail not in (None, "shared", "separate"):
         raise ValueError(f'fomaml: tail must be None, "shared" or "separate", got {tail!r}.')
     if tail and num_steps == 0:

@@ -58,24 +58,34 @@ def adaptable(params: Params) -> tuple[Params, PyTree]:
                 "(equinox.partition, nnx.split)."
             )
     base.as_arrays("params", params)
-    # An array that a module holds twice would become two leaves.
-    classes = {(each.__module__.rpartition(".")[0], each.__name__) for each in type(params).__mro__}
-    if classes & {("flax.nnx", "Module"), ("flax.nnx", "Pytree"), ("flax.nnx", "Object")}:
-        raise ValueError(
-            f"params is the NNX module {type(params).__name__}, which loses its shared weights and "
-            "batch statistics as a tree of leaves: use nnx.split, adapt the nnx.Param part and "
-            "nnx.merge it in the loss. Batch statistics and other state go into metajax.Stateful."
-        )
-    if not isinstance(params, dict | list | tuple):
-        names: dict[int, str] = {}
-        for name, leaf in leaves.items():
-            if (other := names.setdefault(id(leaf), name)) != name:
+    check_modules(params)
+    return params, model
+
+
+def check_modules(params: Params) -> None:
+    """Raises `ValueError` for a module that holds an array twice, which would become two leaves."""
+    modules = base.named_leaves(
+        params, "params", is_leaf=lambda x: not isinstance(x, dict | list | tuple)
+    )
+    names: dict[int, str] = {}
+    for root, module in modules.items():
+        kind = type(module)
+        classes = {(each.__module__.rpartition(".")[0], each.__name__) for each in kind.__mro__}
+        if classes & {("flax.nnx", "Module"), ("flax.nnx", "Pytree"), ("flax.nnx", "Object")}:
+            raise ValueError(
+                f"{root} is the NNX module {kind.__name__}, which loses its shared weights and "
+                "batch statistics as a tree of leaves: use nnx.split, adapt the nnx.Param part and "
+                "nnx.merge it in the loss. Batch statistics and other state go into "
+                "metajax.Stateful."
+            )
+        for name, leaf in base.named_leaves(module, root).items():
+            # A tree of arrays may hold one twice, as initial values.
+            if name != root and (other := names.setdefault(id(leaf), name)) != name:
                 raise ValueError(
-                    f"{other} and {name} of {type(params).__name__} are one array, "
+                    f"{other} and {name} of {kind.__name__} are one array, "
                     "but would adapt separately: share them with the model library's own tool "
                     "(equinox.nn.Shared), or copy one (jnp.copy)."
                 )
-    return params, model
 
 
 class UpdateReads(NamedTuple):
@@ -96,7 +106,7 @@ def update_reads(update: Callable[..., Any], grads: Params, state: PyTree, value
     """Analyses the program of `update(grads, state, params, value)` without running it."""
     try:
         traced, shapes = jax.make_jaxpr(update, return_shape=True)(grads, state, grads, value)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise ValueError(
             "inner_loop: the inner optimizer's update cannot be called with (gradients, state, "
             f"parameters, value=, grad=, value_fn=): {error}. Choose one without other arguments."
@@ -140,6 +150,19 @@ def check_inner_update(reads: UpdateReads, meta_gradient: MetaGradient) -> None:
             "inner_loop: implicit() assumes that the inner optimizer reaches the minimizer of loss "
             "plus proximal term, but its update depends on the parameters themselves, as weight "
             "decay does. Put the decay into the loss, or use second_order()."
+        )
+
+
+def check_inner_init(init: Callable[[Params], PyTree], params: Params, meta: MetaGradient) -> None:
+    """Raises `ValueError` for `implicit()` and an optimizer whose state holds the parameters."""
+    if not meta.implicit:
+        return
+    jaxpr = jax.make_jaxpr(init)(params).jaxpr
+    if any(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]):
+        raise ValueError(
+            "inner_loop: implicit() assumes that the inner optimizer reaches the minimizer of loss "
+            "plus proximal term, but the state of this one holds the parameters that it starts "
+            "from. Use second_order(), or put what pulls towards them into the loss."
         )
 
 

@@ -150,12 +150,14 @@ class AdaptInfo(NamedTuple):
       aux: the loss function's own metrics before each step, leaves `[num_steps, ...]`.
       probe: the probe's outputs, leaves `[num_steps + 1, ...]`; `()` without a probe.
       inner_state: the state for the next task, as in `MetaState`.
+      opt_state: the inner optimizer's state after the last step, whatever the carry.
     """
 
     loss: Array
     aux: Aux
     probe: PyTree
     inner_state: PyTree
+    opt_state: PyTree = ()
 
 
 class Adapt(NamedTuple):
@@ -175,6 +177,8 @@ class Adapt(NamedTuple):
       forward: whether adaptation supports forward-mode differentiation.
       optimizer: the inner optimizer if the meta-gradient differentiates its update, else `None`.
       num_steps: the number of adaptation steps.
+      counts: `pytree path -> whether the parameter there counts the inner steps` (`count_steps`),
+        which an objective on displacements leaves out.
 
     Example, three times as many steps as in training:
 
@@ -195,6 +199,7 @@ class Adapt(NamedTuple):
     forward: bool = True
     optimizer: Any = None
     num_steps: int = 0
+    counts: Callable[[tuple[Any, ...]], bool] = lambda path: False
 
 
 class Objective(Protocol):
@@ -275,16 +280,6 @@ def split_key(rng: Key, num: int = 2, what: str = "rng") -> Array:
         ) from None
 
 
-def equal_chunk(count: int, limit: int) -> int:
-    """The largest divisor of `count` up to `limit`, or `limit` if no divisor reaches half of it.
-
-    Unequal chunks leave a remainder, which is compiled and run separately.
-    """
-    limit = max(min(count, limit), 1)
-    equal = next(chunk for chunk in range(limit, 0, -1) if count % chunk == 0)
-    return equal if 2 * equal >= limit else limit
-
-
 def check_function(what: str, fn: Any, arguments: str, remedy: str = "") -> None:
     """Raises `ValueError` unless `fn` accepts `arguments`, given by name as in `"a, b, *, c"`."""
     positional, _, keywords = arguments.partition(", *, ")
@@ -339,9 +334,11 @@ def join_inner(optimizer: PyTree, model: PyTree) -> PyTree:
     return optimizer if same_structure(model, ()) else InnerState(optimizer, model)
 
 
-def named_leaves(tree: PyTree, root: str = "") -> dict[str, Any]:
+def named_leaves(
+    tree: PyTree, root: str = "", is_leaf: Callable[[Any], bool] | None = None
+) -> dict[str, Any]:
     """The leaves of a tree by name, which is `root` followed by the path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf)
     return {root + jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 

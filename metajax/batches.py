@@ -1,14 +1,15 @@
 """The batches that the inner steps take from the support.
 
 A support with padded examples is `(x, y, mask)` or a dict with a `"mask"`, which is boolean
-`[examples]` and false for padding. `cycle` and `replacement` draw no padding; `full_batch` keeps
-the padding and its mask.
+`[examples]` and false for padding. An entry of that name with another shape or type is data like
+any other. `cycle` and `replacement` draw no padding; `full_batch` keeps the padding and its mask.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -157,12 +158,11 @@ def per_step() -> Batches:
 
 def find_mask(batch: Batch) -> Array | None:
     """The mask of a batch with padded examples, or `None`."""
-    if isinstance(batch, dict):
-        return batch.get("mask")
+    mask: Any = batch.get("mask") if isinstance(batch, dict) else None
     if isinstance(batch, tuple | list) and len(batch) == 3:
         mask = batch[2]
-        if jnp.ndim(mask) == 1 and jnp.issubdtype(jnp.result_type(mask), jnp.bool_):
-            return mask
+    if hasattr(mask, "dtype") and mask.ndim == 1 and mask.dtype == bool:
+        return jnp.asarray(mask)
     return None
 
 

@@ -11,7 +11,9 @@ import numpy as np
 import optax
 
 from metajax import base
-from metajax.base import Array, Batch, Key, LossFn, Params, Stateful
+from metajax.arguments import adaptable
+from metajax.base import Adapt, Array, Batch, Key, LossFn, MetaParams, Params, Stateful
+from metajax.gradients import implicit
 from metajax.optimizers import LearnedOptimizer, Optimizer, as_learned, only
 
 
@@ -44,7 +46,8 @@ def check_differentiable(
     ValueError: the derivative of the inner optimizer's update is not finite where ...
     """
     learned = as_learned(optimizer)
-    params = base.split_state(params)[0]
+    num_steps = base.check_integer("check_differentiable: num_steps", num_steps)
+    params = adaptable(params)[0]
     inner = learned.init(params)
     moving = only(params, learned.moves)
     transform = learned.make(inner)
@@ -122,14 +125,82 @@ def check_symmetric(
     return relative
 
 
+def check_minimizer(
+    adapt: Adapt, meta_params: MetaParams, support: Batch, rng: Key, *, tolerance: float = 0.1
+) -> float:
+    r"""Raises an error if an inner loop ends too far from the minimizer for `implicit()`.
+
+    The check compares the gradient of the proximal inner problem at the adapted parameters
+    :math:`\phi` with that at the initialization :math:`\theta`. It is large after too few steps,
+    and for an inner optimizer with another fixed point.
+
+    Args:
+      adapt: an inner loop with `implicit()`.
+      meta_params: the parameters to start from.
+      support: the support of one task.
+      rng: a key for the inner loop.
+      tolerance: the largest ratio of the two norms to accept.
+
+    Returns:
+      The ratio :math:`\|\nabla F(\phi)\| / \|\nabla F(\theta)\|`, with
+      :math:`F(\phi) = L(\phi) + \frac{\lambda}{2} \|\phi - \theta\|^2`.
+
+    Raises:
+      ValueError: if the ratio is above the tolerance, or for an inner loop without `implicit()`.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp, optax, metajax
+    >>> loss = lambda params, batch, rng: (jnp.mean((params - batch) ** 2), {})
+    >>> learner = metajax.imaml(loss, optax.sgd(0.1), optax.adam(1e-3), num_steps=16)
+    >>> metajax.check_minimizer(
+    ...     learner.inner, metajax.MetaParams(jnp.zeros(())), jnp.ones(5), jax.random.key(0)) < 1e-3
+    True
+
+    References:
+      Rajeswaran et al., `Meta-Learning with Implicit Gradients
+      <https://arxiv.org/abs/1909.04630>`_, 2019, definition 1.
+    """
+    base.check_kind("check_minimizer: adapt", adapt, Adapt, "from inner_loop")
+    if adapt.differentiates_steps or not adapt.num_steps:
+        raise ValueError("check_minimizer is for inner loops with steps and implicit().")
+    base.check_kind("meta_params", meta_params, MetaParams, "such as state.meta_params")
+    start = base.named_leaves(base.split_state(meta_params.params)[0])
+    norms: list[Array] = []
+
+    def compare(adapted: Params, optimality: Any) -> Params:
+        initial = jax.tree_util.tree_map_with_path(
+            lambda path, _: jnp.asarray(start[jax.tree_util.keystr(path)]), adapted
+        )
+        norms.extend(optax.tree.norm(optimality(params)) for params in (adapted, initial))
+        return adapted
+
+    adapt.rebuild(meta_gradient=implicit()._replace(solution=compare)).apply(
+        meta_params, support, rng
+    )
+    ratio = float(norms[0] / norms[1]) if norms[1] else float(norms[0])
+    if not ratio <= tolerance:
+        raise ValueError(
+            f"the inner loop does not reach the minimizer that implicit() differentiates: the "
+            f"gradient there is {ratio:.2g} of that at the start. Take more or larger steps, or an "
+            "inner optimizer without a fixed point of its own, or second_order()."
+        )
+    return ratio
+
+
 def _derivative_is_finite(transform: Optimizer, params: Params, num_steps: int) -> bool:
     treedef: Any = jax.tree.structure(params)
+    extra = {"value": jnp.ones(()), "value_fn": lambda params: jnp.ones(())}
+
+    def update(grads, opt_state, params):
+        with_extra = optax.with_extra_args_support(transform)
+        return with_extra.update(grads, opt_state, params, grad=grads, **extra)
 
     @jax.jit
     def derivative(grads, params):
         def total(grads, params):
             def body(opt_state, _):
-                updates, opt_state = transform.update(grads, opt_state, params)
+                updates, opt_state = update(grads, opt_state, params)
                 return opt_state, sum(
                     jnp.sum(u, dtype=jnp.float32) for u in jax.tree.leaves(updates)
                 )

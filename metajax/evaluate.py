@@ -24,7 +24,16 @@ from metajax.base import (
     PyTree,
 )
 from metajax.learner import check_episodes, check_state
-from metajax.losses import Apply, check_labels, hits, masked_mean, squared_error, unpack
+from metajax.losses import (
+    Apply,
+    check_labels,
+    check_size,
+    hits,
+    masked_mean,
+    squared_error,
+    unpack,
+    without_padding,
+)
 from metajax.machine import CPU_CHUNK_BYTES
 from metajax.parallel import map_tasks, over_tasks
 
@@ -286,6 +295,8 @@ def accuracy(apply: Apply, *, transductive: bool = True) -> Metric:
 
     def metric(params: Params, episode: Episode, rng: Key) -> Array:
         query, labels, mask = unpack(episode.query)
+        check_size("accuracy", labels)
+        query, labels = without_padding(mask, query, labels)
 
         def logits_alone(x: Array) -> Array:
             return apply(params, jnp.concatenate([support, x[None]]))[-1]

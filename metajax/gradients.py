@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.linear_util import WrappedFun
 from jax.scipy.sparse.linalg import cg
 
 from metajax.base import Array, Params, PyTree, check_integer, inexact_leaves
@@ -170,10 +173,6 @@ def implicit(*, cg_steps: int = 5) -> MetaGradient:
     cg_steps = check_integer("implicit: cg_steps", cg_steps)
 
     def solution(adapted: Params, optimality: Callable[[Params], Params]) -> Params:
-        adapted = jax.lax.stop_gradient(adapted)
-        gradient = optimality(adapted)
-        # Its value is zero. Its derivative is that of the optimality condition at fixed `adapted`.
-        residual = jax.tree.map(lambda g: g - jax.lax.stop_gradient(g), gradient)
         dtypes = [p.dtype for p in jax.tree.leaves(adapted)]
         rounding = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
 
@@ -183,16 +182,29 @@ def implicit(*, cg_steps: int = 5) -> MetaGradient:
             return jax.tree.map(lambda x: x.astype(jnp.result_type(*dtypes)), v)
 
         def narrowed(v: Params) -> Params:
-            return jax.tree.map(lambda x, p: x.astype(p.dtype), v, adapted)
+            leaves = [x.astype(d) for x, d in zip(jax.tree.leaves(v), dtypes, strict=True)]
+            return jax.tree.unflatten(jax.tree.structure(v), leaves)
 
-        def hessian_vector_product(v: Params) -> Params:
-            return widened(jax.jvp(optimality, (adapted,), (narrowed(v),))[1])
+        def conjugate_gradients(product: Callable[[Params], Params], v: Params) -> Params:
+            # `vmap` maps the gradients of `lax` convolutions along different axes, which the solver
+            # refuses. Adding and removing a leading axis moves all mapped axes to the front.
+            v = jax.tree.map(lambda x: jnp.squeeze(x[None], 0), v)
+            return cg(product, v, tol=rounding, maxiter=cg_steps)[0]
 
-        # `vmap` maps the gradients of `lax` convolutions along different axes, which the solver
-        # refuses. Adding and removing a leading axis moves all mapped axes to the front.
-        residual = jax.tree.map(lambda x: jnp.squeeze(x[None], 0), widened(residual))
-        correction, _ = cg(hessian_vector_product, residual, tol=rounding, maxiter=cg_steps)
-        return jax.tree.map(jnp.subtract, adapted, narrowed(correction))
+        def solve(product: Callable[[Params], Params], v: Params) -> Params:
+            # `cg` alone cannot be transposed within the derivative of a custom rule.
+            return narrowed(
+                jax.lax.custom_linear_solve(
+                    lambda v: widened(product(narrowed(v))),
+                    widened(v),
+                    conjugate_gradients,
+                    symmetric=True,
+                )
+            )
+
+        adapted = jax.lax.stop_gradient(adapted)
+        closed, closed_over, _ = _closed(optimality, adapted)
+        return _root(closed, solve, adapted, closed_over)
 
     return MetaGradient(
         gradient=_stopped, solution=solution, crosses_optimizer=False, implicit=True
@@ -229,6 +241,24 @@ def _forward_over_reverse(fn: Callable[..., Any]) -> Callable[..., Any]:
     return gradient
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _root(fn: Callable[..., Params], solve: Callable[..., Params], root: Params, operands: PyTree):
+    """The root of `fn(root, operands)`, with its derivative in the operands, to any order."""
+    return root
+
+
+@_root.defjvp
+def _root_jvp(fn, solve, primals, tangents):
+    # A derivative of this derivative depends on the root as well, so it is not a constant here.
+    root, operands = _root(fn, solve, *primals), primals[1]
+    _, residual = jax.jvp(functools.partial(fn, root), (operands,), (tangents[1],))
+
+    def product(v):
+        return jax.jvp(lambda root: fn(root, operands), (root,), (v,))[1]
+
+    return root, jax.tree.map(jnp.negative, solve(product, residual))
+
+
 def without_derivative(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """`fn` without derivatives with respect to its arguments and to the arrays in its closure."""
 
@@ -242,17 +272,40 @@ def without_derivative(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
 def _has_own_rule(jaxpr: Any) -> bool:
     """Whether a program has a custom derivative rule that need not be the true derivative.
 
-    The `custom_jvp` rules of JAX and of this library are trusted.
+    The `custom_jvp` rules that JAX and this library have for functions of their own are trusted.
     """
     trusted = tuple(str(Path(file).parent) + os.sep for file in (jax.__file__, __file__))
+
+    def is_trusted(debug_info: Any) -> bool:
+        source = getattr(debug_info, "func_src_info", None) or ""
+        return source.partition(" at ")[2].startswith(trusted)
+
     for eqn in equations(jaxpr):
         if eqn.primitive.name.startswith("custom_vjp_call"):
             return True
         if eqn.primitive.name.startswith("custom_jvp_call"):
-            source = getattr(eqn.params["call_jaxpr"].jaxpr.debug_info, "func_src_info", None) or ""
-            if not source.partition(" at ")[2].startswith(trusted):
+            function, rule = eqn.params["call_jaxpr"].jaxpr, eqn.params["jvp_jaxpr_fun"]
+            files = _files(rule)
+            if not (is_trusted(function.debug_info) and all(f.startswith(trusted) for f in files)):
+                return True
+            # The derivative of a root is only as good as the solver that the user gave.
+            if "_custom_root" in str(function.debug_info.func_src_info):
                 return True
     return False
+
+
+def _files(fn: Any, depth: int = 6) -> Iterator[str]:
+    """The files of a function and of the functions in its closure."""
+    if isinstance(fn, WrappedFun):  # a rule within JAX's own wrapper
+        fn = fn.f
+    if isinstance(fn, tuple | list):
+        for each in fn:
+            yield from _files(each, depth)
+    elif isinstance(fn, types.FunctionType) and depth:
+        yield fn.__code__.co_filename
+        for cell in fn.__closure__ or ():
+            with contextlib.suppress(ValueError):  # an empty cell
+                yield from _files(cell.cell_contents, depth - 1)
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:

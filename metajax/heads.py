@@ -25,7 +25,7 @@ from metajax.base import (
 )
 from metajax.inner import inner_loop, start_from
 from metajax.learner import meta_learner
-from metajax.losses import Apply, check_labels, cross_entropy, unpack
+from metajax.losses import Apply, check_labels, cross_entropy, unpack, without_padding
 from metajax.objectives import query_loss
 from metajax.optimizers import LearnedOptimizer, Optimizer
 
@@ -210,6 +210,7 @@ def closed_form(embed: Apply, head: Head, *, ways: int) -> Adapt:
 
     def fitted(meta_params: MetaParams, support: Batch, rng: Key) -> Params:
         x, labels, mask = unpack(support)
+        x, labels = without_padding(mask, x, labels)
         features = embed(meta_params.params, x)
         check_labels("closed_form", features, labels)
         one_hot = jax.nn.one_hot(labels, ways, dtype=features.dtype)

@@ -85,6 +85,7 @@ def inner_loop(
     inner_optimizer = as_learned(optimizer)
     pulled = not arguments.is_zero(proximal)
     moves = inner_optimizer.moves
+    carries = bool(carry) and not inner_optimizer.per_task
 
     rebuild = functools.partial(
         inner_loop,
@@ -103,7 +104,7 @@ def inner_loop(
         inner = inner_optimizer.init(params)
         arguments.check_learned(inner, meta_gradient)
         inner = base.strongly_typed(inner)
-        opt_state = inner_optimizer.make(inner).init(only(params, moves)) if carry else ()
+        opt_state = inner_optimizer.make(inner).init(only(params, moves)) if carries else ()
         return inner, base.join_inner(base.strongly_typed(opt_state), model)
 
     def apply(
@@ -116,6 +117,7 @@ def inner_loop(
     ) -> tuple[Params, AdaptInfo]:
         base.check_kind("meta_params", meta_params, MetaParams, "such as state.meta_params")
         params, model = base.split_state(meta_params.params)
+        arguments.check_modules(params)
         params, inner = base.strongly_typed((params, meta_params.inner))
         carried, carried_model = base.split_inner(inner_state)
         arguments.check_same_learned(inner, jax.eval_shape(inner_optimizer.init, params))
@@ -181,6 +183,8 @@ def inner_loop(
             arguments.check_inner_update(reads, meta_gradient)
             if reads.searches:
                 update = without_derivative(update)
+            else:
+                arguments.check_inner_init(transform.init, initial, meta_gradient)
 
         @meta_gradient.step
         def take_step(moving, opt_state, model, step):
@@ -211,8 +215,8 @@ def inner_loop(
             probed = jax.tree.map(
                 lambda xs, x: jnp.concatenate([xs, jnp.asarray(x)[None]]), probed, last
             )
-        ended = base.join_inner(opt_state if carry else (), model)
-        return adapted, AdaptInfo(values, auxes, probed, ended)
+        ended = base.join_inner(opt_state if carries else (), model)
+        return adapted, AdaptInfo(values, auxes, probed, ended, opt_state)
 
     return Adapt(
         init,
@@ -223,6 +227,7 @@ def inner_loop(
         forward=meta_gradient.forward,
         optimizer=inner_optimizer if num_steps and meta_gradient.crosses_optimizer else None,
         num_steps=num_steps,
+        counts=inner_optimizer.counts,
     )
 
 
@@ -257,10 +262,24 @@ def start_from(start: Callable[[MetaParams, Batch, Key], Params], adapt: Adapt) 
     base.check_function("start_from: start", start, "meta_params, support, rng")
     base.check_kind("start_from: adapt", adapt, Adapt, "from inner_loop")
 
-    def apply(meta_params, support, rng, **kwargs):
+    def apply(meta_params, support, rng, *, inner_state=(), probe=None):
+        base.check_kind("meta_params", meta_params, MetaParams, "such as state.meta_params")
         start_rng, rng = base.split_key(rng)
+        optimizer, model = base.split_inner(inner_state)
+        if not base.same_structure(model, ()):
+            params = base.split_state(meta_params.params)[0]
+            meta_params = meta_params._replace(params=base.Stateful(params, model))
         params = start(meta_params, support, start_rng)
-        return adapt.apply(meta_params._replace(params=params), support, rng, **kwargs)
+        if isinstance(params, base.Stateful):
+            # The state that the start leaves is newer than the one that it was given.
+            model = params.state
+        return adapt.apply(
+            meta_params._replace(params=params),
+            support,
+            rng,
+            inner_state=base.join_inner(optimizer, model),
+            probe=probe,
+        )
 
     def rebuild(**changes):
         return start_from(start, adapt.rebuild(**changes))

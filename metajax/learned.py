@@ -101,7 +101,8 @@ def alfa(
       seed: of the initial hidden layer.
 
     Raises:
-      ValueError: if `learning_rate` is not a finite number or `num_steps` not a positive integer.
+      ValueError: if `learning_rate` or `weight_decay` is not a finite number or `num_steps` not a
+        positive integer.
 
     Example:
 
@@ -118,6 +119,7 @@ def alfa(
     """
     num_steps = base.check_integer("alfa: num_steps", num_steps)
     base.check_number("alfa: learning_rate", learning_rate, "(-inf, inf)")
+    base.check_number("alfa: weight_decay", weight_decay, "(-inf, inf)")
 
     def init(params: Params) -> dict[str, Array]:
         n = len(jax.tree.leaves(params))
@@ -149,4 +151,4 @@ def alfa(
 
         return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
 
-    return LearnedOptimizer(init, make)
+    return LearnedOptimizer(init, make, per_task=True)

@@ -93,9 +93,11 @@ def meta_learner(
 
         def mean_objective(meta_params):
             def run_task(episode, rng):
-                value, aux = objective(adapt, meta_params, episode, rng, inner_state=start)
-                check_carried(adapt, start, aux[1])
-                return value, aux
+                value, (metrics, ended) = objective(
+                    adapt, meta_params, episode, rng, inner_state=start
+                )
+                check_carried(adapt, start, ended)
+                return value, (_as_floats(metrics), ended)
 
             values, (metrics, ended) = map_tasks(run_task, *tasks)
             value = jnp.mean(values)
@@ -172,8 +174,15 @@ def check_episodes(episodes: Episode) -> int:
     return base.leading_size("episodes", episodes, "task", remedy)
 
 
+def _as_floats(metrics: PyTree) -> PyTree:
+    """Metrics are averaged over tasks, also those that are integers."""
+    return jax.tree.map(
+        lambda x: x if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else jnp.float32(x), metrics
+    )
+
+
 def _mean(stacked: PyTree) -> PyTree:
-    """Averages over tasks; integers, such as an optimizer's step count, are equal for all."""
+    """Averages over tasks; integers, such as an optimizer's step count, are the first task's."""
     return jax.tree.map(
         lambda x: jnp.mean(x, axis=0) if jnp.issubdtype(x.dtype, jnp.inexact) else x[0], stacked
     )

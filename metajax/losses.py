@@ -27,6 +27,7 @@ def unpack(batch: Batch) -> tuple[Array, Array, Array | None]:
         batch = tuple(batch[name] for name in ("x", "y", "mask") if name in batch)
     if isinstance(batch, tuple | list) and len(batch) in (2, 3):
         x, y, mask = (*batch, None)[:3]
+        mask = mask if mask is None else jnp.asarray(mask)
         if mask is not None and (mask.dtype != bool or mask.shape != jnp.shape(y)[:1]):
             raise ValueError(
                 f"the mask of a batch must be booleans [examples], here [{len(y)}], got "
@@ -37,6 +38,18 @@ def unpack(batch: Batch) -> tuple[Array, Array, Array | None]:
     raise ValueError(
         f'a batch must be (x, y), (x, y, mask) or a dict of "x", "y" and "mask", got {found}.'
     )
+
+
+def without_padding(mask: Array | None, *arrays: Array) -> tuple[Array, ...]:
+    """Arrays `[examples, ...]` with zeros for padding, which may hold anything, also NaN."""
+    if mask is None:
+        return arrays
+
+    def cleared(x: Array) -> Array:
+        x = jnp.asarray(x)
+        return jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x))
+
+    return tuple(map(cleared, arrays))
 
 
 def masked_mean(values: Array, mask: Array | None) -> Array:
@@ -78,6 +91,8 @@ def cross_entropy(apply: Apply) -> LossFn:
 
     def loss(params: Params, batch: Batch, rng: Key) -> tuple[Array, Aux]:
         x, labels, mask = unpack(batch)
+        check_size("cross_entropy", labels)
+        x, labels = without_padding(mask, x, labels)
         logits = apply(params, x)
         check_labels("cross_entropy", logits, labels)
         values = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -113,6 +128,8 @@ def squared_error(apply: Apply) -> LossFn:
 
     def loss(params: Params, batch: Batch, rng: Key) -> tuple[Array, Aux]:
         x, y, mask = unpack(batch)
+        check_size("squared_error", y)
+        x, y = without_padding(mask, x, y)
         predictions = apply(params, x)
         if jnp.shape(predictions) != jnp.shape(y):
             raise ValueError(
@@ -137,3 +154,14 @@ def check_labels(name: str, logits: Array, labels: Array) -> None:
             f"{jnp.shape(labels)} must be [examples, ways] and [examples]. One-hot labels "
             "become class numbers with jnp.argmax(labels, axis=-1)."
         )
+    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+        raise ValueError(
+            f"{name}: labels must be integers, the numbers of classes, got "
+            f"{jnp.result_type(labels)}: labels.astype(int)."
+        )
+
+
+def check_size(name: str, y: Array) -> None:
+    """Raises `ValueError` for a batch without examples, whose mean is not a number."""
+    if 0 in jnp.shape(y)[:1]:
+        raise ValueError(f"{name}: the batch has no examples.")

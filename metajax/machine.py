@@ -40,6 +40,16 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
+def equal_chunk(count: int, limit: int) -> int:
+    """The largest divisor of `count` up to `limit`, or `limit` if no divisor reaches half of it.
+
+    Unequal chunks leave a remainder, which is compiled and run separately.
+    """
+    limit = max(min(count, limit), 1)
+    equal = next(chunk for chunk in range(limit, 0, -1) if count % chunk == 0)
+    return equal if 2 * equal >= limit else limit
+
+
 @functools.cache
 def last_cache_bytes(path: str = "/sys/devices/system/cpu/cpu0/cache/index3/size") -> int:
     """The size of the CPU's third-level cache in bytes, or 0 if it is unknown."""

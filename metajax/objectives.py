@@ -12,6 +12,7 @@ import numpy as np
 from metajax import base
 from metajax.arguments import check_loss
 from metajax.base import Adapt, Array, Batch, Key, LossFn, MetaParams, Objective, Params, PyTree
+from metajax.optimizers import only
 
 
 def query_loss(loss: LossFn) -> Objective:
@@ -205,7 +206,8 @@ def displacement(loss: LossFn | None = None) -> Objective:
             adapt.apply(meta_params, episode.support, adapt_rng, inner_state=inner_state)
         )
         start, end = base.split_state(meta_params.params)[0], base.split_state(adapted)[0]
-        value = 0.5 * base.squared_distance(start, end)
+        learned = (only(each, lambda path: not adapt.counts(path)) for each in (start, end))
+        value = 0.5 * base.squared_distance(*learned)
         measured = _measured(loss, adapted, episode.query, query_rng)
         return value, (_metrics(info, *measured), info.inner_state)
 
@@ -269,20 +271,23 @@ def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Obj
         )
         ended = info.inner_state
         if tail is not None:
-            before = adapted
-            adapted, tail_info = tail.apply(
+            before, model = adapted, base.split_inner(ended).model
+            # The tail continues from the optimizer's state, which passes to no other task.
+            last = tail if tail.carry else tail.rebuild(carry="mean")
+            adapted, tail_info = last.apply(
                 meta_params._replace(params=before),
                 episode.query,
                 jax.random.fold_in(adapt_rng, 1),
-                inner_state=ended,
+                inner_state=base.join_inner(info.opt_state, model),
             )
-            ended = tail_info.inner_state
+            optimizer, model = base.split_inner(tail_info.inner_state)
+            ended = base.join_inner(optimizer if tail.carry else (), model)
         elif len(info.loss):
             before = jax.tree.map(lambda x: x[-2], info.probe)
         else:
             raise ValueError("last_update: an inner loop without steps has no last update.")
         ends = base.split_state(adapted)[0], base.split_state(before)[0]
-        value = _descends(meta_params, jax.tree.map(jnp.subtract, *ends))
+        value = _descends(adapt, meta_params, jax.tree.map(jnp.subtract, *ends))
         info, ended, before, adapted = jax.lax.stop_gradient((info, ended, before, adapted))
         # With a tail, the query loss is that before the update on the query.
         measured = _measured(loss, before if tail else adapted, episode.query, query_rng)
@@ -336,7 +341,7 @@ def weighted_updates(weights: Sequence[float], loss: LossFn | None = None) -> Ob
         def combined(path):
             return jnp.tensordot(jnp.asarray(weights, path.dtype), jnp.diff(path, axis=0), axes=1)
 
-        value = _descends(meta_params, jax.tree.map(combined, info.probe))
+        value = _descends(adapt, meta_params, jax.tree.map(combined, info.probe))
         adapted, info = jax.lax.stop_gradient((adapted, info))
         measured = _measured(loss, adapted, episode.query, query_rng)
         return value, (_metrics(info, *measured), info.inner_state)
@@ -369,20 +374,20 @@ def _check_query(name: str, query: Batch) -> None:
         )
 
 
-def _descends(meta_params: MetaParams, step: Params) -> Array:
-    """Half the squared length of `step`, with `-step` as its gradient in the parameters."""
+def _descends(adapt: Adapt, meta_params: MetaParams, step: Params) -> Array:
+    """Half the squared length of `step`, with `-step` as its gradient in the parameters.
+
+    Parameters that count the inner steps are left out.
+    """
 
     def square(p, s):
         return jnp.sum((p - jax.lax.stop_gradient(p) - jax.lax.stop_gradient(s)) ** 2)
 
-    squares = jax.tree.map(square, base.split_state(meta_params.params)[0], step)
+    trees = base.split_state(meta_params.params)[0], step
+    squares = jax.tree.map(square, *(only(x, lambda path: not adapt.counts(path)) for x in trees))
     return 0.5 * sum(jax.tree.leaves(squares), start=jnp.zeros(()))
 
 
 def _metrics(info, value=None, aux: PyTree = ()) -> dict[str, Any]:
-    """The metrics of an objective, integers as floats, because they are averaged over tasks."""
     query = {} if value is None else {"query_loss": value, "query": aux}
-    return jax.tree.map(
-        lambda x: x if jnp.issubdtype(jnp.result_type(x), np.inexact) else jnp.float32(x),
-        {**query, "support_loss": info.loss, "support": info.aux},
-    )
+    return {**query, "support_loss": info.loss, "support": info.aux}

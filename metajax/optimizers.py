@@ -25,6 +25,10 @@ class LearnedOptimizer(NamedTuple):
       moves: `pytree path -> whether the parameter there adapts`. The inner loop closes over the
         other parameters, which then cost nothing per step. The optax transformation finds
         `optax.MaskedNode` in their places.
+      counts: `pytree path -> whether the parameter there counts the inner steps`, see
+        `count_steps`.
+      per_task: whether the state counts the steps of one task, so that nothing of it is carried to
+        the next.
 
     Example, one learned step size for all parameters:
 
@@ -38,6 +42,8 @@ class LearnedOptimizer(NamedTuple):
     init: Callable[[Params], PyTree]
     make: Callable[[PyTree], Optimizer]
     moves: PathPredicate = lambda path: True
+    counts: PathPredicate = lambda path: False
+    per_task: bool = False
 
 
 def as_learned(optimizer: Optimizer | LearnedOptimizer) -> LearnedOptimizer:
@@ -146,7 +152,7 @@ def learned_per_step_sizes(learning_rate: float, num_steps: int) -> LearnedOptim
 
         return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
 
-    return LearnedOptimizer(init, make)
+    return LearnedOptimizer(init, make, per_task=True)
 
 
 def count_steps(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) -> LearnedOptimizer:
@@ -190,7 +196,11 @@ def count_steps(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) -
         plus_one = optax.stateless(lambda grads, params: jax.tree.map(jnp.ones_like, grads))
         return optax.partition({True: plus_one, False: others.make(inner)}, counts)
 
-    return LearnedOptimizer(others.init, make, lambda path: where(path) or others.moves(path))
+    return others._replace(
+        make=make,
+        moves=lambda path: where(path) or others.moves(path),
+        counts=lambda path: where(path) or others.counts(path),
+    )
 
 
 def adapt_only(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) -> LearnedOptimizer:
@@ -234,7 +244,7 @@ def adapt_only(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) ->
             )
         return whole.init(only(params, where))
 
-    return LearnedOptimizer(init, whole.make, moves)
+    return whole._replace(init=init, moves=moves)
 
 
 def other_than(where: PathPredicate) -> PathPredicate:
@@ -301,7 +311,7 @@ def lookahead(fast: Optimizer, sync_period: int, slow_step_size: float) -> Optim
       slow_step_size: how far the slow parameters move, as a fraction of the way.
 
     Raises:
-      ValueError: if `sync_period` is less than 1.
+      ValueError: if `sync_period` is not a positive integer or `slow_step_size` not within [0, 1].
 
     Example:
 
@@ -314,10 +324,14 @@ def lookahead(fast: Optimizer, sync_period: int, slow_step_size: float) -> Optim
       Zhang et al., `Lookahead Optimizer: k steps forward, 1 step back
       <https://arxiv.org/abs/1907.08610>`_, 2019, algorithm 1.
     """
+    sync_period = base.check_integer("lookahead: sync_period", sync_period)
+    base.check_number("lookahead: slow_step_size", slow_step_size, "[0, 1]")
     both = optax.lookahead(fast, sync_period, slow_step_size)
 
     def init(params: PyTree) -> PyTree:
-        return both.init(optax.LookaheadParams.init_synced(params)), params
+        # Copies, because an update that is given the state's memory cannot be given it twice.
+        slow = jax.tree.map(jnp.copy, params)
+        return both.init(optax.LookaheadParams.init_synced(params)), slow
 
     def update(grads, state, params=None):
         inner, slow = state

@@ -11,8 +11,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
-from metajax.base import Array, PyTree, check_integer, equal_chunk, inexact_leaves
-from metajax.machine import CPU_CHUNK_BYTES, CPU_CHUNK_TASKS
+from metajax.base import Array, PyTree, check_integer, inexact_leaves, leading_size
+from metajax.machine import CPU_CHUNK_BYTES, CPU_CHUNK_TASKS, equal_chunk
 
 TASKS = "tasks"  # the axis of a mesh that the tasks are shared over
 
@@ -92,17 +92,21 @@ def over_tasks(
     check_mesh("mesh", mesh)
 
     def on_one_device(shared: PyTree, tasks: PyTree, carry: PyTree) -> tuple[PyTree, PyTree]:
-        num_tasks = _num_tasks(tasks)
+        num_tasks = leading_size("tasks", tasks, "task")
         chunk = task_chunk or default_chunk(shared, tasks, mesh)
         if chunk >= num_tasks:
             return fn(shared, tasks, carry)
         num_chunks, rest = divmod(num_tasks, chunk)
         split = num_chunks * chunk
 
-        def weighted(total: PyTree, result: PyTree, weight: float) -> PyTree:
-            # Integers, such as an optimizer's step count, are equal over tasks and need no mean.
+        def weighted(total: PyTree, result: PyTree, weight: float, start: Array | int) -> PyTree:
+            # Integers, such as an optimizer's step count, are those of the first task.
             return jax.tree.map(
-                lambda t, r: t + weight * r if jnp.issubdtype(r.dtype, jnp.inexact) else r,
+                lambda t, r: (
+                    t + weight * r
+                    if jnp.issubdtype(r.dtype, jnp.inexact)
+                    else jnp.where(start == 0, r, t)
+                ),
                 total,
                 result,
             )
@@ -116,7 +120,7 @@ def over_tasks(
             result, carry = fn(shared, chunk_at(start), carry)
             if stack:
                 return (total, carry), result
-            return (weighted(total, result, chunk / num_tasks), carry), ()
+            return (weighted(total, result, chunk / num_tasks, start), carry), ()
 
         starts = chunk * jnp.arange(num_chunks)
         first = jax.eval_shape(chunk_at, starts[0])
@@ -130,7 +134,7 @@ def over_tasks(
             if stack:
                 result = jax.tree.map(lambda *xs: jnp.concatenate(xs), result, tail)
             else:
-                result = weighted(result, tail, rest / num_tasks)
+                result = weighted(result, tail, rest / num_tasks, split)
         return result, carry
 
     def mapped(shared: PyTree, tasks: PyTree, carry: PyTree = ()) -> tuple[PyTree, PyTree]:
@@ -140,7 +144,7 @@ def over_tasks(
             raise ValueError(
                 "over_tasks: a carry passes from task to task, so it cannot be used with a mesh."
             )
-        num_tasks, num_shares = _num_tasks(tasks), mesh.shape[TASKS]
+        num_tasks, num_shares = leading_size("tasks", tasks, "task"), mesh.shape[TASKS]
         if num_shares == 1:
             return on_one_device(shared, tasks, carry)
         if num_tasks % num_shares:
@@ -215,18 +219,33 @@ def map_tasks(fn: Callable[..., PyTree], *tasks: PyTree) -> PyTree:
 
 
 def _mean_of_vector(tree: PyTree) -> PyTree:
-    """Averages all floating-point leaves over devices, as one vector in one all-reduce."""
+    """Averages all floating-point leaves over devices, as one vector in one all-reduce.
+
+    Other leaves are those of the first device.
+    """
     leaves, treedef = jax.tree.flatten(tree)
     flat, unravel = ravel_pytree(inexact_leaves(leaves))
     means = unravel(jax.lax.pmean(flat, TASKS))
-    return jax.tree.unflatten(treedef, [means.get(i, leaf) for i, leaf in enumerate(leaves)])
+    return jax.tree.unflatten(
+        treedef, [means[i] if i in means else _of_first(leaf) for i, leaf in enumerate(leaves)]
+    )
 
 
 def _mean_of_leaves(tree: PyTree) -> PyTree:
     """Averages every floating-point leaf over devices, sharded as it is."""
     return jax.tree.map(
-        lambda x: jax.lax.pmean(x, TASKS) if jnp.issubdtype(x.dtype, jnp.inexact) else x, tree
+        lambda x: jax.lax.pmean(x, TASKS) if jnp.issubdtype(x.dtype, jnp.inexact) else _of_first(x),
+        tree,
     )
+
+
+def _of_first(x: Array) -> Array:
+    """Integers, booleans or keys of the first device."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = _of_first(jax.random.key_data(x))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    own = jnp.where(jax.lax.axis_index(TASKS) == 0, x, jnp.zeros_like(x))
+    return jax.lax.psum(own, TASKS).astype(x.dtype)
 
 
 def _num_tasks(tasks: PyTree) -> int:

@@ -332,3 +332,33 @@ def test_weighted_updates():
     assert_close(found.params, expected, rtol=1e-12)
     with pytest.raises(ValueError, match=r"need as many weights.* got the shape \(4,\)"):
         meta_gradient(last(2), objective, jnp.asarray(THETA), EPISODE)
+
+
+SIZES = metajax.learned_per_step_sizes(0.1, 3)._replace(init=lambda p: jnp.asarray([0.1, 0.2, 0.4]))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "carry", "last"),
+    [
+        (optax.adam(0.1, b1=0.0), None, 0.0890),
+        (optax.adam(0.1, b1=0.0), "mean", 0.0890),
+        (SIZES, None, 0.288),
+        (SIZES, "mean", 0.288),
+        (optax.sgd(lambda count: 0.1 * 2.0**count), None, 0.288),
+    ],
+)
+def test_a_separate_tail_continues_from_the_optimizers_state(optimizer, carry, last):
+    """On a query that is the support it is the shared tail."""
+
+    def half(params, batch, rng):
+        return jnp.mean((params - batch) ** 2) / 2, {}
+
+    batch = jnp.ones((2, 1))
+    for tail in ("shared", "separate"):
+        learner = metajax.fomaml(
+            half, optimizer, optax.sgd(1.0), num_steps=3, tail=tail, carry=carry
+        )
+        state, _ = learner.update(
+            learner.init(jnp.zeros(())), metajax.Episode(batch, batch), jax.random.key(0)
+        )
+        assert_close(state.meta_params.params, jnp.asarray(last), rtol=1e-2)

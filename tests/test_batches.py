@@ -134,3 +134,11 @@ def test_a_batch_larger_than_the_task_repeats_its_examples():
         x, _, mask = at(step)
         assert set(x.tolist()) == {0.0, 2.0}
         assert mask.all()
+
+
+def test_a_mask_of_another_kind_is_data():
+    """An attention mask, for example."""
+    support = {"x": jnp.arange(12.0).reshape(4, 3), "mask": jnp.ones((4, 3), bool)}
+    for batches in (metajax.cycle(2), metajax.replacement(2)):
+        batch = batches(support, 2, jax.random.key(0))(0)
+        assert batch["x"].shape == batch["mask"].shape == (2, 3)

@@ -107,3 +107,69 @@ def test_implicit_keeps_the_types_of_mixed_parameters():
         assert found[name].dtype == params[name].dtype
         expected = 1 / (1 + curvature[name].astype(jnp.float32) / 2.0)
         np.testing.assert_allclose(found[name].astype(np.float32), expected, rtol=1e-2)
+
+
+def quartic(params, batch, rng):
+    return params**4 / 4 - params * jnp.mean(batch), {}
+
+
+def test_derivatives_of_an_implicit_derivative(float64):
+    """The minimizer depends on the parameters, in the Hessian as well."""
+    key = jax.random.key(0)
+
+    def learner(proximal):
+        return metajax.imaml(
+            quartic, optax.sgd(0.1), optax.sgd(1.0), num_steps=300, proximal=proximal, cg_steps=20
+        )
+
+    def updated(proximal):
+        made = learner(proximal)
+        episodes = metajax.Episode(jnp.full((1, 1), 2.0), jnp.full((1, 1), 3.0))
+        return made.update(made.init(jnp.asarray(0.5)), episodes, key)[0].meta_params.params
+
+    def objective(params):
+        episode = metajax.Episode(jnp.full(1, 2.0), jnp.full(1, 3.0))
+        meta_params = metajax.MetaParams(params)
+        return metajax.query_loss(quartic)(learner(2.0).inner, meta_params, episode, key)[0]
+
+    assert_close(jax.grad(updated)(2.0), 0.456, 1e-6)
+    assert_close(jax.grad(jax.grad(objective))(0.5), 0.864, 1e-6)
+    assert_close(jax.jacfwd(jax.grad(objective))(0.5), 0.864, 1e-6)
+
+
+def decay_of_a_copy():
+    """Weight decay of the parameters, of which it keeps a copy."""
+
+    def update(grads, copy, params=None):
+        updates = jax.tree.map(lambda g, c: -0.1 * (g + 2 * c), grads, copy)
+        return updates, optax.apply_updates(copy, updates)
+
+    return optax.GradientTransformation(lambda params: params, update)
+
+
+def test_check_minimizer_finds_another_fixed_point():
+    def loss(params, batch, rng):
+        return jnp.sum((params - batch) ** 2) / 2, {}
+
+    def checked(optimizer, **options):
+        learner = metajax.imaml(loss, optimizer, optax.sgd(1.0), proximal=1.0, **options)
+        start = metajax.MetaParams(jnp.asarray([3.0, 0.0]))
+        support = jnp.asarray([1.0, 2.0])
+        return metajax.check_minimizer(learner.inner, start, support, jax.random.key(0))
+
+    assert checked(optax.sgd(0.1), num_steps=100) < 1e-4
+    assert checked(optax.lbfgs(), num_steps=5) < 1e-4
+    decayed = optax.chain(optax.lbfgs(), optax.add_decayed_weights(-0.1))
+    for optimizer, steps in ((optax.sgd(0.1), 3), (decayed, 20)):
+        with pytest.raises(ValueError, match="does not reach the minimizer"):
+            checked(optimizer, num_steps=steps)
+    centralized = optax.chain(optax.centralize(), optax.sgd(0.1))
+    with pytest.raises(ValueError, match="does not reach the minimizer"):
+        metajax.check_minimizer(
+            metajax.imaml(loss, centralized, optax.sgd(1.0), num_steps=100).inner,
+            metajax.MetaParams(jnp.ones((2, 2))),
+            jnp.arange(4.0).reshape(2, 2),
+            jax.random.key(0),
+        )
+    with pytest.raises(ValueError, match="the state of this one holds the parameters"):
+        checked(decay_of_a_copy(), num_steps=10)

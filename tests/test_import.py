@@ -13,7 +13,7 @@ PACKAGE = Path(metajax.__file__).parent
 HEAVY = ("tensorflow", "tensorflow_datasets", "array_record", "PIL", "tqdm", "gymnax", "brax")
 HEAVY += ("orbax", "tensorboardX", "flax")
 # Each may import the ones before it.
-CORE = ["base", "machine", "losses", "batches", "gradients", "optimizers", "checks", "arguments"]
+CORE = ["base", "machine", "losses", "batches", "gradients", "optimizers", "arguments", "checks"]
 CORE += ["inner", "objectives", "parallel", "learner", "evaluate", "algorithms", "family"]
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import metajax
 from tests.helpers import RECORDER, assert_close
@@ -313,3 +314,40 @@ def test_shared_weights_of_equinox():
     np.testing.assert_array_equal(adapted.encoder, adapted.decoder)
     gradient = jax.grad(lambda w: jnp.mean((x @ w @ w - x) ** 2))(weight)
     assert_close(adapted.encoder, weight - 0.1 * gradient)
+
+
+def test_the_state_that_a_start_leaves_is_the_newest():
+    def loss(model, batch, rng):
+        return jnp.mean((model.params - batch) ** 2), {}, model.state + 1
+
+    def start(meta_params, support, rng):
+        model = meta_params.params
+        return metajax.Stateful(model.params, model.state + 100)
+
+    steps = metajax.inner_loop(loss, optax.sgd(0.1), num_steps=2)
+    for before, expected in ((start, 107), (start_by(steps), 9)):
+        adapt = metajax.start_from(before, steps)
+        learner = metajax.meta_learner(adapt, metajax.query_loss(loss), optax.sgd(0.1))
+        state = learner.init(metajax.Stateful(jnp.zeros(()), jnp.float32(5)))
+        adapted = learner.adapt(state, jnp.ones(3), jax.random.key(0))
+        assert float(adapted.state) == expected
+
+
+def start_by(adapt):
+    """Another inner loop as a start."""
+    return lambda meta_params, support, rng: adapt.apply(meta_params, support, rng)[0]
+
+
+class Tied(nnx.Module):
+    def __init__(self):
+        self.first = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+        self.second = self.first
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: {"m": m}, lambda m: [m]])
+def test_a_module_is_refused_wherever_it_is(wrap):
+    adapt = metajax.inner_loop(lambda p, b, r: (jnp.zeros(()), {}), optax.sgd(0.1), 1)
+    with pytest.raises(ValueError, match="is the NNX module Tied"):
+        adapt.init(wrap(Tied()))
+    with pytest.raises(ValueError, match="is the NNX module Tied"):
+        adapt.apply(metajax.MetaParams(wrap(Tied())), jnp.ones(3), jax.random.key(0))

@@ -99,3 +99,31 @@ def test_losses_are_those_by_hand():
 def test_a_batch_of_another_form():
     with pytest.raises(ValueError, match=r"a batch must be .* got a dict of \['image'\]"):
         metajax.squared_error(mlp)(mlp_params(), {"image": 0}, jax.random.key(0))
+
+
+@pytest.mark.parametrize("nan_in", ["x", "y"])
+def test_padding_may_hold_anything(nan_in):
+    x, y, mask = jnp.ones((3, 2)), jnp.asarray([1.0, 2.0, 0.0]), jnp.asarray([True, True, False])
+    padded = {"x": x, "y": y, "mask": mask}
+    padded[nan_in] = padded[nan_in].at[2].set(jnp.nan)
+    loss = metajax.squared_error(lambda params, x: x @ params)
+    value = lambda batch: jax.value_and_grad(lambda p: loss(p, batch, None)[0])(jnp.ones(2))  # noqa: E731
+    assert_close(value(padded), value((x[:2], y[:2])))
+    labels = {**padded, "y": jnp.asarray([0, 1, 7])}
+    entropy = metajax.cross_entropy(lambda params, x: x @ jnp.stack([params, -params], 1))
+    assert_close(
+        jax.grad(lambda p: entropy(p, labels, None)[0])(jnp.ones(2)),
+        jax.grad(lambda p: entropy(p, (x[:2], jnp.asarray([0, 1])), None)[0])(jnp.ones(2)),
+    )
+
+
+def test_labels_are_integers_and_batches_have_examples():
+    entropy = metajax.cross_entropy(lambda params, x: x @ params)
+    with pytest.raises(ValueError, match="labels must be integers"):
+        entropy(jnp.eye(2), (jnp.eye(2), jnp.asarray([0.5, 1.0])), None)
+    with pytest.raises(ValueError, match="the batch has no examples"):
+        entropy(jnp.eye(2), (jnp.zeros((0, 2)), jnp.zeros(0, int)), None)
+    with pytest.raises(ValueError, match="the batch has no examples"):
+        metajax.squared_error(lambda params, x: x @ params)(
+            jnp.ones(2), (jnp.zeros((0, 2)), jnp.zeros(0)), None
+        )

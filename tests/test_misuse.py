@@ -139,7 +139,18 @@ CASES = {
         "the path predicate must be",
     ),
     "on_params of no optimizer": (lambda: metajax.on_params(3), "must be an optax transformation"),
-    "lookahead without a period": (lambda: metajax.lookahead(SGD, 0, 0.5), "must be >= 1"),
+    "lookahead without a period": (
+        lambda: metajax.lookahead(SGD, 0, 0.5),
+        "must be a positive integer",
+    ),
+    "lookahead beyond its way": (
+        lambda: metajax.lookahead(SGD, 2, float("nan")),
+        r"slow_step_size must be a number in \[0, 1\]",
+    ),
+    "a decay that is no number": (
+        lambda: metajax.alfa(0.1, 2, weight_decay=float("nan")),
+        "alfa: weight_decay must be a number",
+    ),
     "make returns a number": (
         lambda: trained(loss, metajax.LearnedOptimizer(lambda p: 0.1, lambda h: 3), SGD),
         r"LearnedOptimizer\.make must be an optax transformation",

@@ -199,3 +199,45 @@ def test_first_order_stops_the_loss_s_value_as_well():
     after, _ = learner.update(state, episodes, jax.random.key(0))
     # Half of the gradient of 2 is taken: 2 is adapted, whose query gradient is 2.
     np.testing.assert_allclose(after.meta_params.params, 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda inner: metajax.reptile(counted_loss, inner, optax.sgd(0.5), num_steps=3),
+        lambda inner: metajax.fomaml(
+            counted_loss, inner, optax.sgd(0.5), num_steps=3, tail="shared"
+        ),
+        lambda inner: metajax.fomaml(
+            counted_loss, inner, optax.sgd(0.5), num_steps=3, tail="separate"
+        ),
+    ],
+)
+def test_the_outer_loop_does_not_learn_a_counter(make):
+    learner = make(metajax.count_steps(optax.sgd(0.1), lambda path: path[0].key == "step"))
+    state = learner.init({"w": jnp.zeros(()), "step": jnp.zeros(())})
+    episodes = metajax.Episode(jnp.ones((2, 4)), jnp.ones((2, 4)))
+    for _ in range(2):
+        state, _ = learner.update(state, episodes, jax.random.key(0))
+    assert float(state.meta_params.params["step"]) == 0.0
+    assert float(state.meta_params.params["w"]) > 0.1
+
+
+def counted_loss(params, batch, rng):
+    return jnp.mean((params["w"] - batch) ** 2), {}
+
+
+@pytest.mark.parametrize("carry", ["mean", "serial"])
+def test_every_task_begins_with_the_first_step_size(carry):
+    def loss(params, batch, rng):
+        return jnp.mean((params - batch) ** 2) / 2, {}
+
+    sizes = metajax.learned_per_step_sizes(0.1, 2)._replace(
+        init=lambda params: jnp.asarray([0.1, 0.4])
+    )
+    learner = metajax.maml(loss, sizes, optax.sgd(0.0), num_steps=2, carry=carry)
+    state = learner.init(jnp.zeros(()))
+    batch = jnp.ones((3, 1))
+    for _ in range(2):
+        assert_close(learner.adapt(state, batch[0], jax.random.key(0)), jnp.asarray(0.46))
+        state, _ = learner.update(state, metajax.Episode(batch, batch), jax.random.key(0))

@@ -192,3 +192,35 @@ def test_the_collectives_over_a_model_axis():
     # No parameter is gathered: what is reduced are halves of gradients, hidden sums and scalars.
     assert {kind for _, kind in found} == {"all-reduce"}
     assert not re.search(r"f32\[(\d+,)*16\]", " ".join(shape for shape, _ in found))
+
+
+@pytest.mark.parametrize("options", [{}, {"task_chunk": 1}, {"task_chunk": 3}, {"mesh": 4}])
+def test_integers_are_those_of_the_first_task(options):
+    """Whatever the chunks and devices; integer metrics are averaged like others."""
+    if "mesh" in options:
+        options = {"mesh": metajax.task_mesh(options["mesh"])}
+
+    def loss(model, batch, rng):
+        positive = (batch.sum() > 0).astype(jnp.int32)
+        state = {"count": model.state["count"] + positive, "key": model.state["key"]}
+        return jnp.mean((model.params - batch) ** 2), {"positive": positive}, state
+
+    learner = metajax.maml(loss, optax.sgd(0.1), optax.sgd(0.1), num_steps=2, **options)
+    state = learner.init(
+        metajax.Stateful(jnp.zeros(()), {"count": jnp.int32(0), "key": jax.random.key(1)})
+    )
+    batch = jnp.concatenate([jnp.ones((2, 3)), -jnp.ones((6, 3))])
+    state, metrics = jax.jit(learner.update)(
+        state, metajax.Episode(batch, batch), jax.random.key(0)
+    )
+    count = state.inner_state.model["count"]
+    assert {int(shard.data) for shard in count.addressable_shards} == {3}
+    assert float(metrics["query"]["positive"]) == 0.25
+
+
+def test_tasks_of_different_numbers_are_refused():
+    mean = metajax.over_tasks(
+        lambda shared, tasks, carry: (jnp.mean(tasks[0]), carry), task_chunk=2
+    )
+    with pytest.raises(ValueError, match="needs the same number of tasks"):
+        mean((), (jnp.ones(4), jnp.ones(3)))

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from metajax import machine
-from metajax.base import Array, PyTree, check_integer, equal_chunk
+from metajax.base import Array, PyTree, check_integer
 from metajax.nn.products import METHODS, Pads
 
 Padding = str | Sequence[tuple[int, int]]
@@ -152,7 +152,7 @@ def default_example_chunk(examples: int, bytes_per_example: int) -> int:
     stored = examples * bytes_per_example <= machine.CPU_CACHE_SHARE * machine.last_cache_bytes()
     if stored or jax.default_backend() != "cpu":
         return max(examples, 1)
-    return equal_chunk(examples, machine.CPU_PATCH_BYTES // max(bytes_per_example, 1))
+    return machine.equal_chunk(examples, machine.CPU_PATCH_BYTES // max(bytes_per_example, 1))
 
 
 def _in_chunks(fn: Callable[[Array], PyTree], x: Array, chunk: int) -> PyTree:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
+import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -186,12 +188,15 @@ class HostSource(NamedTuple):
         return block_length(length, self.meta_batch_size * self.tasks.task_bytes)
 
 
-class StreamSource(NamedTuple):
+@dataclasses.dataclass
+class StreamSource:
     """Takes meta-batches from an iterator."""
 
     stream: Stream
     meta_batch_size: int
     mesh: Mesh | None = None
+    # The iterator that `first` has opened, with what it took from it put back.
+    opened: Iterator[Episode] | None = None
 
     @property
     def tasks(self) -> tuple[()]:
@@ -204,7 +209,16 @@ class StreamSource(NamedTuple):
         return read_ahead(self._read(calls))
 
     def first(self) -> Episode:
-        return self._next(iter(self.stream.open_at(0)), 0)
+        episodes = self._open(0)
+        episode = self._next(episodes, 0)
+        self.opened = itertools.chain([episode], episodes)
+        return episode
+
+    def _open(self, step: int) -> Iterator[Episode]:
+        episodes, self.opened = self.opened, None
+        if episodes is not None and step == 0:
+            return episodes
+        return iter(self.stream.open_at(step))
 
     def _next(self, episodes: Iterator[Episode], step: int) -> Episode:
         episode = next(episodes, None)
@@ -222,7 +236,7 @@ class StreamSource(NamedTuple):
         episodes: Iterator[Episode] | None = None
         for first, length in calls:
             if episodes is None:
-                episodes = iter(self.stream.open_at(first))
+                episodes = self._open(first)
             step, end = first, first + length
             while step < end:
                 held = [self._next(episodes, step)]

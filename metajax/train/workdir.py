@@ -166,6 +166,13 @@ def claim_by_digests(workdir: Path, digests: Mapping[str, str]) -> None:
     write_json(workdir / CONFIG, {DIGESTS: dict(digests)})
 
 
+def unclaim(workdir: Path) -> None:
+    """Takes a claim back whose run has not begun, so that another one may have the directory."""
+    kept = ("metrics.jsonl", "result.json")
+    if not (_has_checkpoints(workdir) or any((workdir / name).exists() for name in kept)):
+        (workdir / CONFIG).unlink(missing_ok=True)
+
+
 def read_config(workdir: Path) -> dict[str, Any]:
     """Reads the configuration of the run in `workdir`, with its earlier lengths.
 

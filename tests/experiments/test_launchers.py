@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments import command as commands
-from experiments import navigation, omniglot, sinusoid
+from experiments import images, navigation, omniglot, sinusoid
 from experiments.__main__ import EXPERIMENTS
 from experiments.settings import UsageError, setting_rules
 from experiments.supervised import ALGORITHMS
@@ -139,6 +139,8 @@ def test_omniglot_runs_other_algorithms(tmp_path, omniglot_data_dir, algorithm):
         ("sinusoid", ["--algorithm=reptile", "--num_steps=0"], "reptile needs at least one step"),
         ("sinusoid", ["--num_devices=2", "--meta_batch_size=5"], "--meta_batch_size=5: 2 devices"),
         ("sinusoid", ["--workdir=README.md"], "README.md is a file"),
+        ("sinusoid", ["--inner_batch=100"], "--inner_batch=100 is more than the 10 examples"),
+        ("sinusoid", ["--queries=0"], "--queries=0: maml learns from query examples"),
         ("omniglot", ["--inner_batch=9"], "--inner_batch=9 is more than the 5 examples"),
         ("omniglot", ["--num_devices=3", "--meta_batch_size=6"], "--validation_tasks=200: 3 dev"),
         ("omniglot", ["--ways=0"], "flag --ways=0"),
@@ -380,3 +382,11 @@ def test_nothing_half_done_is_left_of_a_result(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             launch(sinusoid, *arguments)
     assert not [*tmp_path.glob("partial")] + [*tmp_path.glob("*.safetensors")]
+
+
+def test_a_refused_command_leaves_its_workdir_to_another(tmp_path):
+    (tmp_path / "data").mkdir()
+    where = f"--data_dir={tmp_path / 'data'}", f"--workdir={tmp_path / 'run'}"
+    for ways in (5, 4):
+        with pytest.raises(UsageError, match="holds no folder with images"):
+            launch(images, f"--ways={ways}", *where)

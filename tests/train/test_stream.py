@@ -105,3 +105,31 @@ def test_a_stream_that_ends_or_is_no_stream_is_refused():
         fit(train.Stream(iter([DRAW(0)])))
     with pytest.raises(ValueError, match=r"or a train\.Stream"):
         fit(iter([DRAW(0)]))
+
+
+def test_an_iterator_that_is_opened_once_loses_no_meta_batch(tmp_path):
+    """A run without a configuration looks at the first one to identify itself."""
+
+    def trained(**options):
+        batches = (
+            metajax.Episode(np.full((2, 3), i, np.float32), np.full((2, 3), i, np.float32))
+            for i in range(4)
+        )
+        return train.fit(
+            metajax.maml(
+                lambda params, batch, rng: (jnp.mean((params - batch) ** 2), {}),
+                optax.sgd(0.1),
+                optax.sgd(0.1),
+            ),
+            jnp.zeros(()),
+            train.Stream(lambda step: batches),
+            key=jax.random.key(0),
+            num_meta_steps=4,
+            meta_batch_size=2,
+            steps_per_call=2,
+            checkpoint_every=2,
+            show_progress=False,
+            **options,
+        ).state.meta_params.params
+
+    np.testing.assert_array_equal(trained(workdir=tmp_path), trained())
