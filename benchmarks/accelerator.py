@@ -1,4 +1,4 @@
-"""Works through the runs that want a GPU, in order of worth, inside a budget of seconds.
+"""Runs the benchmarks for a GPU by priority, within a budget of seconds.
 
 Commands:
 
@@ -221,7 +221,7 @@ class Worker:
 
 
 def gather(out: Path, since: float) -> list[str]:
-    """Packs new records and unfinished runs; returns what was too large or too much."""
+    """Packs new records and unfinished runs; returns the files left out."""
     files = [path for path in RESULTS.rglob("*") if path.is_file()]
     new = [path for path in files if path.stat().st_mtime >= since]
     _tar(out / "records.tar.gz", RESULTS, new)
@@ -237,7 +237,7 @@ def gather(out: Path, since: float) -> list[str]:
 
 
 def _needed(workdir: Path) -> Iterator[Path]:
-    """The files of a run that it is continued from: of the checkpoints, the last."""
+    """The files needed to continue a run: of the checkpoints, only the last."""
     steps = sorted(
         (path for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()),
         key=lambda path: int(path.name),

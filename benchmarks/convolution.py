@@ -29,7 +29,7 @@ LAYERS = {
     "mini-imagenet, second": ((42, 42, 32), 32, (1, 1)),
     "mini-imagenet, third": ((21, 21, 32), 32, (1, 1)),
     "mini-imagenet, fourth": ((10, 10, 32), 32, (1, 1)),
-    # Where it is decided what is summed last.
+    # Near the border between patches and row sums.
     "42 x 42, 16 channels to 32": ((42, 42, 16), 32, (1, 1)),
     "10 x 10, 64 channels": ((10, 10, 64), 64, (1, 1)),
     "5 x 5, 64 channels": ((5, 5, 64), 64, (1, 1)),

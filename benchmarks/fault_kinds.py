@@ -185,7 +185,7 @@ def lose(job: Job, fault: Fault, start: Start) -> list[list[int]]:
 
 
 def fill(job: Job, fault: Fault, start: Start) -> list[list[int]]:
-    """No room, until the run has ended."""
+    """Fills the disk until the run ends."""
     filler = job.scratch / DISK / "filler"
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
@@ -225,7 +225,7 @@ def protect(job: Job, fault: Fault, start: Start) -> list[list[int]]:
 
 
 def turn_back(job: Job, fault: Fault, start: Start) -> list[list[int]]:
-    """The clock is a day behind from now on."""
+    """Sets the clock back by a day."""
     (job.scratch / CLOCK).write_text("-1d")
     return [job.wait()]
 

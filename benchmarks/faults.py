@@ -103,7 +103,7 @@ def outcome(workdir: Path) -> Outcome:
 
 
 def undisturbed(experiment: str, processes: int, scratch: Path, cache: Path) -> Outcome:
-    """Also fills the compilation cache."""
+    """Runs without faults, which also fills the compilation cache."""
     workdir = scratch / DISK / "undisturbed"
     job = Job(command(experiment), workdir, processes, cache)
     if any(job.wait()):
@@ -123,7 +123,7 @@ def suffer(fault: Fault, wanted: Outcome, scratch: Path, cache: Path) -> dict[st
     workdir = scratch / DISK / "run"
 
     def start() -> Job:
-        # What is killed while it compiles has nothing to read; the others compile no more.
+        # Runs killed while compiling start with an empty cache; the others reuse it.
         own = scratch / "empty" if fault.moment == "compilation" and not jobs else cache
         jobs.append(Job(command(fault.experiment), workdir, fault.processes, own))
         return jobs[-1]

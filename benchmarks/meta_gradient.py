@@ -48,7 +48,7 @@ def measure(name: str, order: int, rounds: int, slow: bool) -> list[dict[str, An
     expected: np.ndarray | None = None
 
     def enter(label: str, case: timing.Case, gradient: np.ndarray, **detail: Any) -> None:
-        """Into the race goes what computes the first one's gradient."""
+        """Only candidates that match the first gradient are timed."""
         nonlocal expected
         expected = gradient if expected is None else expected
         difference = float(np.linalg.norm(gradient - expected) / np.linalg.norm(expected))
@@ -91,7 +91,7 @@ def measure(name: str, order: int, rounds: int, slow: bool) -> list[dict[str, An
         enter(label, case, gradient)
 
     def enter_plain() -> None:
-        """What one writes first: `vmap` over tasks of a network with native convolutions."""
+        """The naive version: `vmap` over tasks of a network with native convolutions."""
         native = functools.partial(nn.conv, method="native")
         model = problem.model.clone(convolution=native)
         engine = ENGINES[order]["metajax"]()

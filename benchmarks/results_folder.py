@@ -37,5 +37,5 @@ def record_folder(result: dict[str, Any]) -> Path:
 
 
 def trained_on(result: dict[str, Any]) -> dict[str, Any]:
-    """The devices of a run's training; older records hold those of all of the run."""
+    """The devices of a run's training; older records list all devices of the run."""
     return result.get("trained_on", result)

@@ -131,7 +131,7 @@ def run(experiment: Experiment) -> None:
         except (UsageError, train.WorkdirError, train.NonFiniteError) as error:
             _fail(error, 1)
         except KeyboardInterrupt:
-            _fail("interrupted; the training up to the last checkpoint is saved.", 130)
+            _fail("interrupted; repeat the command with its --workdir to continue.", 130)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 processes.end_if_lost(error)
@@ -145,7 +145,14 @@ def run(experiment: Experiment) -> None:
             processes.end_if_lost(error)
             raise
 
+    sys.excepthook = _report
     app.run(guarded, flags_parser=parse)
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Leaves out what threads of TensorStore report after a failed checkpoint, which has a line."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _fail(message: object, code: int) -> NoReturn:
@@ -202,6 +209,7 @@ def resolve(experiment: Experiment, given: Mapping[str, Any]) -> Command:
     if launch.num_devices:
         _divide_cpu(launch.num_devices)
     processes.start(launch)
+    processes.check(launch)
     if launch.mode == "eval":
         name, settings, overrides = _existing(experiment, launch, changes)
         workdir = train.place(launch.workdir)
@@ -335,29 +343,38 @@ def _share(settings: Any, launch: Launch) -> int:
     Raises:
       UsageError: for devices that are not there or cannot share the tasks equally.
     """
-    names = ["meta_batch_size", "eval_tasks"]
-    if getattr(settings, "choose", "validation") == "validation":
-        names.append("validation_tasks")
-    counts = {name: getattr(settings, name, 0) for name in names}
-    equal = 1 if getattr(settings, "carry", None) == "serial" else math.gcd(*counts.values())
+    serial = getattr(settings, "carry", None) == "serial"
+    equal = 1 if serial else math.gcd(*_shared(settings).values())
     several = jax.distributed.is_initialized()
     choose = not (several or launch.num_devices)
     cores = largest_divisor(equal, num_cores())
     if choose:
         _divide_cpu(cores)
     _check_platform()
-    processes.check(launch)
     if choose:
         most = cores if jax.default_backend() == "cpu" else jax.device_count()
         return largest_divisor(equal, min(most, jax.device_count()))
     num_devices = jax.device_count() if several else launch.num_devices
-    for name, count in counts.items():
+    check_shared(settings, num_devices)
+    return num_devices
+
+
+def _shared(settings: Any) -> dict[str, int]:
+    """The numbers of tasks that the devices share equally."""
+    names = ["meta_batch_size", "eval_tasks"]
+    if getattr(settings, "choose", "validation") == "validation":
+        names.append("validation_tasks")
+    return {name: getattr(settings, name, 0) for name in names}
+
+
+def check_shared(settings: Any, num_devices: int) -> None:
+    """Raises `UsageError` for numbers of tasks that the devices cannot share equally."""
+    for name, count in _shared(settings).items():
         if count % num_devices:
             raise UsageError(
                 f"--{name}={count}: {num_devices} devices cannot share so many tasks equally; make "
                 f"it a multiple of {num_devices}, or change --num_devices."
             )
-    return num_devices
 
 
 def _divide_cpu(num_devices: int) -> None:

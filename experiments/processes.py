@@ -14,12 +14,12 @@ import jax
 
 from experiments.settings import UsageError
 
-# Of srun and mpirun: how many processes they start.
+# Variables in which srun and mpirun give the number of processes.
 COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 HEARTBEAT_SECONDS = 30
-# For how long those that have ended wait for the others, of which the first one draws figures, too.
+# How long finished processes wait for the first one, which draws the figures.
 SHUTDOWN_SECONDS = 24 * 3600
-# What the errors of a collective operation or of a barrier name, of any type.
+# Words in the messages of failed collectives and barriers.
 LOST = ("Gloo", "NCCL", "UNAVAILABLE", "Barrier", "heartbeat")
 
 
@@ -59,7 +59,8 @@ def start(launch: Any) -> None:
 
 def check(launch: Any) -> None:
     """Raises `UsageError` for a command that many processes cannot carry out together."""
-    if jax.process_count() == 1:
+    # The number of processes is known to JAX once it has been used, which fixes its devices.
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
         return
     if launch.workdir is None or launch.mode == "eval":
         raise UsageError(
@@ -84,7 +85,7 @@ def one_voice() -> Iterator[None]:
 
 
 def end_if_lost(error: Exception) -> None:
-    """Ends a process for which another one is gone, if that is what an error of JAX says."""
+    """Exits if an error of JAX shows that another process died."""
     if jax.process_count() == 1 or not any(word in str(error) for word in LOST):
         return
     print(

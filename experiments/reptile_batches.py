@@ -42,7 +42,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 class Panel(NamedTuple):
-    """One reptile_runs.
+    """One panel of figure 4.
 
     Attributes:
       setting: the name of the swept setting.

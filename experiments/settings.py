@@ -76,12 +76,11 @@ class Launch:
     )
     distributed: bool = setting(
         False,
-        "Be one of many processes, which share the tasks with all of their devices: those of Slurm "
-        "(srun), Open MPI, Cloud TPU or GKE. Without the flag as well where srun or mpirun starts "
-        "several.",
+        "Run as one of several processes, which share the tasks: those of Slurm (srun), Open MPI, "
+        "Cloud TPU or GKE. Not needed under srun and mpirun.",
     )
     coordinator_address: str | None = setting(
-        None, "HOST:PORT of process 0 of many, where nothing tells the processes of each other."
+        None, "HOST:PORT of process 0, if no scheduler provides it."
     )
     num_processes: int = setting(
         1, "How many processes there are, with --coordinator_address.", least=1
@@ -104,8 +103,8 @@ class Training:
     outer_learning_rate: float = setting(1e-3, "Step size of the outer optimizer.", least=0.0)
     outer_schedule: str = setting(
         "constant",
-        "The outer step size, or trust region, over the meta-updates: constant, falling to 0 on a "
-        "line, or to a hundredth on a cosine, or halved every 2,000.",
+        "The outer step size, or trust region, over the meta-updates: constant, linear decay to 0, "
+        "cosine decay to 1 %, or halved every 2,000.",
         choices=("constant", "linear", "cosine", "halved"),
     )
     task_chunk: int = setting(0, "Tasks per vmap; 0: chosen for the device.", least=0)

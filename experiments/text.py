@@ -18,7 +18,7 @@ from metajax.base import Array, Key
 
 # A single file is cut into documents of this size.
 DOCUMENT_BYTES = 2**16
-# Of 20 files by the hash of their content, one is for testing and one for validation.
+# By the hash of their content, 1 file in 20 is for testing and 1 for validation.
 SHARES = {0: "test", 1: "validation"}
 
 

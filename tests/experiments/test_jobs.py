@@ -22,7 +22,7 @@ def accepted(words, devices):
     changes = {k: v for k, v in given.items() if k not in launch}
     settings, _ = command.with_changes(experiment, given["preset"], changes)
     typed.check_bounds(settings)
-    command._check_shared(settings, devices)
+    command.check_shared(settings, devices)
     return given
 
 

@@ -77,5 +77,6 @@ def test_flags_that_do_not_fit(tmp_path, words, message):
 @pytest.mark.parametrize("words", [(), ("--mode=eval",)])
 def test_many_processes_need_a_workdir_and_train(monkeypatch, words):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     with pytest.raises(UsageError, match="many processes need --workdir"):
         launch(sinusoid, *words)
