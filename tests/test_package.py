@@ -58,6 +58,19 @@ def test_wheel_and_sdist_pass_the_check_of_the_index_and_the_wheel_installs(tmp_
     assert "Clone the repository of metajax" in shown
 
 
+def test_the_command_starts_launchers_from_any_folder(tmp_path):
+    def said(*words):
+        return subprocess.run(
+            [sys.executable, "-m", "metajax", *words], capture_output=True, text=True, cwd=tmp_path
+        )
+
+    assert "usage: python -m experiments.sinusoid" in said("sinusoid", "--help").stdout
+    assert said("sinusoid", "--shots=ten").stderr.startswith("error: flag --shots=ten")
+    wrong = said("sinsoid")
+    assert wrong.returncode
+    assert wrong.stderr == "error: there is no launcher sinsoid: `metajax list` lists them.\n"
+
+
 # Tries modules while others cannot be found, and prints the last line of what each raises.
 TRIALS = """
 import contextlib, importlib, importlib.machinery, json, sys
@@ -119,10 +132,11 @@ def test_the_core_needs_no_extra():
 
 def test_the_command_shows_versions_devices_and_extras(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "brax", None)
+    monkeypatch.setattr(sys, "argv", ["metajax"])
     command.main()
     shown = capsys.readouterr().out
     assert shown.startswith(f"metajax {metajax.__version__}, Python")
     assert f"devices: {jax.devices()[0]}" in shown
     assert "extra experiments: installed" in shown
     assert re.search(r'extra rl: without (.*, )?brax.*: pip install "metajax\[rl\]"', shown)
-    assert "python -m experiments" in shown
+    assert "`metajax list` lists them" in shown
