@@ -152,7 +152,10 @@ def suffer(fault: Fault, wanted: Outcome, scratch: Path, cache: Path) -> dict[st
         "refused": refused,
         "tracebacks": sum(text.count("Traceback (most recent") for text in texts),
         "errors": [
-            line for text in texts for line in text.splitlines() if line.startswith("error")
+            line.replace(str(scratch), "SCRATCH")
+            for text in texts
+            for line in text.splitlines()
+            if line.startswith("error")
         ],
         "seconds": time.perf_counter() - begun,
     }

@@ -1,5 +1,6 @@
 """Working directories in a store: an emulator of one, on this machine."""
 
+import importlib.util
 import logging
 import os
 import subprocess
@@ -58,6 +59,8 @@ finally:
 def in_store(check, *words):
     pytest.importorskip("gcsfs")
     pytest.importorskip("gcp_storage_emulator")
+    if importlib.util.find_spec("tensorflow"):
+        pytest.skip("with TensorFlow, etils takes its file system, which knows no emulator")
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     done = subprocess.run(
         [sys.executable, "-c", STORE, root, check, *map(str, words)],
