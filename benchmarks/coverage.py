@@ -43,21 +43,22 @@ def items() -> Iterator[Item]:
         yield Item(sine, f"sine waves, {algorithm}", _sine_waves(algorithm), preset)
     for name in protocols.PAPER_RESULTS:
         paper, cell = name.split("/")
-        steps = {
+        lengths = {
             preset["num_meta_steps"]
             for presets in runs.PRESETS.values()
             for each, preset in presets.items()
             if each == name
         }
-        if paper in WHERE and steps:
+        if paper in WHERE and lengths:
             data = "omniglot" if "omniglot" in cell else "miniimagenet"
-            yield Item(WHERE[paper][data], cell, _cell(name), *steps)
+            yield Item(WHERE[paper][data], cell, _cell(name), *lengths)
     for method in RL_METHODS:
         yield _rl("Finn 2017, figure 4, table 4", "navigation", None, method)
     for task in TASKS:
         for method in RL_METHODS:
             yield _rl("Finn 2017, figure 5, table 5", "locomotion", task, method)
-    yield Item("Nichol 2018, figure 1", "one sine wave, reptile", _sine_waves("reptile"), 30_000)
+    steps = sinusoid.REPTILE["num_meta_steps"]
+    yield Item("Nichol 2018, figure 1", "one sine wave, reptile", _sine_waves("reptile"), steps)
 
 
 WHERE = {

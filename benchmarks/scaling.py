@@ -22,6 +22,7 @@ import jax
 
 import metajax
 from benchmarks import problems, timing
+from metajax.machine import num_cores
 
 TASKS = 32
 
@@ -73,7 +74,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rounds = arguments.rounds
     if jax.default_backend() == "cpu":
-        count = arguments.devices or len(os.sched_getaffinity(0))
+        count = arguments.devices or num_cores()
         run = lambda n, tasks: child(n, n, tasks, rounds)  # noqa: E731
     else:
         count = arguments.devices or jax.device_count()

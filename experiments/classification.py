@@ -112,16 +112,12 @@ class FewShot(Supervised):
                 "--choose=validation needs classes that are not trained on: use --choose=last or "
                 "--train_on=train."
             )
-        trained = self.ways * (self.train_shots or self.shots)
-        for name, support in (
-            ("inner_batch", trained),
-            ("eval_inner_batch", self.ways * self.shots),
-        ):
-            if getattr(self, name) > support:
-                raise UsageError(
-                    f"--{name}={getattr(self, name)} is more than the {support} examples of a "
-                    "support set."
-                )
+
+    def support_sizes(self) -> dict[str, int]:
+        return {
+            "inner_batch": self.ways * (self.train_shots or self.shots),
+            "eval_inner_batch": self.ways * self.shots,
+        }
 
 
 @dataclasses.dataclass(frozen=True)

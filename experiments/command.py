@@ -23,7 +23,7 @@ from experiments import settings as typed
 from experiments.settings import Launch, Training, UsageError
 from metajax import train
 from metajax.data.cache import default_dir
-from metajax.machine import num_cores, processor
+from metajax.machine import largest_divisor, num_cores, processor
 
 # Of compiled programs, of which an experiment has about 1 MB; those used least recently go.
 PROGRAMS_BYTES = 2**30
@@ -381,8 +381,3 @@ def _divide_cpu(num_devices: int) -> None:
     # JAX refuses this once it has been used. Then `task_mesh` reports the number of devices.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", num_devices)
-
-
-def largest_divisor(count: int, most: int) -> int:
-    """The largest divisor of `count` up to `most`."""
-    return next(number for number in range(most, 0, -1) if count % number == 0)

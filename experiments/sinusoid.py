@@ -24,7 +24,6 @@ from jax.sharding import Mesh
 import metajax
 from experiments import plots, skeleton, supervised, tables
 from experiments.command import Command, Experiment, as_usage_error, run
-from experiments.settings import UsageError
 from experiments.skeleton import Evaluation, Method
 from experiments.supervised import Supervised
 from metajax import nn, train
@@ -46,14 +45,6 @@ class SineWaves(Supervised):
     """Regression of sine waves."""
 
     paper: str = "finn2017"
-
-    def check(self) -> None:
-        super().check()
-        if self.inner_batch > self.shots:
-            raise UsageError(
-                f"--inner_batch={self.inner_batch} is more than the {self.shots} examples of a "
-                "support set."
-            )
 
 
 FINN = SineWaves(

@@ -166,10 +166,20 @@ class Supervised(Training):
             raise UsageError(f"--num_steps=0: {self.algorithm} needs at least one step.")
         if self.algorithm == "imaml" and self.inner_batch:
             raise UsageError("--inner_batch: imaml takes its steps on the whole support.")
+        for name, support in self.support_sizes().items():
+            if getattr(self, name) > support:
+                raise UsageError(
+                    f"--{name}={getattr(self, name)} is more than the {support} examples of a "
+                    "support set."
+                )
         if self.queries == 0 and self.algorithm != "reptile" and self.tail != "shared":
             raise UsageError(f"--queries=0: {self.algorithm} learns from query examples.")
         if self.tail != "none" and (self.algorithm != "fomaml" or self.num_steps == 0):
             raise UsageError(f"--tail={self.tail} is for fomaml with at least one step.")
+
+    def support_sizes(self) -> dict[str, int]:
+        """The examples that inner batches are drawn from, by the name of the batch's size."""
+        return {"inner_batch": self.shots}
 
 
 def make_learner(

@@ -40,13 +40,18 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
+def largest_divisor(count: int, most: int) -> int:
+    """The largest divisor of `count` up to `most`."""
+    return next(number for number in range(most, 0, -1) if count % number == 0)
+
+
 def equal_chunk(count: int, limit: int) -> int:
     """The largest divisor of `count` up to `limit`, or `limit` if no divisor reaches half of it.
 
     Unequal chunks leave a remainder, which is compiled and run separately.
     """
     limit = max(min(count, limit), 1)
-    equal = next(chunk for chunk in range(limit, 0, -1) if count % chunk == 0)
+    equal = largest_divisor(count, limit)
     return equal if 2 * equal >= limit else limit
 
 
