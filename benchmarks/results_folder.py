@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.__main__ import EXPERIMENTS
 from experiments.command import with_changes
+from experiments.launchers import EXPERIMENTS
 from experiments.settings import evaluation_config, training_config
 
 RESULTS = Path(__file__).parent / "results"

@@ -21,8 +21,8 @@ import jax
 import numpy as np
 
 from benchmarks.results_folder import RESULTS
-from experiments.__main__ import EXPERIMENTS
 from experiments.command import Command, Experiment
+from experiments.launchers import EXPERIMENTS
 from experiments.settings import UsageError
 from experiments.skeleton import Method
 from metajax.train.weights import FILE, load_state

@@ -9,6 +9,7 @@ Ours:      benchmarks/results/cart_pole, and docs/results.md
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ class CartPole(MetaRL):
     """A pole on a cart."""
 
     horizon: int = setting(100, "The most steps per trajectory.", least=1)
+
+    def unused(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        yield "the policy chooses among two actions", ("init_std", "min_std")
+        yield from super().unused()
 
 
 PRESETS = {

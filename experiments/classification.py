@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import metajax
 from experiments.settings import UsageError, setting
@@ -16,6 +16,16 @@ HEADS: dict[str, Callable[[], metajax.Head]] = {
     "matching": metajax.matching,
     "r2d2": metajax.ridge,
 }
+# Settings of inner steps in training.
+OF_STEPS = (
+    "num_steps",
+    "inner_optimizer",
+    "inner_batch",
+    "eval_inner_batch",
+    "batches",
+    "carry",
+    "adapt_norm",
+)
 _STEP_SIZES = (
     "Step size of the inner optimizer, on a mean loss. Finn 2017 prints it for classification on a "
     "loss that is a sum over classes: 2.0 is the printed 0.4 of 5 ways and 0.1 of 20 on Omniglot, "
@@ -94,7 +104,9 @@ class FewShot(Supervised):
 
     @property
     def loss_scale(self) -> float | None:
-        return self.ways * self.queries / self.shots if self.outer_loss == "sum" else None
+        if self.outer_loss == "mean" or self.algorithm in BASELINES:
+            return None
+        return self.ways * self.queries / self.shots
 
     def check(self) -> None:
         super().check()
@@ -103,7 +115,8 @@ class FewShot(Supervised):
             raise UsageError(
                 f"{self.algorithm} adapts all parameters: --adapt_norm, and no network per step."
             )
-        if self.algorithm in HEADS and (self.num_eval_steps or self.validation_steps):
+        still = (*HEADS, "nearest_neighbour")
+        if self.algorithm in still and (self.num_eval_steps or self.validation_steps):
             raise UsageError(
                 f"{self.algorithm} takes no steps: --num_eval_steps=0 --validation_steps=0."
             )
@@ -112,6 +125,16 @@ class FewShot(Supervised):
                 "--choose=validation needs classes that are not trained on: use --choose=last or "
                 "--train_on=train."
             )
+
+    def unused(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        if self.algorithm in (*HEADS, "nearest_neighbour"):
+            yield f"{self.algorithm} takes no inner steps", (*OF_STEPS, "inner_learning_rate")
+        if self.algorithm == "fine_tuning":
+            yield "fine_tuning takes steps of SGD on the whole support, in testing only", OF_STEPS
+        if self.algorithm in BASELINES:
+            episodes = ("queries", "train_shots", "outer_loss", "task_chunk")
+            yield f"{self.algorithm} is not trained on episodes", episodes
+        yield from super().unused()
 
     def support_sizes(self) -> dict[str, int]:
         return {

@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import hashlib
-import math
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -18,15 +15,11 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 
 import metajax
-from experiments import processes
+from experiments import devices, processes
 from experiments import settings as typed
 from experiments.settings import Launch, Training, UsageError
 from metajax import train
-from metajax.data.cache import default_dir
-from metajax.machine import largest_divisor, num_cores, processor
 
-# Of compiled programs, of which an experiment has about 1 MB; those used least recently go.
-PROGRAMS_BYTES = 2**30
 HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort")
 
 
@@ -96,6 +89,7 @@ class Experiment(NamedTuple):
         a preset of another algorithm.
       launch: the defaults of the flags that do not affect results.
       build: makes the `skeleton.Method` of a run; `None` for a sweep.
+      hidden: names of settings that are no flags, as the launcher does without them.
     """
 
     name: str
@@ -106,6 +100,12 @@ class Experiment(NamedTuple):
     by_algorithm: Mapping[type, Mapping[str, Mapping[str, Any]]] = {}
     launch: Any = Launch()
     build: Callable[[Command], Any] | None = None
+    hidden: Collection[str] = ()
+
+    def parse(self, argv: Sequence[str]) -> dict[str, Any]:
+        """The values that are given on the command line, by name."""
+        default = next(iter(self.presets.values()))
+        return typed.parse([type(default), type(self.launch)], argv, self.hidden)
 
 
 @contextlib.contextmanager
@@ -145,14 +145,7 @@ def run(experiment: Experiment) -> None:
             processes.end_if_lost(error)
             raise
 
-    sys.excepthook = _report
     app.run(guarded, flags_parser=parse)
-
-
-def _report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Leaves out what threads of TensorStore report after a failed checkpoint, which has a line."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
 
 
 def _fail(message: object, code: int) -> NoReturn:
@@ -169,11 +162,8 @@ def main(experiment: Experiment, argv: Sequence[str]) -> int:
     Raises:
       UsageError: for a command that cannot be carried out as given.
     """
-    default = next(iter(experiment.presets.values()))
     wants_help = [word for word in argv if word in HELP]
-    given = typed.parse(
-        [type(default), type(experiment.launch)], [word for word in argv if word not in HELP]
-    )
+    given = experiment.parse([word for word in argv if word not in HELP])
     if wants_help:
         print(_help(experiment, given))
         return 0
@@ -191,7 +181,9 @@ def _help(experiment: Experiment, given: Mapping[str, Any]) -> str:
     return (
         f"{experiment.summary}\n\nusage: python -m experiments.{experiment.name} [--flag=value ...]"
         f"\n\nDefaults are those of --preset={name}."
-        + typed.help_text([dataclasses.replace(experiment.launch, preset=name), settings])
+        + typed.help_text(
+            [dataclasses.replace(experiment.launch, preset=name), settings], experiment.hidden
+        )
         + "\n\n--flagfile=FILE reads flags from a file, one a line."
     )
 
@@ -204,10 +196,10 @@ def resolve(experiment: Experiment, given: Mapping[str, Any]) -> Command:
     )
     changes = {k: v for k, v in given.items() if k not in fields}
     typed.check_bounds(launch)
-    keep_programs()
+    devices.keep_programs()
     traced_steps(launch.profile)
     if launch.num_devices:
-        _divide_cpu(launch.num_devices)
+        devices.divide_cpu(launch.num_devices)
     processes.start(launch)
     processes.check(launch)
     if launch.mode == "eval":
@@ -222,15 +214,35 @@ def resolve(experiment: Experiment, given: Mapping[str, Any]) -> Command:
         )
         if workdir.exists() and not workdir.is_dir():
             raise UsageError(f"--workdir={workdir} is a file: name a directory.")
-    typed.check_bounds(settings)
-    typed.check_effect(changes, settings)
-    settings.check()
-    num_devices = _share(settings, launch)
+        _check_experiment(experiment, workdir)
+    check(experiment, name, changes, settings)
+    num_devices = devices.share(settings, launch)
     launch, mesh = dataclasses.replace(launch, num_devices=num_devices), None
     if num_devices > 1:
         with as_usage_error():
             mesh = metajax.task_mesh(num_devices)
     return Command(experiment.name, name, settings, overrides, launch, workdir, mesh)
+
+
+def _check_experiment(experiment: Experiment, workdir: Path) -> None:
+    """Raises `UsageError` for the directory of another experiment, which differs in nearly all."""
+    found = None
+    with contextlib.suppress(ValueError, OSError):  # there is none, or it is damaged: told later
+        found = train.read_config(workdir).get("experiment")
+    if found not in (None, experiment.name):
+        raise UsageError(
+            f"--workdir={workdir} holds a run of the experiment {found}: choose another directory."
+        )
+
+
+def check(
+    experiment: Experiment, preset: str, changes: Mapping[str, Any], settings: Training
+) -> None:
+    """Raises `UsageError` for settings that are out of bounds, without effect, or do not fit."""
+    typed.check_bounds(settings)
+    default, _ = with_changes(experiment, preset, {"algorithm": settings.algorithm})
+    typed.check_effect(changes, settings, default)
+    settings.check()
 
 
 def traced_steps(text: str | None) -> tuple[int, int] | None:
@@ -241,18 +253,6 @@ def traced_steps(text: str | None) -> tuple[int, int] | None:
     if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
         raise UsageError(f"--profile={text} must be two meta-steps, such as --profile=100:120.")
     return int(first), int(last)
-
-
-def _check_platform() -> None:
-    """Raises `UsageError` if JAX finds no device of the platform that `JAX_PLATFORMS` names."""
-    try:
-        train.provenance()
-    except (RuntimeError, AssertionError) as error:
-        platforms = os.environ.get("JAX_PLATFORMS", "")
-        raise UsageError(
-            f"JAX_PLATFORMS={platforms} asks for devices that JAX does not find here: unset it, or "
-            "install the plugin of that platform."
-        ) from error
 
 
 def _preset(experiment: Experiment, name: str) -> Training:
@@ -288,10 +288,7 @@ def _existing(
         raise UsageError("--mode=eval needs --workdir, the directory of the run to evaluate.")
     with as_usage_error():
         config = train.read_config(train.place(launch.workdir))
-    if config.get("experiment") != experiment.name:
-        raise UsageError(
-            f"--workdir={launch.workdir} is of the experiment {config.get('experiment')}."
-        )
+    _check_experiment(experiment, train.place(launch.workdir))
     expected = {"preset": str, "algorithm": str, "overrides": list}
     for key, kind in expected.items():
         if not isinstance(config.get(key), kind):
@@ -304,6 +301,7 @@ def _existing(
         )
     preset, _ = with_changes(experiment, name, {"algorithm": config["algorithm"]})
     evaluated = typed.evaluation_config(preset)
+    config |= _evaluated(train.place(launch.workdir), evaluated)
     lost = [k for k, v in changes.items() if k not in evaluated and config.get(k) != v]
     if lost:
         raise UsageError(
@@ -322,62 +320,11 @@ def _existing(
     return name, settings, tuple(config["overrides"])
 
 
-def keep_programs() -> None:
-    """Lets later runs find what is compiled, in the user's cache, unless JAX is told where to."""
-    if jax.config.values["jax_compilation_cache_dir"] is not None:
-        return
-    # Programs for a CPU are for the instructions of its model.
-    model = hashlib.sha256(processor().encode()).hexdigest()[:8]
-    with contextlib.suppress(OSError, RuntimeError):  # no home, or one that is read-only
-        folder = default_dir("programs") / model
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            jax.config.update("jax_compilation_cache_dir", str(folder))
-            jax.config.update("jax_compilation_cache_max_size", PROGRAMS_BYTES)
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def _share(settings: Any, launch: Launch) -> int:
-    """The number of devices that share the tasks; a CPU is divided into as many.
-
-    Raises:
-      UsageError: for devices that are not there or cannot share the tasks equally.
-    """
-    serial = getattr(settings, "carry", None) == "serial"
-    equal = 1 if serial else math.gcd(*_shared(settings).values())
-    several = jax.distributed.is_initialized()
-    choose = not (several or launch.num_devices)
-    cores = largest_divisor(equal, num_cores())
-    if choose:
-        _divide_cpu(cores)
-    _check_platform()
-    if choose:
-        most = cores if jax.default_backend() == "cpu" else jax.device_count()
-        return largest_divisor(equal, min(most, jax.device_count()))
-    num_devices = jax.device_count() if several else launch.num_devices
-    check_shared(settings, num_devices)
-    return num_devices
-
-
-def _shared(settings: Any) -> dict[str, int]:
-    """The numbers of tasks that the devices share equally."""
-    names = ["meta_batch_size", "eval_tasks"]
-    if getattr(settings, "choose", "validation") == "validation":
-        names.append("validation_tasks")
-    return {name: getattr(settings, name, 0) for name in names}
-
-
-def check_shared(settings: Any, num_devices: int) -> None:
-    """Raises `UsageError` for numbers of tasks that the devices cannot share equally."""
-    for name, count in _shared(settings).items():
-        if count % num_devices:
-            raise UsageError(
-                f"--{name}={count}: {num_devices} devices cannot share so many tasks equally; make "
-                f"it a multiple of {num_devices}, or change --num_devices."
-            )
-
-
-def _divide_cpu(num_devices: int) -> None:
-    # JAX refuses this once it has been used. Then `task_mesh` reports the number of devices.
-    with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", num_devices)
+def _evaluated(workdir: Path, names: Collection[str]) -> dict[str, Any]:
+    """The settings of the evaluation in a finished run."""
+    path = workdir / "result.json"
+    if not path.exists():
+        return {}
+    with as_usage_error():
+        config = train.read_json(path).get("config", {})
+    return {name: config[name] for name in names if name in config}

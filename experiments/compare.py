@@ -48,21 +48,28 @@ def read(path: Path, name: str) -> Run:
 
     Raises:
       FileNotFoundError: if it has no `result.json`.
+      ValueError: if that file is not one of a run.
     """
     if not (path / "result.json").exists():
         raise FileNotFoundError(f"{path} has no result.json: it is no run, or has not finished.")
     result = train.read_json(path / "result.json")
-    settings = {
-        **{key: value for key, value in result["config"].items() if key != "overrides"},
-        "best_step": result.get("best_step"),
-        "device": result["device"]["kind"],
-        "num_devices": result.get("num_devices"),
-        "wall_seconds": round(result["wall_seconds"]),
-        "commit": (result["commit"] or "unknown")[:10],
-        **{f"{package} version": version for package, version in result["versions"].items()},
-    }
+    try:
+        settings = {
+            **{key: value for key, value in result["config"].items() if key != "overrides"},
+            "best_step": result.get("best_step"),
+            "device": result["device"]["kind"],
+            "num_devices": result.get("num_devices"),
+            "wall_seconds": round(result["wall_seconds"]),
+            "commit": (result["commit"] or "unknown")[:10],
+            **{f"{package} version": version for package, version in result["versions"].items()},
+        }
+        rows = tables.evaluations(result["evaluation"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path / 'result.json'} is not what a launcher writes: evaluate the run again."
+        ) from error
     metrics = train.read_metrics(path) if (path / "metrics.jsonl").exists() else []
-    return Run(name, settings, tables.evaluations(result["evaluation"]), metrics)
+    return Run(name, settings, rows, metrics)
 
 
 def names(paths: Sequence[Path]) -> list[str]:
@@ -196,6 +203,8 @@ def main() -> None:
         print(compare(arguments.runs, arguments.out))
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
+    except OSError as error:
+        parser.error(f"--out={arguments.out} cannot be written ({error.strerror}): name a folder")
     print(f"\n{arguments.out / 'comparison.html'}, text and figures beside it")
 
 

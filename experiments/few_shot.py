@@ -60,7 +60,7 @@ TASKS_PER_CALL = 100
 
 def make_network(settings: FewShot) -> Callable[[int], Any]:
     """The network for any number of classes, a Flax module."""
-    networks = DRAWINGS if settings.dataset == "omniglot" else PHOTOGRAPHS
+    networks = DRAWINGS if datasets.DATA_SETS[settings.dataset].drawings else PHOTOGRAPHS
     network = networks[settings.network]
     if settings.network == "conv_per_step":
         network = functools.partial(network, num_steps=settings.num_steps)

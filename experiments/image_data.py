@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import metajax
 from experiments.classification import BASELINES, FewShot
@@ -32,12 +33,6 @@ class DataLaunch(Launch):
     )
 
 
-def other_photographs() -> list[str]:
-    """The data sets that have no launcher of their own."""
-    own = ("omniglot", "mini_imagenet", "folder")
-    return [name for name in datasets.DATA_SETS if name not in own]
-
-
 def load(settings: FewShot, data_dir: str | None) -> Splits:
     """Reads the data and applies the protocol's changes that are the same for all tasks."""
     wanted = datasets.DATA_SETS[settings.dataset].settings
@@ -47,8 +42,7 @@ def load(settings: FewShot, data_dir: str | None) -> Splits:
             data_dir,
             **{name: getattr(settings, name) for name in wanted if hasattr(settings, name)},
         )
-    if settings.dataset == "folder":
-        data = _large_enough(settings, data)
+    data = _large_enough(settings, data)
     if settings.train_on == "train+validation":
         data = data.merged()
     if not getattr(settings, "invert", True):
@@ -57,10 +51,13 @@ def load(settings: FewShot, data_dir: str | None) -> Splits:
 
 
 def _large_enough(settings: FewShot, data: Splits) -> Splits:
-    """Leaves out the classes that are too small for a task, and says so."""
+    """Leaves out the classes that are too small for a task, and says so.
+
+    Classes that are all of one size stay: the tasks tell what is missing.
+    """
     trained = (settings.train_shots or settings.shots) + settings.queries
     needed = max(trained, settings.shots + settings.eval_queries)
-    kept = Splits(*(part.with_at_least(needed) for part in data))
+    kept = Splits(*(part.with_at_least(needed) if np.ptp(part.counts) else part for part in data))
     left_out = sum(map(len, data)) - sum(map(len, kept))
     if left_out:
         print(f"left out, for less than {needed} images: {left_out} classes")
@@ -95,7 +92,7 @@ def look_for_leaks(command: Command, data: Splits, tasks: Any, test_tasks: Any) 
     split of the classes is detected.
     """
     settings = command.settings
-    drawings = settings.dataset == "omniglot"
+    drawings = datasets.DATA_SETS[settings.dataset].drawings
     found = datasets.audit(data, rotations=drawings)
     key = jax.random.fold_in(jax.random.key(settings.seed), 3)
     found["episodes"] = {"test": audit_episodes(test_tasks, key, AUDITED_TASKS, rotations=drawings)}

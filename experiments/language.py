@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +30,27 @@ from experiments.skeleton import Evaluation, Method
 from metajax import train
 from metajax.tasks import meta_batch
 
-ALGORITHMS = ("ttt", "ttt_first_order", "window", "full")
-LEARNS = ("ttt", "ttt_first_order")
+
+class Reading(NamedTuple):
+    """How a model reads its context.
+
+    Attributes:
+      engine: how the meta-gradient crosses an inner step per chunk; `None` for no inner steps.
+      whole: whether the model attends to all of the context instead of a window.
+    """
+
+    engine: metajax.MetaGradient | None = None
+    whole: bool = False
+
+
+ALGORITHMS = {
+    "ttt": Reading(metajax.second_order()),
+    "ttt_first_order": Reading(metajax.first_order()),
+    "window": Reading(),
+    "full": Reading(whole=True),
+}
+LEARNS = tuple(name for name, reading in ALGORITHMS.items() if reading.engine)
+WINDOWS = tuple(name for name, reading in ALGORITHMS.items() if not reading.whole)
 # Dynamic evaluation: the inner step size of a model that was trained without inner steps.
 DYNAMIC_RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 
@@ -55,7 +74,7 @@ class Language(Training):
         "ttt",
         "A window of two chunks with an inner step per chunk, meta-learned exactly (ttt) or to "
         "first order; without inner steps (window); attention to all of the context (full).",
-        choices=ALGORITHMS,
+        choices=tuple(ALGORITHMS),
     )
     num_chunks: int = setting(16, "Chunks of a context that are predicted.", least=1)
     chunk: int = setting(32, "Bytes per chunk.", least=1)
@@ -63,21 +82,25 @@ class Language(Training):
     width: int = setting(96, "Features of the decoder.", least=2)
     heads: int = setting(4, "Attention heads.", least=1)
     adapting_blocks: int = setting(
-        1, "Last blocks whose feed-forward layers take the inner steps.", least=1
+        1,
+        "Last blocks whose feed-forward layers take the inner steps.",
+        least=1,
+        only={"algorithm": WINDOWS},
     )
     adapters: int = setting(
         0,
         "The rank of low-rank adapters beside these layers, which take the inner steps in their "
         "place; 0: no adapters.",
         least=0,
+        only={"algorithm": WINDOWS},
     )
     inner_learning_rate: float = setting(
         0.1, "Step size of the inner SGD.", least=0.0, only={"algorithm": LEARNS}
     )
-    # The number of steps is that of the chunks, in training as in tests.
-    num_steps: int = setting(0, "Always 0: --num_chunks counts the inner steps.", most=0)
-    validation_steps: int = setting(0, "Always 0, likewise.", most=0)
-    num_eval_steps: int = setting(0, "Always 0, likewise.", most=0, evaluation=True)
+    # There is a step per chunk, in training as in tests.
+    num_steps: int = setting(0, "See num_chunks.", flag=False)
+    validation_steps: int = setting(0, "See num_chunks.", flag=False)
+    num_eval_steps: int = setting(0, "See num_chunks.", flag=False, evaluation=True)
     clip: float = setting(1.0, "Bound on the norm of the meta-gradient.", least=0.0)
     validation_tasks: int = setting(64, "Contexts of the meta-validation.", least=1)
 
@@ -133,7 +156,7 @@ def byte_losses(model: Any, params: Any, tokens: jax.Array, predicted: int) -> j
 def build(command: Command) -> Method:
     """The method of a command."""
     settings: Language = command.settings
-    algorithm, chunk, num_chunks = settings.algorithm, settings.chunk, settings.num_chunks
+    how, chunk, num_chunks = ALGORITHMS[settings.algorithm], settings.chunk, settings.num_chunks
     model = decoder.Decoder(
         settings.blocks,
         settings.width,
@@ -153,7 +176,7 @@ def build(command: Command) -> Method:
 
     def by_chunk(params, context):
         """The loss of each chunk `[num_chunks]` without inner steps."""
-        if algorithm == "full":
+        if how.whole:
             losses = byte_losses(model, params, context, num_chunks * chunk)
             return jnp.mean(losses.reshape(num_chunks, chunk), axis=1)
         return jnp.mean(byte_losses(model, params, text.chunks(context, chunk), chunk), axis=1)
@@ -171,14 +194,13 @@ def build(command: Command) -> Method:
             meta_gradient=engine,
         )
 
-    if algorithm in LEARNS:
-        exact = algorithm == "ttt"
-        engine = metajax.second_order() if exact else metajax.first_order()
-        adapt = reading(optax.sgd(settings.inner_learning_rate), engine)
+    adapt = metajax.inner_loop(chunk_loss, optax.identity(), 0)
+    objective: metajax.Objective = metajax.query_loss(context_loss)
+    found: Any = metajax.AtSteps(lambda p, e, _: jnp.mean(by_chunk(p, e.query)), (0,))
+    if how.engine:
+        adapt = reading(optax.sgd(settings.inner_learning_rate), how.engine)
         objective = metajax.online_loss()
-    else:
-        adapt = metajax.inner_loop(chunk_loss, optax.identity(), 0)
-        objective = metajax.query_loss(context_loss)
+        found = metajax.OfAdaptation(lambda info: jnp.mean(info.loss)[None])
     rate = supervised.make_schedule(settings, settings.outer_learning_rate)
     outer = optax.chain(optax.clip_by_global_norm(settings.clip), optax.adam(rate))
     learner = metajax.meta_learner(
@@ -201,11 +223,6 @@ def build(command: Command) -> Method:
         task_rng, rng = jax.random.split(rng)
         episodes = meta_batch(tasks, settings.validation_tasks, task_rng)
         start = state.meta_params
-        found: Any
-        if algorithm in LEARNS:
-            found = metajax.OfAdaptation(lambda info: jnp.mean(info.loss)[None])
-        else:
-            found = metajax.AtSteps(lambda p, e, _: jnp.mean(by_chunk(p, e.query)), (0,))
         scores = metajax.evaluate(adapt, found, start, episodes, rng, mesh=command.mesh)
         return {"loss": scores["mean"][0]}
 
@@ -213,9 +230,9 @@ def build(command: Command) -> Method:
         count, rng = settings.eval_tasks, jax.random.fold_in(key, 2)
         own = scored(state, test, count, settings.inner_learning_rate, rng)
         rows = {"without inner steps": as_rows(own, "still")}
-        if algorithm in LEARNS:
+        if how.engine:
             rows = {"with inner steps": as_rows(own, "online"), **rows}
-        if algorithm == "window":
+        elif not how.whole:
 
             def mean_loss(rate):
                 scores = scored(state, validation, settings.validation_tasks, rate, rng)

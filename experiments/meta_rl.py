@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +17,25 @@ from jax.sharding import Mesh
 import metajax
 from experiments import plots, skeleton, supervised, tables
 from experiments.command import Command, Experiment, as_usage_error
-from experiments.settings import Training, setting
+from experiments.settings import Training, UsageError, setting
 from experiments.skeleton import Evaluation, Method
 from metajax import rl, train
 from metajax.tasks import meta_batch
 
 REWARD_UNIT = "mean return"
+# Settings of the training.
+UNTRAINED = (
+    "num_meta_steps",
+    "meta_batch_size",
+    "num_steps",
+    "outer_schedule",
+    "every_step",
+    "validation_steps",
+    "validation_tasks",
+    "validate_every",
+    "checkpoint_every",
+    "steps_per_call",
+)
 TRUST_REGION = ("maml", "fomaml", "pretrain", "oracle", "context")
 
 
@@ -104,6 +117,28 @@ class MetaRL(Training):
     eval_trajectories: int = setting(
         40, "Trajectories per task and gradient step in the evaluation.", least=1, evaluation=True
     )
+
+    def check(self) -> None:
+        super().check()
+        if not 0 < self.init_std >= self.min_std:
+            raise UsageError(
+                f"--init_std={self.init_std} must be positive, and at least --min_std="
+                f"{self.min_std}, the least standard deviation of the policy."
+            )
+        if self.algorithm == "reptile" and not self.num_steps:
+            raise UsageError("--num_steps=0: reptile needs at least one step.")
+
+    def unused(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        if self.algorithm == "random":
+            yield "a random policy is not trained", UNTRAINED
+        most = max(self.num_steps, self.validation_steps, self.num_eval_steps)
+        if not most:
+            yield "no gradient step is taken", ("inner_learning_rate", "surrogate")
+        if most < 2:
+            yield "no second gradient step is taken", ("step_decay",)
+        if self.num_steps < 2:
+            yield "training takes no second gradient step", ("every_step",)
+        yield from super().unused()
 
 
 # Finn 2017, section 5.3 and appendix A.2: what all presets start from.

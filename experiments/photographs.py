@@ -7,13 +7,19 @@ Hardware:  not run on the real images yet
 Expected:  the papers have no number for these
 """
 
-from experiments import few_shot, image_data, protocols
+from experiments import few_shot, images, miniimagenet, omniglot, protocols
 from experiments.command import run
+from metajax.data import DATA_SETS
+
+OTHERS = [
+    next(iter(launcher.EXPERIMENT.presets.values())).dataset
+    for launcher in (omniglot, miniimagenet, images)
+]
 
 EXPERIMENT = few_shot.experiment(
     "photographs",
     "Few-shot classification of CIFAR-FS and FC100 with the settings for Mini-ImageNet.",
-    protocols.photographs(image_data.other_photographs()),
+    protocols.photographs(name for name in DATA_SETS if name not in OTHERS),
 )
 
 if __name__ == "__main__":

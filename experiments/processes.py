@@ -29,6 +29,11 @@ def start(launch: Any) -> None:
     Raises:
       UsageError: if they cannot be found.
     """
+    if not launch.coordinator_address and (launch.num_processes > 1 or launch.process_id):
+        raise UsageError(
+            "--num_processes and --process_id need --coordinator_address; srun, mpirun, Cloud TPU "
+            "and GKE need none of them."
+        )
     given: dict[str, Any] = {}
     if launch.coordinator_address:
         given = {

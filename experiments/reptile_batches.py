@@ -146,6 +146,16 @@ EXPERIMENT = Experiment(
     execute,
     few_shot.print_presets,
     launch=PanelLaunch(),
+    hidden=(
+        "algorithm",
+        "tail",
+        "num_steps",
+        "inner_batch",
+        "batches",
+        "inner_learning_rate",
+        "train_shots",
+        "queries",
+    ),
 )
 
 if __name__ == "__main__":

@@ -6,14 +6,13 @@ an instance; another preset is made from it with `dataclasses.replace`.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import sys
 import textwrap
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -35,6 +34,7 @@ class Setting(NamedTuple):
       choices: the strings that are allowed.
       only: other settings, and the values of them with which this one has an effect.
       evaluation: whether it concerns only the evaluation.
+      flag: whether it can be set on the command line.
     """
 
     help: str
@@ -43,6 +43,7 @@ class Setting(NamedTuple):
     choices: tuple[str, ...] = ()
     only: Mapping[str, tuple[Any, ...]] = types.MappingProxyType({})
     evaluation: bool = False
+    flag: bool = True
 
 
 def setting(default: Any, help: str, **rules: Any) -> Any:
@@ -128,6 +129,10 @@ class Training:
                     f"{self.steps_per_call}, the meta-updates of one compiled call."
                 )
 
+    def unused(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Yields reasons why settings have no effect beside the others, and their names."""
+        yield from ()
+
 
 def setting_rules(cls: Any) -> dict[str, Setting]:
     """The settings of a dataclass by name, without the fields that are no flags."""
@@ -173,8 +178,14 @@ def check_bounds(settings: Any) -> None:
             raise UsageError(f"flag --{name}={value} must be one of {', '.join(rule.choices)}.")
 
 
-def check_effect(given: Mapping[str, Any], settings: Any) -> None:
-    """Raises `UsageError` for a flag that is given and has no effect."""
+def check_effect(given: Mapping[str, Any], settings: Any, default: Any) -> None:
+    """Raises `UsageError` for a flag that is given and has no effect.
+
+    Args:
+      given: the values of the flags, by name.
+      settings: the settings with these values.
+      default: the settings without them, whose values may be repeated.
+    """
     rules = setting_rules(settings)
     for name in given.keys() & rules.keys():
         for other, values in rules[name].only.items():
@@ -184,46 +195,48 @@ def check_effect(given: Mapping[str, Any], settings: Any) -> None:
                     f"--{name} has no effect with --{other}={getattr(settings, other)}: it is for "
                     f"{allowed}."
                 )
+    changed = [name for name in given if given[name] != getattr(default, name)]
+    for reason, names in settings.unused():
+        for name in changed:
+            if name in names:
+                raise UsageError(f"--{name}={given[name]} has no effect: {reason}.")
 
 
 # Flags ----------------------------------------------------------------------------------------
 
 
-def parse(classes: Sequence[Any], argv: Sequence[str]) -> dict[str, Any]:
+def parse(
+    classes: Sequence[Any], argv: Sequence[str], hidden: Collection[str] = ()
+) -> dict[str, Any]:
     """The values given on the command line, by the names of the fields.
 
     The flags are ordinary ones of absl: a misspelt name is answered with the nearest, and
     `--flagfile` works.
 
+    Args:
+      classes: dataclasses of settings.
+      argv: the words of the command line.
+      hidden: names of settings that are no flags.
+
     Raises:
       UsageError: for an unknown flag, a value of the wrong type, or an argument that is no flag.
     """
-    with _defined(classes) as own:
-        try:
-            _, *rest = flags.FLAGS([sys.argv[0], *argv])
-        except flags.Error as error:
-            raise UsageError(" ".join(str(error).split())) from error
-        if rest:
-            raise UsageError(f"unexpected argument {rest[0]!r}: flags are written --name=value.")
-        given = {name: own[name].value for name in own if own[name].present}
-        if empty := [name for name, value in given.items() if value == ""]:
-            raise UsageError(f"flag --{empty[0]}= is empty: give it a value, or leave it out.")
-        return given
-
-
-@contextlib.contextmanager
-def _defined(classes: Sequence[Any]) -> Iterator[flags.FlagValues]:
-    """The flags of some dataclasses, which absl knows within the block only."""
     own = flags.FlagValues()
     for cls in classes:
         types_ = typing.get_type_hints(cls)
         for name, rule in setting_rules(cls).items():
-            _define(own, name, types_[name], rule)
-    flags.FLAGS.append_flag_values(own)
+            if rule.flag and name not in hidden:
+                _define(own, name, types_[name], rule)
     try:
-        yield own
-    finally:
-        flags.FLAGS.remove_flag_values(own)
+        _, *rest = own([sys.argv[0], *argv])
+    except flags.Error as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    if rest:
+        raise UsageError(f"unexpected argument {rest[0]!r}: flags are written --name=value.")
+    given = {name: own[name].value for name in own if own[name].present}
+    if empty := [name for name, value in given.items() if value == ""]:
+        raise UsageError(f"flag --{empty[0]}= is empty: give it a value, or leave it out.")
+    return given
 
 
 def _define(own: flags.FlagValues, name: str, kind: Any, rule: Setting) -> None:
@@ -243,15 +256,17 @@ def _define(own: flags.FlagValues, name: str, kind: Any, rule: Setting) -> None:
         flags.DEFINE_string(name, None, rule.help, flag_values=own)
 
 
-def help_text(groups: Sequence[Any]) -> str:
+def help_text(groups: Sequence[Any], hidden: Collection[str] = ()) -> str:
     """The flags of some instances, grouped by the class that states them, with their values.
 
     Args:
       groups: instances of dataclasses, whose values are shown as the defaults.
+      hidden: names of settings that are no flags.
     """
     lines = []
     for group in groups:
         rules, shown = setting_rules(group), set()
+        rules = {k: rule for k, rule in rules.items() if rule.flag and k not in hidden}
         for cls in reversed(type(group).__mro__):
             own = [n for n in rules if n in getattr(cls, "__annotations__", {}) and n not in shown]
             if not own:

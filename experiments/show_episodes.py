@@ -2,8 +2,9 @@
 
 Command: python -m experiments.show_episodes --preset=finn2017/omniglot_5w1s --out=episodes.png
 
-It takes all flags of the experiment, such as --ways=20 or --resample=nearest. The tasks of
-meta-training have the queries of training, the others those of the evaluation.
+It takes the flags of the experiment that concern tasks and images, such as --ways=20 or
+--resample=nearest. The tasks of meta-training have the queries of training, the others those of the
+evaluation.
 """
 
 from __future__ import annotations
@@ -14,11 +15,36 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments import few_shot, image_data, miniimagenet, omniglot, photographs, plots, protocols
+from experiments import (
+    classification,
+    few_shot,
+    image_data,
+    miniimagenet,
+    omniglot,
+    photographs,
+    plots,
+    protocols,
+)
 from experiments.command import Command, Experiment, run
-from experiments.settings import UsageError, setting
+from experiments.settings import UsageError, setting, setting_rules
 from metajax.tasks import meta_batch
 
+# The settings that decide what is drawn.
+OF_TASKS = (
+    "algorithm",
+    "seed",
+    "ways",
+    "train_ways",
+    "shots",
+    "train_shots",
+    "queries",
+    "eval_queries",
+    "train_on",
+    "rotation",
+    "split",
+    "resample",
+    "invert",
+)
 FAMILIES = (omniglot.EXPERIMENT, miniimagenet.EXPERIMENT, photographs.EXPERIMENT)
 
 
@@ -76,6 +102,7 @@ EXPERIMENT = Experiment(
     few_shot.print_presets,
     protocols.BY_ALGORITHM,
     Shown(),
+    hidden=[name for name in setting_rules(classification.Omniglot) if name not in OF_TASKS],
 )
 
 if __name__ == "__main__":

@@ -103,6 +103,7 @@ def _run(command: Command, build: Callable[[Command], Method]) -> int:
         folder /= "evaluations/" + "-".join(map(str, values))
     if train.is_first():
         write(command, folder, fitted, evaluation)
+        print("drawing the figures", flush=True)
         with complete(folder) as figures:
             method.draw(figures, fitted, evaluation)
         if not command.evaluates_only:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import optax
@@ -176,6 +176,15 @@ class Supervised(Training):
             raise UsageError(f"--queries=0: {self.algorithm} learns from query examples.")
         if self.tail != "none" and (self.algorithm != "fomaml" or self.num_steps == 0):
             raise UsageError(f"--tail={self.tail} is for fomaml with at least one step.")
+
+    def unused(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        if not any(getattr(self, name) for name in self.support_sizes()):
+            yield "every inner step takes the whole support", ("batches",)
+        if not self.num_steps:
+            yield "training takes no inner steps", ("inner_batch", "carry")
+        if self.inner_optimizer == "sgd":
+            yield "SGD has no state to pass on", ("carry",)
+        yield from super().unused()
 
     def support_sizes(self) -> dict[str, int]:
         """The examples that inner batches are drawn from, by the name of the batch's size."""

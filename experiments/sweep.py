@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 
 from experiments import command, skeleton, tables
 from experiments import settings as typed
-from experiments.__main__ import EXPERIMENTS
 from experiments.command import Experiment
+from experiments.launchers import EXPERIMENTS
 from experiments.settings import UsageError
 from metajax import train
 
@@ -125,6 +125,8 @@ def make_runs(presets: Sequence[str], seeds: Sequence[int], vary: Mapping[str, A
         dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values())
     ]
     found = []
+    if len({*presets}) < len(presets):
+        raise UsageError("a preset is given twice.")
     for name in presets:
         experiment, preset = find(name)
         for changes in combinations:
@@ -137,14 +139,10 @@ def make_runs(presets: Sequence[str], seeds: Sequence[int], vary: Mapping[str, A
 
 def configuration(run: Run) -> dict[str, Any]:
     """The settings of a run, for its training and its evaluation."""
-    experiment = run.experiment
-    classes = [type(next(iter(experiment.presets.values()))), type(experiment.launch)]
-    given = typed.parse(classes, run.flags)
+    given = run.experiment.parse(run.flags)
     del given["preset"]
-    settings, _ = command.with_changes(experiment, run.preset, given)
-    typed.check_bounds(settings)
-    typed.check_effect(given, settings)
-    settings.check()
+    settings, _ = command.with_changes(run.experiment, run.preset, given)
+    command.check(run.experiment, run.preset, given, settings)
     return {**typed.training_config(settings), **typed.evaluation_config(settings)}
 
 
@@ -174,6 +172,7 @@ def main(argv: Sequence[str]) -> str:
         prog="python -m experiments.sweep",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --seed would be --seeds
     )
     parser.add_argument("presets", nargs="+", metavar="PRESET")
     parser.add_argument("--seeds", default="0")

@@ -90,6 +90,7 @@ def test_the_launchers_import_downward():
         "tables",
         "animation",
         "processes",
+        "devices",
         "command",
         "skeleton",
         "supervised",

@@ -15,8 +15,14 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/explore.html"), help="the file")
     out = parser.parse_args().out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(explore.html(), encoding="utf-8")
+    if out.is_dir():
+        parser.error(f"--out={out} is a folder: name a file, such as {out / 'explore.html'}")
+    page = explore.html()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        parser.error(f"--out={out} cannot be written ({error.strerror}): name another file")
     print(out)
 
 

@@ -52,7 +52,8 @@ def cached(
     directory = Path(directory).expanduser()
     wanted = json.loads(json.dumps(identity))
     asked = origin() if compare else None
-    stored = _read(directory, wanted, asked, warn=True)
+    distrusted: list[str] = []
+    stored = _read(directory, wanted, asked, distrusted)
     if stored is not None:
         return stored
     directory.mkdir(parents=True, exist_ok=True)
@@ -61,6 +62,8 @@ def cached(
         stored = _read(directory, wanted, asked)
         if stored is None:
             _write(directory, wanted, build, origin)
+            for reason in distrusted:
+                _logger.warning("rebuilt the data in %s: %s", directory, reason)
             stored = _read(directory, wanted, None)
     if stored is None:
         raise OSError(f"what was just written to {directory} reads back differently")
@@ -68,9 +71,9 @@ def cached(
 
 
 def _read(
-    directory: Path, identity: Any, origin: str | None, *, warn: bool = False
+    directory: Path, identity: Any, origin: str | None, distrusted: list[str] | None = None
 ) -> dict[str, np.ndarray] | None:
-    """Returns what `_write` wrote, or None where it is absent or not to be trusted."""
+    """Returns what `_write` wrote, or None where it is absent or, for a reason, distrusted."""
     try:
         manifest = json.loads((directory / _MANIFEST).read_text())
         if manifest["identity"] != identity:
@@ -85,13 +88,13 @@ def _read(
                 raise ValueError(f"the checksum of {name}.npy does not match")
         return {name: np.load(_file(directory, name), mmap_mode="r") for name in names}
     except FileNotFoundError as error:
-        if warn and Path(error.filename).name != _MANIFEST:
-            _logger.warning("rebuilding the data in %s: %s is gone", directory, error.filename)
-        return None
+        reason = f"{error.filename} is gone"
+        absent = Path(error.filename).name == _MANIFEST
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        if warn:
-            _logger.warning("rebuilding the data in %s: %s", directory, error)
-        return None
+        reason, absent = str(error), False
+    if distrusted is not None and not absent:
+        distrusted.append(reason)
+    return None
 
 
 def _write(

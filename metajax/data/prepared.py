@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import socket
 import sys
@@ -48,7 +49,7 @@ def prepare(builder: Any, title: str) -> None:
       FileNotFoundError: they are not there and cannot be made. Without a network this takes
         seconds.
     """
-    if builder.is_prepared():
+    if _is_prepared(builder):
         return
     missing = f"no prepared {title} in {builder.data_path}"
     name_and_version = "/".join(Path(builder.data_path).parts[-2:])
@@ -77,6 +78,16 @@ def prepare(builder: Any, title: str) -> None:
         raise FileNotFoundError(
             f"{missing}, and preparing it failed ({' '.join(str(error).split())}); {remedy}"
         ) from error
+
+
+def _is_prepared(builder: Any) -> bool:
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # TFDS logs what is absent, which `prepare` tells
+    try:
+        return builder.is_prepared()
+    finally:
+        logger.setLevel(level)
 
 
 def _downloaded(builder: Any) -> str:

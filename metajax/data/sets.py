@@ -18,10 +18,13 @@ class DataSet(NamedTuple):
     Attributes:
       title: its name in figures and messages.
       load: its reader, `(data_dir, *, setting=..., ...) -> Splits`.
+      drawings: whether it has drawings, whose quarter turns are other classes, and which smaller
+        networks suffice for.
     """
 
     title: str
     load: Callable[..., Splits]
+    drawings: bool = False
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -30,7 +33,7 @@ class DataSet(NamedTuple):
 
 
 DATA_SETS = {
-    "omniglot": DataSet("Omniglot", omniglot.load),
+    "omniglot": DataSet("Omniglot", omniglot.load, drawings=True),
     "mini_imagenet": DataSet("Mini-ImageNet", mini_imagenet.load),
     "cifar_fs": DataSet("CIFAR-FS", functools.partial(cifar.load, split="cifar_fs")),
     "folder": DataSet("the folder", own_images.load),

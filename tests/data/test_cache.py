@@ -91,7 +91,7 @@ def test_damage_is_repaired_with_a_warning(kind, load, builds, tmp_path, caplog)
     with caplog.at_level(logging.WARNING):
         assert_intact(load())
     assert len(builds) == 2
-    assert f"rebuilding the data in {tmp_path}" in caplog.text
+    assert f"rebuilt the data in {tmp_path}" in caplog.text
     assert reason in caplog.text
     caplog.clear()
     assert_intact(load())

@@ -102,3 +102,18 @@ def test_what_cannot_be_compared_is_an_error(given, message, tmp_path, monkeypat
     with pytest.raises(SystemExit):
         compare.main()
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["{}", '{"config": 3}'])
+def test_a_result_of_something_else_is_refused(tmp_path, content):
+    (tmp_path / "result.json").write_text(content)
+    with pytest.raises(ValueError, match="is not what a launcher writes"):
+        compare.read(tmp_path, "run")
+
+
+def test_a_folder_that_cannot_be_written_is_named(runs, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["compare", *map(str, runs), f"--out={tmp_path / 'file'}"])
+    with pytest.raises(SystemExit):
+        compare.main()
+    assert f"--out={tmp_path / 'file'} cannot be written" in capsys.readouterr().err

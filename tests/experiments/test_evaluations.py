@@ -24,7 +24,7 @@ def test_evaluation_keeps_the_configuration(tmp_path):
     )
     with pytest.raises(UsageError, match="leave out --seed"):
         launch(sinusoid, "--mode=eval", "--seed=1", f"--workdir={tmp_path}")
-    with pytest.raises(UsageError, match="is of the experiment sinusoid"):
+    with pytest.raises(UsageError, match="of the experiment sinusoid"):
         launch(omniglot, "--mode=eval", f"--workdir={tmp_path}")
 
 

@@ -69,6 +69,13 @@ def page(browser, html):
     return opened(browser, html, viewport={"width": 1100, "height": 900})
 
 
+def test_a_folder_is_no_file_to_write(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["explore", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"--out={tmp_path} is a folder: name a file" in capsys.readouterr().err
+
+
 def test_the_page_is_one_small_file(html):
     assert html.stat().st_size < 3_000_000
 

@@ -7,14 +7,14 @@ import subprocess
 import pytest
 import yaml
 
-from experiments import command, omniglot
+from experiments import command, devices, omniglot
 from experiments import settings as typed
 from tests.processes import ROOT
 
 JOBS = ROOT / "experiments" / "jobs"
 
 
-def accepted(words, devices):
+def accepted(words, num_devices):
     """Asserts that the launcher takes the flags, and that so many devices share the tasks."""
     experiment = omniglot.EXPERIMENT
     given = typed.parse([type(experiment.presets[PRESET]), type(experiment.launch)], words)
@@ -22,7 +22,7 @@ def accepted(words, devices):
     changes = {k: v for k, v in given.items() if k not in launch}
     settings, _ = command.with_changes(experiment, given["preset"], changes)
     typed.check_bounds(settings)
-    command.check_shared(settings, devices)
+    devices.check_shared(settings, num_devices)
     return given
 
 

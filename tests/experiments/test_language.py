@@ -174,7 +174,8 @@ def test_what_does_not_fit_is_refused(tmp_path):
         (["--adapting_blocks=9"], "more than the 4 --blocks"),
         (["--preset=full", "--inner_learning_rate=1"], "no effect with --algorithm=full"),
         (["--data_dir=/nowhere"], "no text at"),
-        (["--num_steps=2"], "2 is not a non-positive integer"),
+        (["--num_steps=2"], "Unknown command line flag 'num_steps'"),
+        (["--preset=full", "--adapting_blocks=2"], "no effect with --algorithm=full"),
     ):
         with pytest.raises(UsageError, match=message):
             launch(language, *arguments, f"--workdir={tmp_path}")

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from experiments import command as commands
-from experiments import images, navigation, omniglot, sinusoid
-from experiments.__main__ import EXPERIMENTS
+from experiments import devices, images, navigation, omniglot, sinusoid
+from experiments.launchers import EXPERIMENTS
 from experiments.settings import UsageError, setting_rules
 from experiments.supervised import ALGORITHMS
 from metajax import train
@@ -164,6 +164,19 @@ def test_omniglot_runs_other_algorithms(tmp_path, omniglot_data_dir, algorithm):
             "--validation_tasks has no effect with --choose=last",
         ),
         ("miniimagenet", ["--preset=finn2017/omniglot_5w1s"], "is unknown; --preset=list"),
+        ("sinusoid", ["--pdb"], "Unknown command line flag 'pdb'"),  # absl's own
+        ("sinusoid", ["--process_id=1"], "--process_id need --coordinator_address"),
+        ("navigation", ["--init_std=0.1"], "--init_std=0.1 must be positive, and at least --min"),
+        ("navigation", ["--init_std=0", "--min_std=0"], "--init_std=0.0 must be positive"),
+        ("navigation", ["--algorithm=reptile", "--num_steps=0"], "reptile needs at least one step"),
+        ("show_episodes", ["--num_steps=3"], "Unknown command line flag 'num_steps'"),
+        ("reptile_batches", ["--inner_batch=3"], "Unknown command line flag 'inner_batch'"),
+        ("language", ["--num_steps=0"], "Unknown command line flag 'num_steps'"),
+        (
+            "miniimagenet",
+            ["--algorithm=nearest_neighbour", "--num_eval_steps=3"],
+            "nearest_neighbour takes no steps: --num_eval_steps=0",
+        ),
         ("miniimagenet", ["--data_dir=/nowhere"], "/nowhere"),
     ],
 )
@@ -174,6 +187,58 @@ def test_a_mistake_is_one_clear_line(experiment, arguments, message, tmp_path, m
         commands.main(launcher, [*arguments])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "arguments", "because"),
+    [
+        ("sinusoid", ["--carry=mean"], "SGD has no state to pass on"),
+        ("sinusoid", ["--batches=replacement"], "every inner step takes the whole support"),
+        ("sinusoid", ["--num_steps=0", "--inner_batch=3"], "training takes no inner steps"),
+        ("omniglot", ["--algorithm=prototypical", "--num_steps=3"], "takes no inner steps"),
+        ("omniglot", ["--algorithm=r2d2", "--inner_learning_rate=3"], "takes no inner steps"),
+        ("omniglot", ["--algorithm=matching", "--noadapt_norm"], "takes no inner steps"),
+        ("miniimagenet", ["--algorithm=fine_tuning", "--inner_batch=3"], "in testing only"),
+        ("miniimagenet", ["--algorithm=fine_tuning", "--queries=3"], "not trained on episodes"),
+        ("miniimagenet", ["--algorithm=nearest_neighbour", "--carry=mean"], "takes no inner steps"),
+        ("navigation", ["--algorithm=random", "--num_meta_steps=3"], "is not trained"),
+        ("navigation", ["--algorithm=oracle", "--surrogate=dice"], "no gradient step is taken"),
+        ("navigation", ["--preset=finn2017", "--every_step"], "no second gradient step"),
+        ("cart_pole", ["--init_std=2"], "chooses among two actions"),
+    ],
+)
+def test_a_flag_without_effect_is_refused(experiment, arguments, because):
+    (launcher,) = (each for each in EXPERIMENTS if each.name == experiment)
+    with pytest.raises(UsageError, match=f"has no effect: .*{because}"):
+        commands.resolve(launcher, launcher.parse(arguments))
+
+
+def test_a_flag_may_repeat_the_preset_where_it_has_no_effect():
+    given = omniglot.EXPERIMENT.parse(["--algorithm=prototypical", "--num_steps=0"])
+    assert commands.resolve(omniglot.EXPERIMENT, given).settings.num_steps == 0
+
+
+def test_a_workdir_of_another_experiment_is_told_in_a_line(tmp_path):
+    (tmp_path / "config.json").write_text('{"experiment": "omniglot"}')
+    with pytest.raises(UsageError, match="holds a run of the experiment omniglot: choose another"):
+        launch(sinusoid, f"--workdir={tmp_path}")
+
+
+def test_an_evaluation_has_the_settings_of_the_run(tmp_path):
+    launch(sinusoid, *SMALL, f"--workdir={tmp_path}")
+    command = commands.resolve(
+        sinusoid.EXPERIMENT, {"mode": "eval", "workdir": str(tmp_path), "num_eval_steps": 4}
+    )
+    assert (command.settings.eval_tasks, command.settings.num_eval_steps) == (3, 4)
+
+
+def test_an_interrupted_import_leaves_no_traceback():
+    interrupted = "import signal; import experiments; signal.raise_signal(signal.SIGINT)"
+    done = subprocess.run(
+        [sys.executable, "-c", interrupted], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr == "error: interrupted.\n"
 
 
 @pytest.mark.parametrize(("arguments", "status"), [(["--num_meta_stpes=5"], 1)])
@@ -214,6 +279,9 @@ def test_help_explains_every_flag_with_the_preset_s_value(experiment, capsys):
     told = capsys.readouterr().out
     for each in (preset, experiment.launch):
         for flag, rule in setting_rules(each).items():
+            if not rule.flag or flag in experiment.hidden:
+                assert f"--{flag} (" not in told
+                continue
             value = getattr(each, flag)
             if isinstance(value, bool):
                 assert f"  --[no]{flag} (default: {str(value).lower()})\n" in told
@@ -253,14 +321,14 @@ def test_without_a_workdir_a_dated_folder_is_used():
 
 
 @pytest.mark.parametrize(
-    ("tasks", "cores", "devices"), [(4, 2, 2), (25, 2, 1), (6, 4, 3), (32, 64, 8)]
+    ("tasks", "cores", "expected"), [(4, 2, 2), (25, 2, 1), (6, 4, 3), (32, 64, 8)]
 )
-def test_as_many_devices_as_can_share_the_tasks(tasks, cores, devices, monkeypatch):
-    monkeypatch.setattr(commands, "num_cores", lambda: cores)
+def test_as_many_devices_as_can_share_the_tasks(tasks, cores, expected, monkeypatch):
+    monkeypatch.setattr(devices, "num_cores", lambda: cores)
     given = {"meta_batch_size": tasks, "eval_tasks": 2 * tasks, "validation_tasks": tasks}
     found = commands.resolve(omniglot.EXPERIMENT, given)
-    assert found.launch.num_devices == devices
-    assert (1 if found.mesh is None else found.mesh.size) == devices
+    assert found.launch.num_devices == expected
+    assert (1 if found.mesh is None else found.mesh.size) == expected
     serial = commands.resolve(
         omniglot.EXPERIMENT, {**given, "algorithm": "reptile", "carry": "serial"}
     )
@@ -270,13 +338,13 @@ def test_as_many_devices_as_can_share_the_tasks(tasks, cores, devices, monkeypat
 def test_programs_are_kept_unless_jax_is_told_where(tmp_path, monkeypatch):
     told = jax.config.jax_compilation_cache_dir
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    commands.keep_programs()
+    devices.keep_programs()
     assert jax.config.jax_compilation_cache_dir == told
     assert not any(tmp_path.iterdir())
     limits = jax.config.jax_persistent_cache_min_compile_time_secs
     try:
         jax.config.update("jax_compilation_cache_dir", None)
-        commands.keep_programs()
+        devices.keep_programs()
         kept = Path(jax.config.jax_compilation_cache_dir)
         assert kept.parent == tmp_path / "metajax" / "programs"
         assert kept.is_dir()

@@ -126,7 +126,7 @@ def test_what_nichol_trains_on(random_images):
 )
 def test_presets_run(experiment, preset, changes, random_images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(few_shot, "TASKS_PER_CALL", 4)
-    arguments = [*SMALL, *changes, f"--preset={preset}", "--eval_queries=2", "--num_steps=2"]
+    arguments = [*SMALL, *changes, f"--preset={preset}", "--eval_queries=2"]
     if ALL[preset].choose == "validation":
         arguments.append(FEW)
     arguments += [] if "plus_plus" in preset else ["--network=mlp"]

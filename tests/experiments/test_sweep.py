@@ -44,6 +44,7 @@ def test_presets_of_several_launchers_and_values_in_all_combinations():
         ([PRESET, "--seeds=1,1"], "none twice"),
         ([PRESET, "--seeds=-1"], "must be as 0:3"),
         ([PRESET, "--seeds=x"], "must be as 0:3"),
+        ([PRESET, PRESET], "a preset is given twice"),
         ([PRESET, "--vary=shots"], "must be NAME=VALUE,VALUE"),
         ([PRESET, "--vary=shots=1,1"], "none twice"),
         ([PRESET, "--vary=shots=1,"], "must be NAME=VALUE,VALUE"),
@@ -104,3 +105,9 @@ def test_every_launcher_of_single_runs_can_be_swept():
         if each.build is not None:
             preset = next(iter(each.presets))
             assert sweep.find(f"{each.name}:{preset}") == (each, preset)
+
+
+def test_one_seed_is_not_an_abbreviation_of_many(capsys):
+    with pytest.raises(SystemExit):
+        sweep.main([PRESET, "--seed=3"])
+    assert "unrecognized arguments: --seed=3" in capsys.readouterr().err
