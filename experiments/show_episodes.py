@@ -26,7 +26,7 @@ from experiments import (
     protocols,
 )
 from experiments.command import Command, Experiment, run
-from experiments.settings import UsageError, setting, setting_rules
+from experiments.settings import Launch, UsageError, setting, setting_rules
 from metajax.tasks import meta_batch
 
 # The settings that decide what is drawn.
@@ -102,7 +102,12 @@ EXPERIMENT = Experiment(
     few_shot.print_presets,
     protocols.BY_ALGORITHM,
     Shown(),
-    hidden=[name for name in setting_rules(classification.Omniglot) if name not in OF_TASKS],
+    hidden=[
+        name
+        for kind in (classification.Omniglot, Launch)
+        for name in setting_rules(kind)
+        if name not in (*OF_TASKS, "preset")
+    ],
 )
 
 if __name__ == "__main__":
