@@ -100,7 +100,7 @@ def check_symmetric(
     """
     base.check_function("check_symmetric: loss", loss, "params, batch, rng")
     loss_rng, *rngs = base.split_key(rng, 3)
-    stateful, (params, model) = isinstance(params, Stateful), base.split_state(params)
+    stateful, (params, model) = isinstance(params, Stateful), adaptable(params)
 
     def value(params: Params) -> Array:
         return loss(Stateful(params, model) if stateful else params, batch, loss_rng)[0]

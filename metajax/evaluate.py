@@ -234,14 +234,17 @@ def _measured(metric: Metric | AtSteps | OfAdaptation, step: Array | int, *args:
         return ()
     if isinstance(metric, AtSteps):
         return jax.lax.cond(
-            jnp.isin(step, np.asarray(metric.steps)),
+            jnp.isin(step, _steps(metric)),
             lambda: _measured(metric.metric, step, *args),
             lambda: jax.tree.map(
                 lambda s: jnp.zeros(s.shape, s.dtype),
                 jax.eval_shape(lambda: _measured(metric.metric, step, *args)),
             ),
         )
-    return base.as_arrays("evaluate: metric", metric(*args))
+    measured = base.as_arrays("evaluate: metric", metric(*args))
+    if not jax.tree.leaves(measured):
+        raise ValueError("evaluate: the metric returns no array: it must return a scalar, or some.")
+    return measured
 
 
 def _selected(metric: Metric | AtSteps | OfAdaptation, probed: PyTree, info: AdaptInfo) -> PyTree:
@@ -250,11 +253,11 @@ def _selected(metric: Metric | AtSteps | OfAdaptation, probed: PyTree, info: Ada
         return base.as_arrays("evaluate: metric", metric.metric(info._replace(probe=())))
     if not isinstance(metric, AtSteps):
         return probed
-    steps, last = np.asarray(metric.steps), len(jax.tree.leaves(probed)[0]) - 1
-    if steps.ndim != 1 or steps.dtype.kind not in "iu" or not np.isin(steps, range(last + 1)).all():
+    steps, last = _steps(metric), len(jax.tree.leaves(probed)[0]) - 1
+    if not np.isin(steps, range(last + 1)).all():
         raise ValueError(
-            f"evaluate: AtSteps.steps must be integers [n] within 0 to {last}, the number of "
-            f"adaptation steps; got {metric.steps!r}."
+            f"evaluate: AtSteps.steps must be within 0 to {last}, the number of adaptation steps; "
+            f"got {metric.steps!r}."
         )
     return jax.tree.map(lambda x: x[steps], probed)
 
@@ -340,3 +343,12 @@ def mse(apply: Apply) -> Metric:
     base.check_function("mse: apply", apply, "params, x")
     loss = squared_error(apply)
     return lambda params, episode, rng: loss(params, episode.query, rng)[0]
+
+
+def _steps(metric: AtSteps) -> np.ndarray:
+    steps = np.asarray(metric.steps)
+    if steps.ndim != 1 or not steps.size or steps.dtype.kind not in "iu":
+        raise ValueError(
+            f"evaluate: AtSteps.steps must be integers [n], such as (0, 1); got {metric.steps!r}."
+        )
+    return steps

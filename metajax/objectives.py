@@ -44,7 +44,7 @@ def query_loss(loss: LossFn) -> Objective:
 
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
         _check_query("query_loss", episode.query)
-        adapt_rng, query_rng = jax.random.split(rng)
+        adapt_rng, query_rng = base.split_key(rng)
         adapted, info = adapt.apply(
             meta_params, episode.support, adapt_rng, inner_state=inner_state
         )
@@ -87,6 +87,9 @@ def multi_step_query_loss(
     """
     base.check_function("multi_step_query_loss: loss", loss, "params, batch, rng")
 
+    if weights is not None:
+        _check_numbers("multi_step_query_loss", weights)
+
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
         if not adapt.differentiates_steps:
             raise ValueError(
@@ -94,7 +97,7 @@ def multi_step_query_loss(
                 "that of the final parameters: use query_loss, second_order() or first_order()."
             )
         _check_query("multi_step_query_loss", episode.query)
-        adapt_rng, query_rng = jax.random.split(rng)
+        adapt_rng, query_rng = base.split_key(rng)
 
         def probe(params, step):
             return check_loss(loss(params, episode.query, query_rng), base.split_state(params)[1])
@@ -161,7 +164,7 @@ def online_loss() -> Objective:
                 "online_loss: an inner loop without steps has no losses before its steps; "
                 "query_loss is the objective without adaptation."
             )
-        adapt_rng, _ = jax.random.split(rng)
+        adapt_rng, _ = base.split_key(rng)
         _, info = adapt.apply(meta_params, episode.support, adapt_rng, inner_state=inner_state)
         return jnp.mean(info.loss), (_metrics(info), info.inner_state)
 
@@ -201,7 +204,8 @@ def displacement(loss: LossFn | None = None) -> Objective:
         base.check_function("displacement: loss", loss, "params, batch, rng")
 
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
-        adapt_rng, query_rng = jax.random.split(rng)
+        _check_nothing_learned("displacement", meta_params)
+        adapt_rng, query_rng = base.split_key(rng)
         adapted, info = jax.lax.stop_gradient(
             adapt.apply(meta_params, episode.support, adapt_rng, inner_state=inner_state)
         )
@@ -256,12 +260,13 @@ def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Obj
         base.check_kind("last_update: tail", tail, Adapt, "from inner_loop")
 
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
+        _check_nothing_learned("last_update", meta_params)
         if tail is not None and tail.carry != adapt.carry:
             raise ValueError(
                 f"last_update: the tail was built with carry={tail.carry!r}, but the steps before "
                 f"it with carry={adapt.carry!r}. The optimizer's state passes through both."
             )
-        adapt_rng, query_rng = jax.random.split(rng)
+        adapt_rng, query_rng = base.split_key(rng)
         adapted, info = adapt.apply(
             meta_params,
             episode.support,
@@ -311,7 +316,7 @@ def weighted_updates(weights: Sequence[float], loss: LossFn | None = None) -> Ob
       An objective with the metrics of `displacement`.
 
     Raises:
-      ValueError: when traced, if there are not `num_steps` weights.
+      ValueError: for weights that are no numbers; when traced, if there are not `num_steps`.
 
     Example:
 
@@ -327,8 +332,11 @@ def weighted_updates(weights: Sequence[float], loss: LossFn | None = None) -> Ob
       <https://arxiv.org/abs/1803.02999>`_, 2018, section 6.2, figure 3.
     """
 
+    _check_numbers("weighted_updates", weights)
+
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
-        adapt_rng, query_rng = jax.random.split(rng)
+        _check_nothing_learned("weighted_updates", meta_params)
+        adapt_rng, query_rng = base.split_key(rng)
         adapted, info = adapt.apply(
             meta_params,
             episode.support,
@@ -356,6 +364,23 @@ def _measured(
     if loss is None or not base.num_numbers(query):
         return ()
     return check_loss(loss(params, query, rng), base.split_state(params)[1])[:2]
+
+
+def _check_nothing_learned(name: str, meta_params: MetaParams) -> None:
+    if jax.tree.leaves(meta_params.inner):
+        raise ValueError(
+            f"{name}: its meta-gradient is zero for learned hyper-parameters of the inner "
+            "optimizer, which would never be learned. Use query_loss (maml, fomaml), or an optax "
+            "optimizer inside."
+        )
+
+
+def _check_numbers(name: str, weights: Sequence[float] | Array) -> None:
+    if not isinstance(weights, jax.Array | np.ndarray | Sequence):
+        raise ValueError(f"{name}: weights must be one number for each inner step, got {weights}.")
+    if isinstance(weights, Sequence):
+        for weight in weights:
+            base.check_number(f"{name}: every weight", weight, "(-inf, inf)")
 
 
 def _check_weights(name: str, weights: Sequence[float] | Array | None, num_steps: int) -> None:

@@ -49,6 +49,8 @@ class LearnedOptimizer(NamedTuple):
 def as_learned(optimizer: Optimizer | LearnedOptimizer) -> LearnedOptimizer:
     """Lifts an optax transformation to a `LearnedOptimizer` without hyper-parameters."""
     if isinstance(optimizer, LearnedOptimizer):
+        base.check_function("LearnedOptimizer.init", optimizer.init, "params")
+        base.check_function("LearnedOptimizer.make", optimizer.make, "inner")
         return optimizer
     check_optimizer("the inner optimizer", optimizer, ", or a LearnedOptimizer")
     return LearnedOptimizer(lambda params: (), lambda inner: optimizer)
@@ -238,9 +240,9 @@ def adapt_only(optimizer: Optimizer | LearnedOptimizer, where: PathPredicate) ->
         accepted = {bool(where(path)) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
         if len(accepted) != 2:
             raise ValueError(
-                "the path predicate must accept some of the parameters and reject others, but it "
-                f"accepts {'all' if accepted == {True} else 'none'} of "
-                f"{', '.join(base.named_leaves(params))}."
+                "the path predicate must make some of the parameters adapt and others not, but "
+                f"{'all' if accepted == {True} else 'none'} of "
+                f"{', '.join(base.named_leaves(params))} would adapt."
             )
         return whole.init(only(params, where))
 

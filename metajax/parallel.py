@@ -11,7 +11,14 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
-from metajax.base import Array, PyTree, check_integer, inexact_leaves, leading_size
+from metajax.base import (
+    Array,
+    PyTree,
+    check_function,
+    check_integer,
+    inexact_leaves,
+    leading_size,
+)
 from metajax.machine import CPU_CHUNK_BYTES, CPU_CHUNK_TASKS, equal_chunk
 
 TASKS = "tasks"  # the axis of a mesh that the tasks are shared over
@@ -87,6 +94,7 @@ def over_tasks(
     >>> float(mean)
     14.0
     """
+    check_function("over_tasks: fn", fn, "shared, tasks, carry")
     if task_chunk is not None:
         task_chunk = check_integer("task_chunk", task_chunk)
     check_mesh("mesh", mesh)

@@ -112,7 +112,7 @@ def test_building_with_wrong_arguments(build, message):
 )
 def test_a_head_that_is_nothing_or_everything(accept, found):
     learner = metajax.anil(mlp_loss, SGD, SGD, head=accept)
-    with pytest.raises(ValueError, match=rf"accepts {found} of \[0\]\['b'\], \[0\]\['w'\]"):
+    with pytest.raises(ValueError, match=rf"{found} of \[0\]\['b'\], \[0\]\['w'\]"):
         learner.init(mlp_params())
 
 

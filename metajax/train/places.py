@@ -27,7 +27,7 @@ def place(name: str | os.PathLike[str]) -> Path:
       name: a local path, or `gs://BUCKET/PATH` for Google Cloud Storage.
 
     Raises:
-      WorkdirError: for another kind of store, or if the package for it is missing.
+      WorkdirError: for what is no path or in another kind of store, or if its package is missing.
 
     Example:
 
@@ -35,6 +35,8 @@ def place(name: str | os.PathLike[str]) -> Path:
     >>> train.place("runs/sinusoid").name
     'sinusoid'
     """
+    if not isinstance(name, str | os.PathLike):
+        raise WorkdirError(f"a workdir must be a string or a path, got {name!r}.")
     scheme, separator, _ = os.fspath(name).partition("://")
     if not separator:
         return Path(name)

@@ -218,7 +218,14 @@ class StreamSource:
         episodes, self.opened = self.opened, None
         if episodes is not None and step == 0:
             return episodes
-        return iter(self.stream.open_at(step))
+        opened: Any = self.stream.open_at(step)
+        try:
+            return iter(opened)
+        except TypeError:
+            raise ValueError(
+                "fit: open_at of the Stream must return an iterator of Episode, got "
+                f"{type(opened).__name__}."
+            ) from None
 
     def _next(self, episodes: Iterator[Episode], step: int) -> Episode:
         episode = next(episodes, None)
@@ -243,8 +250,15 @@ class StreamSource:
                 if step == first:
                     size = block_length(length, sum(x.nbytes for x in jax.tree.leaves(held)))
                 held += [self._next(episodes, step + i) for i in range(1, size)]
+                try:
+                    stacked = jax.tree.map(lambda *x: np.stack(x), *held)
+                except ValueError as error:
+                    raise ValueError(
+                        f"fit: the stream's episodes of the meta-steps {step} to {step + size - 1} "
+                        f"differ in their shapes ({error}): pad them, with a mask."
+                    ) from error
                 step += size
-                yield Block(size, self._put(jax.tree.map(lambda *x: np.stack(x), *held)))
+                yield Block(size, self._put(stacked))
 
     def _put(self, stacked: Episode) -> Episode:
         if self.mesh is None:

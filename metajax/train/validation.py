@@ -117,6 +117,8 @@ def check_measured(validation: Validation, measured: Any) -> None:
             f"Validation.metric is {metric!r}, but measure returned only "
             f"{', '.join(map(repr, found)) or 'an empty dict'}."
         )
+    if jax.numpy.issubdtype(found[metric].dtype, jax.numpy.complexfloating):
+        raise ValueError(f"Validation.metric {metric!r} is complex: numbers of no order.")
     if found[metric].shape != ():
         raise ValueError(
             f"Validation.metric {metric!r} must be a scalar, but measure returned shape "

@@ -103,6 +103,11 @@ def test_a_stream_that_ends_or_is_no_stream_is_refused():
         fit(train.Stream(lambda start: itertools.repeat(np.zeros(3))))
     with pytest.raises(ValueError, match=r"open_at of the Stream must be a function \(step\)"):
         fit(train.Stream(iter([DRAW(0)])))
+    with pytest.raises(ValueError, match="must return an iterator of Episode, got int"):
+        fit(train.Stream(lambda start: 3))
+    sizes = (jax.tree.map(lambda x, i=i: x[:, : 5 + i], DRAW(i)) for i in itertools.count())
+    with pytest.raises(ValueError, match="differ in their shapes .*: pad them, with a mask"):
+        fit(train.Stream(lambda start: sizes))
     with pytest.raises(ValueError, match=r"or a train\.Stream"):
         fit(iter([DRAW(0)]))
 
