@@ -106,7 +106,7 @@ def test_a_stream_that_ends_or_is_no_stream_is_refused():
     with pytest.raises(ValueError, match="must return an iterator of Episode, got int"):
         fit(train.Stream(lambda start: 3))
     sizes = (jax.tree.map(lambda x, i=i: x[:, : 5 + i], DRAW(i)) for i in itertools.count())
-    with pytest.raises(ValueError, match="differ in their shapes .*: pad them, with a mask"):
+    with pytest.raises(ValueError, match=r"differ in their shapes .*: pad them, with a mask"):
         fit(train.Stream(lambda start: sizes))
     with pytest.raises(ValueError, match=r"or a train\.Stream"):
         fit(iter([DRAW(0)]))
