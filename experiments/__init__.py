@@ -5,17 +5,21 @@ from typing import Any
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Reports an error that ends a launcher, without the traceback of an interrupted import.
-
-    What threads of TensorStore report after a failed checkpoint is left out: it has a line.
-    """
+    """Reports an error that ends a launcher, without the traceback of an interrupted import."""
     if kind is KeyboardInterrupt:
         print("error: interrupted.", file=sys.stderr)
-    elif not (kind is RuntimeError and str(error) == "Event loop is closed"):
+    else:
         sys.__excepthook__(kind, error, trace)
 
 
+def _report_unraisable(report: Any) -> None:
+    """Leaves out what threads of TensorStore report after a failed checkpoint, which has a line."""
+    if not (report.exc_type is RuntimeError and str(report.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(report)
+
+
 sys.excepthook = _report  # before the imports that take seconds
+sys.unraisablehook = _report_unraisable
 
 from metajax.extras import require  # noqa: E402
 
