@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,12 @@ plt.rcParams.update(STYLE)
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure to `path`, and as a PDF beside it; closes it."""
     for each in (path, path.with_suffix(".pdf")):
+        content, kind = io.BytesIO(), each.suffix.removeprefix(".")
         # Without a date, the same figure is the same file.
-        figure.savefig(each, metadata={"CreationDate": None} if each.suffix == ".pdf" else None)
+        metadata = {"CreationDate": None} if kind == "pdf" else None
+        figure.savefig(content, format=kind, metadata=metadata)
+        # Matplotlib itself would lose the error of a full disk to one of its own.
+        each.write_bytes(content.getvalue())
     plt.close(figure)
 
 
