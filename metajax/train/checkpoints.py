@@ -133,6 +133,7 @@ class Checkpoints:
                         raise
                     fault = " ".join(str(error).split())[:200]
             from_first(functools.partial(self._leave_out, folder, fault))
+            self._manager.reload()  # in every process: all of them save that step again
         return None
 
     def _leave_out(self, path: Path, fault: str) -> None:
@@ -144,7 +145,6 @@ class Checkpoints:
             with accessing(kept):
                 kept.mkdir(exist_ok=True)
                 move(path, to)
-            self._manager.reload()
             where = f"it is now {to}"
         _logger.warning("the checkpoint %s is damaged (%s); %s.", path, fault, where)
 

@@ -59,6 +59,20 @@ def test_two_processes_are_one_process_of_two_devices(tmp_path, alone):
     assert len([*(tmp_path / "events").iterdir()]) == 1
 
 
+def test_two_processes_write_a_damaged_checkpoint_again(tmp_path, alone):
+    finish(start(tmp_path, 2, 1))
+    newest = max(listed(tmp_path), key=int)
+    damaged = max((tmp_path / "checkpoints" / newest / "best").rglob("d/*"), key=lambda p: p.name)
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    finish(start(tmp_path, 2, 1))
+    assert [path.name for path in (tmp_path / "damaged").iterdir()] == [newest]
+    assert newest in listed(tmp_path)
+    for process in range(2):
+        assert_equal(params(tmp_path, process), params(alone), rtol=0, atol=0)
+
+
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_and_any_number_continues(tmp_path, alone):
     processes = start(tmp_path, 2, 1, num_meta_steps=10**6)
