@@ -27,7 +27,7 @@ LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("images",), meta_fields=("batch_size",)
+    jax.tree_util.register_dataclass, data_fields=("images", "counts"), meta_fields=("batch_size",)
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classification:
@@ -35,17 +35,18 @@ class Classification:
 
     Attributes:
       images: uint8 `[classes, examples, height, width, channels]`.
+      counts: `[classes]`, the number of examples of each class, which come first.
       batch_size: images per batch.
     """
 
     images: Array
+    counts: Array
     batch_size: int
 
     def sample(self, rng: Key) -> metajax.Episode:
         class_rng, example_rng = jax.random.split(rng)
-        num_classes, num_examples = self.images.shape[:2]
-        labels = jax.random.randint(class_rng, (self.batch_size,), 0, num_classes)
-        examples = jax.random.randint(example_rng, (self.batch_size,), 0, num_examples)
+        labels = jax.random.randint(class_rng, (self.batch_size,), 0, len(self.images))
+        examples = jax.random.randint(example_rng, (self.batch_size,), 0, self.counts[labels])
         batch = self.images[labels, examples].astype(jnp.float32) / 255, labels
         return metajax.Episode(batch, batch)
 

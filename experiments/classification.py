@@ -66,9 +66,7 @@ class FewShot(Supervised):
         "Which state is tested: the best one on the meta-validation classes, or the last one.",
         choices=("validation", "last"),
     )
-    validation_tasks: int = setting(
-        200, "Tasks of the meta-validation.", least=1, only={"choose": ("validation",)}
-    )
+    validation_tasks: int = setting(200, "Tasks of the meta-validation.", least=1)
     rotation: str = setting(
         "none",
         "Quarter turns: none; a random one for every class of a task, also in testing (task); or "
@@ -104,9 +102,20 @@ class FewShot(Supervised):
 
     @property
     def loss_scale(self) -> float | None:
-        if self.outer_loss == "mean" or self.algorithm in BASELINES:
+        if self.outer_loss == "mean" or not self.has_query_loss:
             return None
-        return self.ways * self.queries / self.shots
+        shots = self.train_shots or self.shots
+        return (self.train_ways or self.ways) * self.queries / shots
+
+    @property
+    def has_query_loss(self) -> bool:
+        """Whether the outer loop descends a query loss."""
+        return self.algorithm not in ("reptile", *BASELINES) and self.tail == "none"
+
+    @property
+    def validates(self) -> bool:
+        """Whether the training is interrupted by validations."""
+        return self.choose == "validation"
 
     def check(self) -> None:
         super().check()
@@ -120,6 +129,11 @@ class FewShot(Supervised):
             raise UsageError(
                 f"{self.algorithm} takes no steps: --num_eval_steps=0 --validation_steps=0."
             )
+        if self.train_on == "train+validation" and self.algorithm == "fine_tuning":
+            raise UsageError(
+                "fine_tuning chooses its step size on classes that are not trained on: use "
+                "--train_on=train."
+            )
         if self.train_on == "train+validation" and self.choose == "validation":
             raise UsageError(
                 "--choose=validation needs classes that are not trained on: use --choose=last or "
@@ -131,8 +145,18 @@ class FewShot(Supervised):
             yield f"{self.algorithm} takes no inner steps", (*OF_STEPS, "inner_learning_rate")
         if self.algorithm == "fine_tuning":
             yield "fine_tuning takes steps of SGD on the whole support, in testing only", OF_STEPS
+        if self.algorithm == "anil":
+            yield "anil adapts the head alone, which has no normalization", ("adapt_norm",)
+        if not self.validates:
+            yield "the last state is tested, without validations", ("validate_every",)
+            if self.algorithm == "fine_tuning":
+                yield "the step size is chosen at the end", ("inner_learning_rate",)
+            else:
+                yield "the last state is tested, without validations", ("validation_tasks",)
+        if not self.has_query_loss:
+            yield "no query loss is descended", ("outer_loss",)
         if self.algorithm in BASELINES:
-            episodes = ("queries", "train_shots", "outer_loss", "task_chunk")
+            episodes = ("queries", "train_shots", "task_chunk")
             yield f"{self.algorithm} is not trained on episodes", episodes
         yield from super().unused()
 

@@ -90,6 +90,7 @@ class Experiment(NamedTuple):
       launch: the defaults of the flags that do not affect results.
       build: makes the `skeleton.Method` of a run; `None` for a sweep.
       hidden: names of settings that are no flags, as the launcher does without them.
+      trains: whether it trains; if not, settings of a training need not fit together.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Experiment(NamedTuple):
     launch: Any = Launch()
     build: Callable[[Command], Any] | None = None
     hidden: Collection[str] = ()
+    trains: bool = True
 
     def parse(self, argv: Sequence[str]) -> dict[str, Any]:
         """The values that are given on the command line, by name."""
@@ -197,7 +199,6 @@ def resolve(experiment: Experiment, given: Mapping[str, Any]) -> Command:
     changes = {k: v for k, v in given.items() if k not in fields}
     typed.check_bounds(launch)
     devices.keep_programs()
-    traced_steps(launch.profile)
     if launch.num_devices:
         devices.divide_cpu(launch.num_devices)
     processes.start(launch)
@@ -216,6 +217,12 @@ def resolve(experiment: Experiment, given: Mapping[str, Any]) -> Command:
             raise UsageError(f"--workdir={workdir} is a file: name a directory.")
         _check_experiment(experiment, workdir)
     check(experiment, name, changes, settings)
+    profile = traced_steps(launch.profile)
+    if profile and (launch.mode == "eval" or profile[1] > settings.num_meta_steps):
+        raise UsageError(
+            f"--profile={launch.profile} traces a training, of which this command has "
+            f"{0 if launch.mode == 'eval' else settings.num_meta_steps} meta-steps."
+        )
     num_devices = devices.share(settings, launch)
     launch, mesh = dataclasses.replace(launch, num_devices=num_devices), None
     if num_devices > 1:
@@ -242,7 +249,8 @@ def check(
     typed.check_bounds(settings)
     default, _ = with_changes(experiment, preset, {"algorithm": settings.algorithm})
     typed.check_effect(changes, settings, default)
-    settings.check()
+    if experiment.trains:
+        settings.check()
 
 
 def traced_steps(text: str | None) -> tuple[int, int] | None:
@@ -271,7 +279,8 @@ def with_changes(
         raise UsageError(f"--{unknown[0]} is no setting of --preset={name}.")
     algorithm = changes.get("algorithm", preset.algorithm)
     if algorithm != preset.algorithm:
-        by_algorithm = experiment.by_algorithm.get(type(preset), {})
+        kinds = [kind for kind in type(preset).__mro__ if kind in experiment.by_algorithm]
+        by_algorithm = experiment.by_algorithm[kinds[0]] if kinds else {}
         changes = {**by_algorithm.get(algorithm, {}), **changes}
     settings = dataclasses.replace(preset, **changes)
     before, after = typed.training_config(preset), typed.training_config(settings)
@@ -300,8 +309,10 @@ def _existing(
             "--preset."
         )
     preset, _ = with_changes(experiment, name, {"algorithm": config["algorithm"]})
+    for key in config["overrides"]:
+        if key not in config:
+            raise UsageError(f"{launch.workdir}/config.json has no {key}: it is damaged.")
     evaluated = typed.evaluation_config(preset)
-    config |= _evaluated(train.place(launch.workdir), evaluated)
     lost = [k for k, v in changes.items() if k not in evaluated and config.get(k) != v]
     if lost:
         raise UsageError(
@@ -311,20 +322,31 @@ def _existing(
         )
     known = {field.name for field in dataclasses.fields(preset)}
     kept = {k: v for k, v in config.items() if k in known}
-    for key, value in kept.items():
-        default = getattr(preset, key)
-        kinds = (int, float) if type(default) is float else (type(default), type(None))
-        if default is not None and not isinstance(value, kinds):
-            raise UsageError(f"{launch.workdir}/config.json has {key}={value}: it is damaged.")
-    settings = dataclasses.replace(preset, **{**kept, **changes})
+    _check_types(f"{launch.workdir}/config.json", kept, preset)
+    finished = _evaluated(train.place(launch.workdir), preset, evaluated)
+    settings = dataclasses.replace(preset, **{**kept, **finished, **changes})
     return name, settings, tuple(config["overrides"])
 
 
-def _evaluated(workdir: Path, names: Collection[str]) -> dict[str, Any]:
+def _check_types(file: str, values: Mapping[str, Any], preset: Any) -> None:
+    """Raises `UsageError` for values of a file that have other types than the preset's."""
+    for name, value in values.items():
+        default = getattr(preset, name)
+        kinds = (int, float) if type(default) is float else (type(default), type(None))
+        whole = isinstance(value, bool) and not isinstance(default, bool)
+        if default is not None and (whole or not isinstance(value, kinds)):
+            raise UsageError(f"{file} has {name}={value}: it is damaged.")
+
+
+def _evaluated(workdir: Path, preset: Training, names: Collection[str]) -> dict[str, Any]:
     """The settings of the evaluation in a finished run."""
     path = workdir / "result.json"
     if not path.exists():
         return {}
     with as_usage_error():
-        config = train.read_json(path).get("config", {})
-    return {name: config[name] for name in names if name in config}
+        config = train.read_json(path).get("config")
+    if not isinstance(config, dict):
+        raise UsageError(f"{path} has no config: it is damaged.")
+    found = {name: config[name] for name in names if name in config}
+    _check_types(str(path), found, preset)
+    return found

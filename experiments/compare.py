@@ -11,7 +11,6 @@ A run is a working directory, a folder of `evaluations/` in one, or a record of
 
 from __future__ import annotations
 
-import argparse
 import base64
 import html
 import itertools
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import plots, tables
+from experiments.parser import Parser
 from metajax import train
 
 MOST_PANELS = 3
@@ -192,9 +192,9 @@ def compare(paths: Sequence[Path], out: Path) -> str:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.compare",
-        description="Compares runs: the settings in which they differ, and their results.",
+    parser = Parser(
+        "python -m experiments.compare",
+        "Compares runs: the settings in which they differ, and their results.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a workdir or a record")
     parser.add_argument("--out", type=Path, default=Path("runs/comparison"), help="a folder")

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import math
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -41,7 +42,8 @@ def share(settings: Any, launch: Launch) -> int:
       UsageError: for devices that are not there or cannot share the tasks equally.
     """
     serial = getattr(settings, "carry", None) == "serial"
-    equal = 1 if serial else math.gcd(*_shared(settings).values())
+    shared = shared_tasks(settings, launch.mode == "eval")
+    equal = 1 if serial else math.gcd(*shared.values())
     several = jax.distributed.is_initialized()
     choose = not (several or launch.num_devices)
     cores = largest_divisor(equal, num_cores())
@@ -52,21 +54,23 @@ def share(settings: Any, launch: Launch) -> int:
         most = cores if jax.default_backend() == "cpu" else jax.device_count()
         return largest_divisor(equal, min(most, jax.device_count()))
     num_devices = jax.device_count() if several else launch.num_devices
-    check_shared(settings, num_devices)
+    check_shared(shared, num_devices)
     return num_devices
 
 
-def _shared(settings: Any) -> dict[str, int]:
-    """The numbers of tasks that the devices share equally."""
-    names = ["meta_batch_size", "eval_tasks"]
-    if getattr(settings, "choose", "validation") == "validation":
-        names.append("validation_tasks")
+def shared_tasks(settings: Any, evaluates_only: bool) -> dict[str, int]:
+    """The numbers of tasks that the devices share equally, by the names of the settings."""
+    names = ["eval_tasks"]
+    if not evaluates_only:
+        names.append("meta_batch_size")
+        if getattr(settings, "validates", True):
+            names.append("validation_tasks")
     return {name: getattr(settings, name, 0) for name in names}
 
 
-def check_shared(settings: Any, num_devices: int) -> None:
+def check_shared(shared: Mapping[str, int], num_devices: int) -> None:
     """Raises `UsageError` for numbers of tasks that the devices cannot share equally."""
-    for name, count in _shared(settings).items():
+    for name, count in shared.items():
         if count % num_devices:
             raise UsageError(
                 f"--{name}={count}: {num_devices} devices cannot share so many tasks equally; make "

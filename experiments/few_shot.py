@@ -72,7 +72,7 @@ def make_network(settings: FewShot) -> Callable[[int], Any]:
 def make_learner(settings: FewShot, loss: metajax.LossFn, mesh: Any = None) -> metajax.MetaLearner:
     """The meta-learner, whose inner loop treats normalizations as the settings say."""
     inner, head = supervised.make_inner_optimizer(settings), nn.is_head
-    if not settings.adapt_norm:
+    if not settings.adapt_norm and settings.algorithm != "anil":  # whose head has none
         inner = metajax.adapt_only(inner, lambda path: not nn.is_norm(path))
     if settings.network == "conv_per_step":
         inner = metajax.count_steps(inner, nn.is_step)
@@ -164,7 +164,8 @@ def baseline(command: Command, data: Splits) -> Trained:
         metajax.cross_entropy(everything.apply), supervised.make_outer_optimizer(settings), mesh
     )
     params = everything.init(key, image)
-    tasks = baselines.Classification(jnp.asarray(data.train.images), settings.pretrain_batch)
+    images, counts = jnp.asarray(data.train.array), jnp.asarray(data.train.counts)
+    tasks = baselines.Classification(images, counts, settings.pretrain_batch)
     if settings.algorithm == "nearest_neighbour":
         features = baselines.make_features(network)
         metrics = {

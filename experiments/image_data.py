@@ -56,6 +56,8 @@ def _large_enough(settings: FewShot, data: Splits) -> Splits:
     Classes that are all of one size stay: the tasks tell what is missing.
     """
     trained = (settings.train_shots or settings.shots) + settings.queries
+    if settings.algorithm in BASELINES:  # they are not trained on episodes
+        trained = 1
     needed = max(trained, settings.shots + settings.eval_queries)
     kept = Splits(*(part.with_at_least(needed) if np.ptp(part.counts) else part for part in data))
     left_out = sum(map(len, data)) - sum(map(len, kept))

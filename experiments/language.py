@@ -101,7 +101,7 @@ class Language(Training):
     num_steps: int = setting(0, "See num_chunks.", flag=False)
     validation_steps: int = setting(0, "See num_chunks.", flag=False)
     num_eval_steps: int = setting(0, "See num_chunks.", flag=False, evaluation=True)
-    clip: float = setting(1.0, "Bound on the norm of the meta-gradient.", least=0.0)
+    clip: float = setting(1.0, "Bound on the norm of the meta-gradient; 0: none.", least=0.0)
     validation_tasks: int = setting(64, "Contexts of the meta-validation.", least=1)
 
     def check(self) -> None:
@@ -202,7 +202,9 @@ def build(command: Command) -> Method:
         objective = metajax.online_loss()
         found = metajax.OfAdaptation(lambda info: jnp.mean(info.loss)[None])
     rate = supervised.make_schedule(settings, settings.outer_learning_rate)
-    outer = optax.chain(optax.clip_by_global_norm(settings.clip), optax.adam(rate))
+    outer = optax.adam(rate)
+    if settings.clip:
+        outer = optax.chain(optax.clip_by_global_norm(settings.clip), outer)
     learner = metajax.meta_learner(
         adapt, objective, outer, task_chunk=settings.task_chunk or None, mesh=command.mesh
     )

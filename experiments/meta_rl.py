@@ -125,6 +125,8 @@ class MetaRL(Training):
                 f"--init_std={self.init_std} must be positive, and at least --min_std="
                 f"{self.min_std}, the least standard deviation of the policy."
             )
+        if self.algorithm in TRUST_REGION and not self.max_kl:
+            raise UsageError("--max_kl=0: the trust region must have a size.")
         if self.algorithm == "reptile" and not self.num_steps:
             raise UsageError("--num_steps=0: reptile needs at least one step.")
 
@@ -136,6 +138,8 @@ class MetaRL(Training):
             yield "no gradient step is taken", ("inner_learning_rate", "surrogate")
         if most < 2:
             yield "no second gradient step is taken", ("step_decay",)
+        if self.algorithm == "reptile":
+            yield "reptile has no meta-objective", ("every_step",)
         if self.num_steps < 2:
             yield "training takes no second gradient step", ("every_step",)
         yield from super().unused()
@@ -183,11 +187,9 @@ def make_agent(settings: MetaRL, env: rl.Env, mesh: Mesh | None = None) -> Agent
         env = rl.oracle(env)
     model: Any = rl.CategoricalMLP(env.action_size)
     if not env.discrete:
-        model = rl.GaussianMLP(
-            env.action_size,
-            init_log_std=float(np.log(settings.init_std)),
-            min_log_std=float(np.log(settings.min_std)),
-        )
+        with np.errstate(divide="ignore"):  # a bound of 0 is none
+            init_log_std, min_log_std = map(float, np.log([settings.init_std, settings.min_std]))
+        model = rl.GaussianMLP(env.action_size, init_log_std=init_log_std, min_log_std=min_log_std)
     init: Callable[..., Any] = model.init
     policy: rl.Policy = model.apply
     if settings.algorithm == "context":

@@ -36,6 +36,12 @@ def start(launch: Any) -> None:
         )
     given: dict[str, Any] = {}
     if launch.coordinator_address:
+        host, _, port = launch.coordinator_address.rpartition(":")
+        if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+            raise UsageError(
+                f"--coordinator_address={launch.coordinator_address} must be HOST:PORT of process "
+                "0, such as localhost:1234."
+            )
         given = {
             name: getattr(launch, name)
             for name in ("coordinator_address", "num_processes", "process_id")
@@ -48,6 +54,7 @@ def start(launch: Any) -> None:
     several = any(os.environ.get(name, "1") not in ("", "1") for name in COUNTS)
     if not (given or launch.distributed or several) or jax.distributed.is_initialized():
         return
+    print("waiting for the other processes", flush=True)
     try:
         jax.distributed.initialize(
             **given,

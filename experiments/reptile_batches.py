@@ -74,7 +74,7 @@ TABLE_6: dict[str, Panel] = {
 }
 
 
-def runs(panel: str) -> dict[str, dict[float, reptile_runs.Run]]:
+def runs(panel: str, ways: int = 5) -> dict[str, dict[float, reptile_runs.Run]]:
     """The runs of a panel, by method and by value of the swept setting."""
     setting, values, changes, _ = TABLE_6[panel]
     points: dict[str, dict[float, reptile_runs.Run]] = {}
@@ -82,7 +82,7 @@ def runs(panel: str) -> dict[str, dict[float, reptile_runs.Run]]:
         for value in values:
             config = {**changes, setting: value, **how}
             # A mini-batch has at most the examples that are not in the tail.
-            examples = 5 * config.get("train_shots", 20)
+            examples = ways * config.get("train_shots", 20)
             config["inner_batch"] = min(config["inner_batch"], examples)
             config["inner_learning_rate"] = (
                 config["inner_batch"] * reptile_runs.SUMMED_LEARNING_RATE
@@ -103,7 +103,7 @@ class PanelLaunch(image_data.DataLaunch):
 
 def execute(command: Command) -> int:
     """Trains the missing runs, writes the results and draws the figure."""
-    by_panel = {panel: runs(panel) for panel in command.launch.panel}
+    by_panel = {panel: runs(panel, command.settings.ways) for panel in command.launch.panel}
     todo = [
         each for methods in by_panel.values() for of in methods.values() for each in of.values()
     ]
@@ -147,8 +147,7 @@ EXPERIMENT = Experiment(
     few_shot.print_presets,
     launch=PanelLaunch(),
     hidden=(
-        "algorithm",
-        "tail",
+        *reptile_runs.HIDDEN,
         "num_steps",
         "inner_batch",
         "batches",

@@ -74,7 +74,7 @@ EXPERIMENT = Experiment(
     execute,
     few_shot.print_presets,
     launch=image_data.DataLaunch(),
-    hidden=("algorithm", "tail", "num_steps"),
+    hidden=(*reptile_runs.HIDDEN, "num_steps"),
 )
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import metajax
 from experiments import few_shot, image_data, protocols, skeleton, supervised
 from experiments.classification import Omniglot
 from experiments.command import Command
-from experiments.settings import UsageError, evaluation_config, setting, training_config
+from experiments.settings import UsageError, evaluation_config, training_config
 from experiments.skeleton import Evaluation, Method
 from metajax import train
 from metajax.data import Splits
@@ -21,13 +21,17 @@ from metajax.data import Splits
 # The paper's inner step size of 0.003 is for the sum over a mini-batch. For the mean it is
 # multiplied by the number of examples.
 SUMMED_LEARNING_RATE = 3e-3
+# What the runs decide themselves.
+HIDDEN = ("algorithm", "tail", "choose", "train_on", "outer_loss")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep(Omniglot):
     """Runs that are validated for their curves, while the last state is tested."""
 
-    validation_tasks: int = setting(200, "Tasks of the meta-validation.", least=1)
+    @property
+    def validates(self) -> bool:
+        return True
 
 
 SETTINGS = dataclasses.replace(
@@ -76,9 +80,11 @@ def execute(command: Command, runs: list[Run]) -> dict[str, Any] | int:
     """
     if command.evaluates_only:
         raise UsageError(
-            "--mode=eval is for a single run: name the folder of one of the sweep's runs as "
-            "--workdir of experiments.omniglot, or repeat the sweep without --mode."
+            "--mode=eval is for launchers of single runs. To evaluate one of these runs anew, "
+            "remove its result.json, and repeat the command without --mode."
         )
+    for run in runs:
+        dataclasses.replace(command.settings, **run.changes).check()
     with train.claimed(command.workdir, command.config):
         return _execute(command, runs)
 

@@ -187,7 +187,8 @@ def check_effect(given: Mapping[str, Any], settings: Any, default: Any) -> None:
       default: the settings without them, whose values may be repeated.
     """
     rules = setting_rules(settings)
-    for name in given.keys() & rules.keys():
+    changed = [name for name in given if given[name] != getattr(default, name)]
+    for name in changed:
         for other, values in rules[name].only.items():
             if getattr(settings, other) not in values:
                 allowed = " or ".join(f"--{other}={value}" for value in values)
@@ -195,7 +196,6 @@ def check_effect(given: Mapping[str, Any], settings: Any, default: Any) -> None:
                     f"--{name} has no effect with --{other}={getattr(settings, other)}: it is for "
                     f"{allowed}."
                 )
-    changed = [name for name in given if given[name] != getattr(default, name)]
     for reason, names in settings.unused():
         for name in changed:
             if name in names:
@@ -230,7 +230,11 @@ def parse(
     try:
         _, *rest = own([sys.argv[0], *argv])
     except flags.Error as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        raise UsageError(" ".join(str(error).removeprefix("ERROR:: ").split())) from error
+    except UnicodeDecodeError as error:
+        raise UsageError("the flagfile is no text.") from error
+    if any(word.lstrip("-").startswith("undefok") for word in argv):
+        raise UsageError("Unknown command line flag 'undefok'")
     if rest:
         raise UsageError(f"unexpected argument {rest[0]!r}: flags are written --name=value.")
     given = {name: own[name].value for name in own if own[name].present}

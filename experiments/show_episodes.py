@@ -75,9 +75,13 @@ def execute(command: Command) -> int:
         tasks, launch.num_tasks, jax.random.key(settings.seed)
     )
 
+    ways = settings.ways
+    if launch.part == "train":
+        ways = settings.train_ways or ways
+
     def by_class(images) -> np.ndarray:
         images = np.asarray(images)
-        return images.reshape(images.shape[0], settings.ways, -1, *images.shape[2:])
+        return images.reshape(images.shape[0], ways, -1, *images.shape[2:])
 
     out = Path(launch.out)
     try:
@@ -108,6 +112,7 @@ EXPERIMENT = Experiment(
         for name in setting_rules(kind)
         if name not in (*OF_TASKS, "preset")
     ],
+    trains=False,
 )
 
 if __name__ == "__main__":

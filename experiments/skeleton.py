@@ -86,8 +86,10 @@ def run(command: Command, build: Callable[[Command], Method]) -> int:
 
 
 def _run(command: Command, build: Callable[[Command], Method]) -> int:
+    _check_unfinished(command)
     with as_usage_error():
         method = build(command)
+        jax.eval_shape(method.learner.init, method.params)
     fitted = fit(command, method)
     if fitted.stopped_by:
         return stopped(command, fitted)
@@ -110,6 +112,22 @@ def _run(command: Command, build: Callable[[Command], Method]) -> int:
             summarize(command, folder, fitted, evaluation)
     print(f"\n{folder / RESULT}, figures beside it; {fitted.wall_seconds:.0f} s of training")
     return 0
+
+
+def _check_unfinished(command: Command) -> None:
+    """Raises `UsageError` for a finished run, if only its evaluation would be another one."""
+    path = command.workdir / RESULT
+    if command.evaluates_only or not path.exists():
+        return
+    result, settings = train.read_json(path), command.settings
+    earlier = result.get("config", {})
+    if result.get("meta_steps") == settings.num_meta_steps:
+        for name, value in typed.evaluation_config(settings).items():
+            if earlier.get(name, value) != value:
+                raise UsageError(
+                    f"--{name}={value}: the run in {command.workdir} is finished, and its result "
+                    f"has {name}={earlier[name]}. --mode=eval evaluates it again beside that."
+                )
 
 
 @contextlib.contextmanager
@@ -144,6 +162,7 @@ def fit(command: Command, method: Method) -> train.FitResult:
     settings, workdir = command.settings, command.workdir
     if command.evaluates_only and method.trains:
         with as_usage_error():
+            train.read_metrics(workdir)  # the figures need it
             checkpoint = train.load(workdir, method.learner, method.params)
         record, step = checkpoint.record, int(checkpoint.state.step)
         if step < settings.num_meta_steps:
@@ -243,6 +262,8 @@ def finished(workdir: Path, wanted: Mapping[str, Any]) -> Any:
     if not path.exists():
         return None
     result = train.read_json(path)
+    if not isinstance(result.get("config"), dict) or "evaluation" not in result:
+        raise UsageError(f"{path} is not what a launcher writes: remove it.")
     same = all(result["config"].get(key) == value for key, value in wanted.items())
     return result["evaluation"] if same else None
 

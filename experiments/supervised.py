@@ -182,6 +182,10 @@ class Supervised(Training):
             yield "every inner step takes the whole support", ("batches",)
         if not self.num_steps:
             yield "training takes no inner steps", ("inner_batch", "carry")
+        if self.num_steps < 2:
+            yield "there is no step before the last", ("annealed_updates",)
+        if self.carry == "serial":
+            yield "the tasks run one after another", ("task_chunk",)
         if self.inner_optimizer == "sgd":
             yield "SGD has no state to pass on", ("carry",)
         yield from super().unused()

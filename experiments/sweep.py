@@ -17,7 +17,6 @@ A preset that several launchers have, such as `finn2017`, is written `sinusoid:f
 
 from __future__ import annotations
 
-import argparse
 import collections
 import itertools
 import shlex
@@ -30,6 +29,7 @@ from experiments import command, skeleton, tables
 from experiments import settings as typed
 from experiments.command import Experiment
 from experiments.launchers import EXPERIMENTS
+from experiments.parser import Parser
 from experiments.settings import UsageError
 from metajax import train
 
@@ -52,7 +52,9 @@ class Run(NamedTuple):
     @property
     def case(self) -> str:
         """What runs of other seeds have in common."""
-        changed = ",".join(f"{name}={value}" for name, value in self.changes.items())
+        changed = ",".join(
+            f"{name}={value.replace('/', '_')}" for name, value in self.changes.items()
+        )
         return "/".join([self.experiment.name, self.preset, *([changed] if changed else [])])
 
     @property
@@ -130,17 +132,19 @@ def make_runs(presets: Sequence[str], seeds: Sequence[int], vary: Mapping[str, A
     for name in presets:
         experiment, preset = find(name)
         for changes in combinations:
-            own = [Run(experiment, preset, changes, seed) for seed in seeds]
-            for run in own:
-                configuration(run)
-            found += own
+            found += [Run(experiment, preset, changes, seed) for seed in seeds]
+    wanted = [(run.preset, configuration(run), run.changes.get("data_dir")) for run in found]
+    for i, each in enumerate(wanted):
+        if each in wanted[:i]:
+            raise UsageError(f"{found[i].case} is the same run as another one of the sweep.")
     return found
 
 
 def configuration(run: Run) -> dict[str, Any]:
     """The settings of a run, for its training and its evaluation."""
     given = run.experiment.parse(run.flags)
-    del given["preset"]
+    launch = typed.setting_rules(run.experiment.launch)
+    given = {name: value for name, value in given.items() if name not in launch}
     settings, _ = command.with_changes(run.experiment, run.preset, given)
     command.check(run.experiment, run.preset, given, settings)
     return {**typed.training_config(settings), **typed.evaluation_config(settings)}
@@ -168,31 +172,27 @@ def main(argv: Sequence[str]) -> str:
     Raises:
       UsageError: for a sweep that cannot be made.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # --seed would be --seeds
-    )
+    parser = Parser("python -m experiments.sweep", str(__doc__))
     parser.add_argument("presets", nargs="+", metavar="PRESET")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--vary", action="append", default=[], metavar="NAME=VALUE,VALUE")
-    parser.add_argument("--runs", type=train.place, default=Path("runs"))
+    parser.add_argument("--runs", default="runs")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_intermixed_args(argv)
+    folder = train.place(arguments.runs)
     all_runs = make_runs(arguments.presets, seeds(arguments.seeds), varied(arguments.vary))
     found = collections.defaultdict(list)
     lines = []
     for run in all_runs:
-        evaluation = skeleton.finished(run.workdir(arguments.runs), configuration(run))
+        evaluation = skeleton.finished(run.workdir(folder), configuration(run))
         if evaluation is None:
-            lines.append(run.line(arguments.runs))
+            lines.append(run.line(folder))
         else:
             found[run.case].append(evaluation)
     if not arguments.table:
         return "\n".join(lines)
     if not found:
-        raise UsageError(f"no run of the sweep is finished in {arguments.runs}.")
+        raise UsageError(f"no run of the sweep is finished in {folder}.")
     missing = f"\n{len(lines)} of {len(all_runs)} runs are not finished" if lines else ""
     return gather(found) + missing
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import platform
 import runpy
 import sys
@@ -24,8 +23,9 @@ ELSEWHERE = (
 
 def main() -> None:
     """Starts the launcher that is named, or prints what is installed."""
-    if len(sys.argv) > 1:
-        start(*sys.argv[1:])
+    words = sys.argv[1:]
+    if words and words[0] not in ("-h", "--help"):
+        start(*words)
     else:
         report()
 
@@ -36,10 +36,17 @@ def start(name: str, *words: str) -> None:
         sys.exit(f"error: the launchers are {ELSEWHERE}")
     sys.path.insert(0, str(ROOT))
     name = "__main__" if name == "list" else name
-    if not name.isidentifier() or importlib.util.find_spec(f"experiments.{name}") is None:
+    if not _can_start(name):
         sys.exit(f"error: there is no launcher {name}: `metajax list` lists them.")
     sys.argv = [f"experiments.{name}", *words]
     runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+
+
+def _can_start(name: str) -> bool:
+    """Whether `python -m experiments.NAME` does something."""
+    places = [f"{name}.py", f"{name}/__main__.py"]
+    found = (path for place in places if (path := ROOT / "experiments" / place).is_file())
+    return name.isidentifier() and any('if __name__ == "__main__":' in x.read_text() for x in found)
 
 
 def report() -> None:

@@ -69,6 +69,8 @@ def test_the_command_starts_launchers_from_any_folder(tmp_path):
     wrong = said("sinsoid")
     assert wrong.returncode
     assert wrong.stderr == "error: there is no launcher sinsoid: `metajax list` lists them.\n"
+    for name in ("settings", "few_shot", "jobs"):  # modules that do nothing of their own
+        assert f"there is no launcher {name}" in said(name).stderr
 
 
 # Tries modules while others cannot be found, and prints the last line of what each raises.

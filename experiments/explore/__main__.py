@@ -1,17 +1,17 @@
 """Writes the interactive introduction: `python -m experiments.explore`."""
 
-import argparse
 from pathlib import Path
 
 from experiments import explore
+from experiments.parser import Parser
 
 
 def main() -> None:
     """Writes the page and prints its path."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.explore",
-        description="Writes an interactive introduction to MAML, FOMAML, Reptile and iMAML: one "
-        "page of HTML that opens from disk.",
+    parser = Parser(
+        "python -m experiments.explore",
+        "Writes an interactive introduction to MAML, FOMAML, Reptile and iMAML: one page of HTML "
+        "that opens from disk.",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/explore.html"), help="the file")
     out = parser.parse_args().out

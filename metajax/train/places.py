@@ -39,7 +39,7 @@ def place(name: str | os.PathLike[str]) -> Path:
         raise WorkdirError(f"a workdir must be a string or a path, got {name!r}.")
     scheme, separator, _ = os.fspath(name).partition("://")
     if not separator:
-        return Path(name)
+        return Path(name).expanduser()
     if scheme not in PACKAGES:
         raise WorkdirError(
             f"{name}: the checkpoints of a run can be in a local folder or in gs://, not in "

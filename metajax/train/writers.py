@@ -20,7 +20,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
 from metajax.base import PyTree
-from metajax.train.places import accessing, copy, files, is_local, place
+from metajax.train.places import WorkdirError, accessing, copy, files, is_local, place
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:
@@ -138,6 +138,18 @@ class Events:
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, in order."""
+    """The lines of a run's `metrics.jsonl`, in order.
+
+    Raises:
+      WorkdirError: if it does not exist, or a line is damaged.
+    """
     path = place(workdir) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    if not path.exists():
+        raise WorkdirError(f"{path} does not exist: train a run there first.")
+    found = []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            raise WorkdirError(f"line {number} of {path} is damaged: remove it.") from None
+    return found

@@ -55,9 +55,24 @@ def test_what_a_read_only_run_is_asked_is_printed_all_the_same(tmp_path, capsys,
             '"overrides": [], "num_meta_steps": "many"}',
             "has num_meta_steps=many: it is damaged",
         ),
+        (
+            "config.json",
+            '{"experiment": "sinusoid", "preset": "finn2017", "algorithm": "maml", '
+            '"overrides": ["inner_learning_rate"]}',
+            "has no inner_learning_rate: it is damaged",
+        ),
+        ("result.json", '{"config": 5}', "result.json has no config: it is damaged"),
+        (
+            "result.json",
+            '{"config": {"eval_tasks": true}}',
+            "result.json has eval_tasks=True: it is damaged",
+        ),
+        ("metrics.jsonl", "no JSON", "line 1 of .*metrics.jsonl is damaged"),
     ],
 )
 def test_a_damaged_run_is_not_evaluated(tmp_path, name, text, message):
+    whole = {"experiment": "sinusoid", "preset": "finn2017", "algorithm": "maml", "overrides": []}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
     (tmp_path / name).write_text(text)
     with pytest.raises((UsageError, train.WorkdirError), match=message):
         launch(sinusoid, "--mode=eval", f"--workdir={tmp_path}")

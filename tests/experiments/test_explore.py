@@ -69,11 +69,10 @@ def page(browser, html):
     return opened(browser, html, viewport={"width": 1100, "height": 900})
 
 
-def test_a_folder_is_no_file_to_write(tmp_path, monkeypatch, capsys):
+def test_a_folder_is_no_file_to_write(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["explore", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"^error: --out=.* is a folder: name a file"):
         main()
-    assert f"--out={tmp_path} is a folder: name a file" in capsys.readouterr().err
 
 
 def test_the_page_is_one_small_file(html):

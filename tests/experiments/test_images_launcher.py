@@ -2,11 +2,13 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import images
+from experiments import baselines, images
 from experiments.settings import UsageError
 from tests.experiments.launching import SMALL, launch
 
@@ -41,6 +43,26 @@ def test_a_folder_of_unequal_classes_trains(tmp_path, folder, capsys):
     result = json.loads((tmp_path / "result.json").read_text())
     assert len(result["evaluation"]["accuracy"]["transductive"]["mean"]) == 3
     assert result["audit"]["disjoint"] == {"classes": True, "images": True}
+
+
+def test_a_baseline_draws_no_padding():
+    array = np.zeros((2, 5, 1, 1, 1), np.uint8)
+    array[0, 2:] = 255
+    tasks = baselines.Classification(jnp.asarray(array), jnp.asarray([2, 5]), 200)
+    pixels, labels = tasks.sample(jax.random.key(0)).query
+    assert not pixels.any()
+    assert set(labels.tolist()) == {0, 1}
+
+
+def test_a_baseline_learns_from_a_folder_of_unequal_classes(tmp_path, folder):
+    few = [flag for flag in FEW if "--queries" not in flag]
+    words = [*few, "--algorithm=nearest_neighbour", f"--data_dir={folder}"]
+    small = [flag for flag in SMALL if "num_eval_steps" not in flag and "validation_s" not in flag]
+    launch(images, *words, *small, f"--workdir={tmp_path / 'run'}")
+    (mean,) = json.loads((tmp_path / "run" / "result.json").read_text())["evaluation"]["accuracy"][
+        "transductive"
+    ]["mean"]
+    assert 0 <= mean <= 1
 
 
 def test_a_folder_must_be_named_and_have_enough(tmp_path, folder):

@@ -22,7 +22,7 @@ def accepted(words, num_devices):
     changes = {k: v for k, v in given.items() if k not in launch}
     settings, _ = command.with_changes(experiment, given["preset"], changes)
     typed.check_bounds(settings)
-    devices.check_shared(settings, num_devices)
+    devices.check_shared(devices.shared_tasks(settings, False), num_devices)
     return given
 
 

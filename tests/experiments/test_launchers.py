@@ -161,7 +161,7 @@ def test_omniglot_runs_other_algorithms(tmp_path, omniglot_data_dir, algorithm):
         (
             "omniglot",
             ["--preset=nichol2018/omniglot_5w1s", "--validation_tasks=9"],
-            "--validation_tasks has no effect with --choose=last",
+            "--validation_tasks=9 has no effect: the last state is tested",
         ),
         ("miniimagenet", ["--preset=finn2017/omniglot_5w1s"], "is unknown; --preset=list"),
         ("sinusoid", ["--pdb"], "Unknown command line flag 'pdb'"),  # absl's own
@@ -178,6 +178,17 @@ def test_omniglot_runs_other_algorithms(tmp_path, omniglot_data_dir, algorithm):
             "nearest_neighbour takes no steps: --num_eval_steps=0",
         ),
         ("miniimagenet", ["--data_dir=/nowhere"], "/nowhere"),
+        ("sinusoid", ["--coordinator_address=localhost"], "must be HOST:PORT of process 0"),
+        ("sinusoid", ["--coordinator_address=localhost:99999"], "must be HOST:PORT of process 0"),
+        ("sinusoid", ["--undefok=x", "--x=5"], "Unknown command line flag"),
+        ("sinusoid", ["--profile=5:90000"], "traces a training, of which this command has 70000"),
+        ("navigation", ["--max_kl=0"], "the trust region must have a size"),
+        ("reptile_gradients", ["--choose=last"], "Unknown command line flag 'choose'"),
+        (
+            "miniimagenet",
+            ["--algorithm=fine_tuning", "--train_on=train+validation", "--choose=last"],
+            "fine_tuning chooses its step size on classes that are not trained on",
+        ),
     ],
 )
 def test_a_mistake_is_one_clear_line(experiment, arguments, message, tmp_path, monkeypatch):
@@ -205,6 +216,33 @@ def test_a_mistake_is_one_clear_line(experiment, arguments, message, tmp_path, m
         ("navigation", ["--algorithm=oracle", "--surrogate=dice"], "no gradient step is taken"),
         ("navigation", ["--preset=finn2017", "--every_step"], "no second gradient step"),
         ("cart_pole", ["--init_std=2"], "chooses among two actions"),
+        ("omniglot", ["--algorithm=reptile", "--outer_loss=sum"], "no query loss is descended"),
+        ("omniglot", ["--algorithm=anil", "--noadapt_norm"], "which has no normalization"),
+        (
+            "omniglot",
+            ["--preset=nichol2018/omniglot_5w1s", "--validate_every=200"],
+            "without validations",
+        ),
+        (
+            "miniimagenet",
+            ["--algorithm=fine_tuning", "--choose=last", "--inner_learning_rate=9"],
+            "the step size is chosen at the end",
+        ),
+        (
+            "navigation",
+            ["--preset=finn2017", "--algorithm=reptile", "--every_step"],
+            "reptile has no meta-objective",
+        ),
+        (
+            "sinusoid",
+            ["--algorithm=maml_plus_plus", "--annealed_updates=9"],
+            "no step before the last",
+        ),
+        (
+            "sinusoid",
+            ["--inner_optimizer=adam", "--carry=serial", "--task_chunk=2"],
+            "one after another",
+        ),
     ],
 )
 def test_a_flag_without_effect_is_refused(experiment, arguments, because):
@@ -216,6 +254,34 @@ def test_a_flag_without_effect_is_refused(experiment, arguments, because):
 def test_a_flag_may_repeat_the_preset_where_it_has_no_effect():
     given = omniglot.EXPERIMENT.parse(["--algorithm=prototypical", "--num_steps=0"])
     assert commands.resolve(omniglot.EXPERIMENT, given).settings.num_steps == 0
+
+
+def test_a_finished_run_keeps_its_evaluation(tmp_path):
+    launch(sinusoid, *SMALL, f"--workdir={tmp_path}")
+    before = (tmp_path / "result.json").read_bytes()
+    with pytest.raises(UsageError, match=r"--eval_tasks=2: the run in .* is finished, .*=3\. --m"):
+        launch(sinusoid, *SMALL, "--eval_tasks=2", f"--workdir={tmp_path}")
+    assert (tmp_path / "result.json").read_bytes() == before
+
+
+def test_an_evaluation_shares_its_own_tasks(tmp_path):
+    (tmp_path / "config.json").write_text(
+        '{"experiment": "sinusoid", "preset": "finn2017", "algorithm": "maml", "overrides": []}'
+    )
+    given = {"mode": "eval", "workdir": str(tmp_path), "num_devices": 3, "eval_tasks": 3}
+    assert commands.resolve(sinusoid.EXPERIMENT, given).launch.num_devices == 3
+    with pytest.raises(UsageError, match="--meta_batch_size=25: 3 devices cannot share"):
+        commands.resolve(sinusoid.EXPERIMENT, {"num_devices": 3, "eval_tasks": 3})
+
+
+def test_a_folder_of_images_brings_the_algorithms_of_photographs():
+    found = commands.resolve(images.EXPERIMENT, {"algorithm": "reptile"})
+    assert (found.settings.outer_optimizer, found.settings.inner_batch) == ("sgd", 10)
+
+
+def test_a_home_folder_is_meant_by_its_sign(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert commands.resolve(sinusoid.EXPERIMENT, {"workdir": "~/run"}).workdir == tmp_path / "run"
 
 
 def test_a_workdir_of_another_experiment_is_told_in_a_line(tmp_path):

@@ -47,6 +47,11 @@ def launch(*arguments):
         # Dark ink, and the validation classes are trained on.
         (["--preset=nichol2018/omniglot_5w5s", "--part=test"], 5, 5, 1, (15, 55)),
         (["--preset=nichol2018/omniglot_20w1s"], 20, 10, 1, (135, 245)),
+        # Settings of a training need not fit: no validation classes, batches beyond the support.
+        (["--train_on=train+validation"], 5, 1, 1, (10, 120)),
+        (["--preset=nichol2018/omniglot_5w1s", "--train_shots=1"], 5, 1, 1, (135, 245)),
+        # More classes in training than in tests.
+        (["--preset=snell2017/omniglot_5w1s", "--train_ways=7"], 7, 1, 5, (10, 40)),
     ],
 )
 def test_tasks_are_those_of_the_flags(arguments, ways, shots, queries, values, sheets, tmp_path):

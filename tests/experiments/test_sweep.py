@@ -108,6 +108,24 @@ def test_every_launcher_of_single_runs_can_be_swept():
 
 
 def test_one_seed_is_not_an_abbreviation_of_many(capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"^error: unrecognized arguments: --seed=3; --help"):
         sweep.main([PRESET, "--seed=3"])
-    assert "unrecognized arguments: --seed=3" in capsys.readouterr().err
+    assert capsys.readouterr().err == ""
+
+
+def test_the_same_run_is_not_made_twice():
+    with pytest.raises(UsageError, match="shots=05 is the same run as another one"):
+        sweep.main([PRESET, "--vary=shots=5,05"])
+
+
+def test_a_folder_of_data_is_given_to_every_run(tmp_path):
+    (line,) = sweep.main(["finn2017/folder_5w1s", "--vary=data_dir=/images"]).splitlines()
+    assert "--data_dir=/images --workdir=runs/images/finn2017/folder_5w1s/data_dir=_images" in line
+
+
+def test_a_result_of_something_else_is_named(tmp_path):
+    path = tmp_path / "omniglot" / PRESET / "seed0" / "result.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    with pytest.raises(UsageError, match=r"result\.json is not what a launcher writes: remove it"):
+        sweep.main([PRESET, f"--runs={tmp_path}"])
