@@ -1,8 +1,8 @@
-"""Checks of an inner loop: its arguments, parameters, losses and updates."""
+"""Checks of an inner loop and of objectives: arguments, parameters, losses and updates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -222,3 +222,22 @@ def check_loss(result: tuple[Any, ...], model: PyTree = ()) -> tuple[Array, PyTr
             "structure, shapes and types."
         )
     return value, base.as_arrays("the loss' metrics", result[1]), written
+
+
+def check_nothing_learned(meta_params: base.MetaParams) -> None:
+    """Raises `ValueError` for learned inner parameters, of which displacements know nothing."""
+    if jax.tree.leaves(meta_params.inner):
+        raise ValueError(
+            "the learned hyper-parameters of the inner optimizer get no gradient from a "
+            "displacement of the parameters, and would never be learned. Use query_loss (maml, "
+            "fomaml), or an optax optimizer inside."
+        )
+
+
+def check_weights(name: str, weights: Any) -> None:
+    """Raises `ValueError` unless the weights are numbers, one for each inner step."""
+    if not isinstance(weights, jax.Array | np.ndarray | Sequence):
+        raise ValueError(f"{name}: weights must be one number for each inner step, got {weights}.")
+    if isinstance(weights, Sequence):
+        for weight in weights:
+            base.check_number(f"{name}: every weight", weight, "(-inf, inf)")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import base
-from metajax.arguments import check_loss
+from metajax.arguments import check_loss, check_nothing_learned, check_weights
 from metajax.base import Adapt, Array, Batch, Key, LossFn, MetaParams, Objective, Params, PyTree
 from metajax.optimizers import only
 
@@ -88,7 +88,7 @@ def multi_step_query_loss(
     base.check_function("multi_step_query_loss: loss", loss, "params, batch, rng")
 
     if weights is not None:
-        _check_numbers("multi_step_query_loss", weights)
+        check_weights("multi_step_query_loss", weights)
 
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
         if not adapt.differentiates_steps:
@@ -204,7 +204,7 @@ def displacement(loss: LossFn | None = None) -> Objective:
         base.check_function("displacement: loss", loss, "params, batch, rng")
 
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
-        _check_nothing_learned("displacement", meta_params)
+        check_nothing_learned(meta_params)
         adapt_rng, query_rng = base.split_key(rng)
         adapted, info = jax.lax.stop_gradient(
             adapt.apply(meta_params, episode.support, adapt_rng, inner_state=inner_state)
@@ -260,7 +260,6 @@ def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Obj
         base.check_kind("last_update: tail", tail, Adapt, "from inner_loop")
 
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
-        _check_nothing_learned("last_update", meta_params)
         if tail is not None and tail.carry != adapt.carry:
             raise ValueError(
                 f"last_update: the tail was built with carry={tail.carry!r}, but the steps before "
@@ -332,10 +331,9 @@ def weighted_updates(weights: Sequence[float], loss: LossFn | None = None) -> Ob
       <https://arxiv.org/abs/1803.02999>`_, 2018, section 6.2, figure 3.
     """
 
-    _check_numbers("weighted_updates", weights)
+    check_weights("weighted_updates", weights)
 
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
-        _check_nothing_learned("weighted_updates", meta_params)
         adapt_rng, query_rng = base.split_key(rng)
         adapted, info = adapt.apply(
             meta_params,
@@ -366,28 +364,11 @@ def _measured(
     return check_loss(loss(params, query, rng), base.split_state(params)[1])[:2]
 
 
-def _check_nothing_learned(name: str, meta_params: MetaParams) -> None:
-    if jax.tree.leaves(meta_params.inner):
-        raise ValueError(
-            f"{name}: its meta-gradient is zero for learned hyper-parameters of the inner "
-            "optimizer, which would never be learned. Use query_loss (maml, fomaml), or an optax "
-            "optimizer inside."
-        )
-
-
-def _check_numbers(name: str, weights: Sequence[float] | Array) -> None:
-    if not isinstance(weights, jax.Array | np.ndarray | Sequence):
-        raise ValueError(f"{name}: weights must be one number for each inner step, got {weights}.")
-    if isinstance(weights, Sequence):
-        for weight in weights:
-            base.check_number(f"{name}: every weight", weight, "(-inf, inf)")
-
-
 def _check_weights(name: str, weights: Sequence[float] | Array | None, num_steps: int) -> None:
     if not num_steps or (weights is not None and np.shape(weights) != (num_steps,)):
-        found = "none" if weights is None else f"the shape {np.shape(weights)}"
         raise ValueError(
-            f"{name}: {num_steps} adaptation steps need as many weights, at least one; got {found}."
+            f"{name}: {num_steps} adaptation steps need as many weights, at least one; got "
+            f"{'none' if weights is None else f'the shape {np.shape(weights)}'}."
         )
 
 
@@ -404,6 +385,8 @@ def _descends(adapt: Adapt, meta_params: MetaParams, step: Params) -> Array:
 
     Parameters that count the inner steps are left out.
     """
+
+    check_nothing_learned(meta_params)
 
     def square(p, s):
         return jnp.sum((p - jax.lax.stop_gradient(p) - jax.lax.stop_gradient(s)) ** 2)

@@ -168,14 +168,14 @@ CASES = {
             (learner := metajax.reptile(loss, metajax.learned_step_sizes(0.1), SGD, num_steps=2)),
             learner.init(PARAMS),
         ),
-        "displacement: its meta-gradient is zero for learned hyper-parameters",
+        "learned hyper-parameters of the inner optimizer get no gradient from a displacement",
     ),
     "learned step sizes for a last update": (
         lambda: update(
             (learner := metajax.fomaml(loss, metajax.learned_step_sizes(0.1), SGD, tail="shared")),
             learner.init(PARAMS),
         ),
-        "last_update: its meta-gradient is zero",
+        "get no gradient from a displacement",
     ),
     "learned integers": (
         lambda: trained(loss, metajax.LearnedOptimizer(lambda p: 3, optax.sgd), SGD),
