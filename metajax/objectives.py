@@ -87,8 +87,7 @@ def multi_step_query_loss(
     """
     base.check_function("multi_step_query_loss: loss", loss, "params, batch, rng")
 
-    if weights is not None:
-        check_weights("multi_step_query_loss", weights)
+    check_weights("multi_step_query_loss", () if weights is None else weights)
 
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
         if not adapt.differentiates_steps:
