@@ -1,5 +1,6 @@
 """The launchers; `python -m experiments` lists them."""
 
+import logging
 import sys
 from typing import Any
 
@@ -18,6 +19,12 @@ def _report_unraisable(report: Any) -> None:
         sys.__unraisablehook__(report)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record of asyncio tells more than that other writes of a checkpoint failed too."""
+    return "exception was never retrieved" not in record.getMessage()
+
+
+logging.getLogger("asyncio").addFilter(_is_news)
 sys.excepthook = _report  # before the imports that take seconds
 sys.unraisablehook = _report_unraisable
 

@@ -332,6 +332,23 @@ def test_threads_of_a_failed_checkpoint_report_nothing():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_further_writes_of_a_failed_checkpoint_report_nothing():
+    failing = """
+import asyncio, experiments
+
+async def write():
+    raise ValueError("no space")
+
+async def save():
+    asyncio.gather(write(), write())
+    await asyncio.sleep(0.01)
+
+asyncio.run(save())
+"""
+    done = subprocess.run([sys.executable, "-c", failing], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_interrupted_import_leaves_no_traceback():
     interrupted = "import signal; import experiments; signal.raise_signal(signal.SIGINT)"
     done = subprocess.run(
