@@ -147,12 +147,10 @@ class FewShot(Supervised):
             yield "fine_tuning takes steps of SGD on the whole support, in testing only", OF_STEPS
         if self.algorithm == "anil":
             yield "anil adapts the head alone, which has no normalization", ("adapt_norm",)
-        if not self.validates:
-            yield "the last state is tested, without validations", ("validate_every",)
-            if self.algorithm == "fine_tuning":
-                yield "the step size is chosen at the end", ("inner_learning_rate",)
-            else:
-                yield "the last state is tested, without validations", ("validation_tasks",)
+        if not self.validates and self.algorithm == "fine_tuning":
+            yield "the step size is chosen at the end", ("inner_learning_rate",)
+        elif not self.validates:
+            yield "the last state is tested, without validations", ("validation_tasks",)
         if not self.has_query_loss:
             yield "no query loss is descended", ("outer_loss",)
         if self.algorithm in BASELINES:

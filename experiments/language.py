@@ -12,7 +12,7 @@ Ours:      benchmarks/results/language, and docs/results.md
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,11 +98,15 @@ class Language(Training):
         0.1, "Step size of the inner SGD.", least=0.0, only={"algorithm": LEARNS}
     )
     # There is a step per chunk, in training as in tests.
-    num_steps: int = setting(0, "See num_chunks.", flag=False)
-    validation_steps: int = setting(0, "See num_chunks.", flag=False)
-    num_eval_steps: int = setting(0, "See num_chunks.", flag=False, evaluation=True)
+    num_steps: int = setting(0, "See num_chunks.", shown=False)
+    validation_steps: int = setting(0, "See num_chunks.", shown=False)
+    num_eval_steps: int = setting(0, "See num_chunks.", shown=False, evaluation=True)
     clip: float = setting(1.0, "Bound on the norm of the meta-gradient; 0: none.", least=0.0)
     validation_tasks: int = setting(64, "Contexts of the meta-validation.", least=1)
+
+    def unused(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        yield "there is a step per chunk", ("num_steps", "validation_steps", "num_eval_steps")
+        yield from super().unused()
 
     def check(self) -> None:
         super().check()

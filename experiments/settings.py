@@ -34,7 +34,7 @@ class Setting(NamedTuple):
       choices: the strings that are allowed.
       only: other settings, and the values of them with which this one has an effect.
       evaluation: whether it concerns only the evaluation.
-      flag: whether it can be set on the command line.
+      shown: whether --help shows it.
     """
 
     help: str
@@ -43,7 +43,7 @@ class Setting(NamedTuple):
     choices: tuple[str, ...] = ()
     only: Mapping[str, tuple[Any, ...]] = types.MappingProxyType({})
     evaluation: bool = False
-    flag: bool = True
+    shown: bool = True
 
 
 def setting(default: Any, help: str, **rules: Any) -> Any:
@@ -225,7 +225,7 @@ def parse(
     for cls in classes:
         types_ = typing.get_type_hints(cls)
         for name, rule in setting_rules(cls).items():
-            if rule.flag and name not in hidden:
+            if name not in hidden:
                 _define(own, name, types_[name], rule)
     try:
         _, *rest = own([sys.argv[0], *argv])
@@ -270,7 +270,7 @@ def help_text(groups: Sequence[Any], hidden: Collection[str] = ()) -> str:
     lines = []
     for group in groups:
         rules, shown = setting_rules(group), set()
-        rules = {k: rule for k, rule in rules.items() if rule.flag and k not in hidden}
+        rules = {k: rule for k, rule in rules.items() if rule.shown and k not in hidden}
         for cls in reversed(type(group).__mro__):
             own = [n for n in rules if n in getattr(cls, "__annotations__", {}) and n not in shown]
             if not own:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 
 import numpy as np
@@ -10,6 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks.results_folder import RESULTS, record_folder
 from benchmarks.verify import differences, verify
+from experiments import command
+from experiments.launchers import EXPERIMENTS
+from experiments.settings import setting_rules
 from metajax.train.weights import FILE
 
 RECORDS = {
@@ -49,11 +53,25 @@ def test_differences_are_relative_to_the_largest_number_of_a_row():
     assert dict(differences(found, recorded)) == {"mse/K=5": pytest.approx(0.05)}
 
 
-@pytest.mark.parametrize(
+each_record = pytest.mark.parametrize(
     "path",
     sorted(RESULTS.rglob("result.json")),
     ids=lambda path: str(path.parent.relative_to(RESULTS)),
 )
+
+
+@each_record
+def test_the_command_of_a_record_is_accepted(path):
+    _, _, module, *words = shlex.split(json.loads(path.read_text())["command"])
+    (launcher,) = (each for each in EXPERIMENTS if f"experiments.{each.name}" == module)
+    given = launcher.parse(words)
+    preset = given.get("preset", next(iter(launcher.presets)))
+    changes = {k: v for k, v in given.items() if k not in setting_rules(launcher.launch)}
+    settings, _ = command.with_changes(launcher, preset, changes)
+    command.check(launcher, preset, changes, settings)
+
+
+@each_record
 def test_a_record_lies_where_its_settings_say(path):
     result = json.loads(path.read_text())
     assert path.parent == RESULTS / record_folder(result)

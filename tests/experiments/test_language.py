@@ -174,7 +174,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         (["--adapting_blocks=9"], "more than the 4 --blocks"),
         (["--preset=full", "--inner_learning_rate=1"], "no effect with --algorithm=full"),
         (["--data_dir=/nowhere"], "no text at"),
-        (["--num_steps=2"], "Unknown command line flag 'num_steps'"),
+        (["--num_steps=2"], "--num_steps=2 has no effect: there is a step per chunk"),
         (["--preset=full", "--adapting_blocks=2"], "no effect with --algorithm=full"),
     ):
         with pytest.raises(UsageError, match=message):

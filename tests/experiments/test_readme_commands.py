@@ -45,7 +45,7 @@ SHORT = {
     "queries": 2,
     "eval_queries": 2,
 }
-NO_FLAG = Setting("", flag=False)
+NO_FLAG = Setting("", shown=False)
 # Commands within the text, in its order, and what its placeholders stand for here.
 INLINE = re.findall(r"`((?:python -m |metajax (?=[a-z])|--mode=eval)[^`]*)`", README)
 MEANT = {
@@ -69,7 +69,7 @@ def cheap(line):
 
 def shortened(preset):
     """The flags that make a run of seconds."""
-    short = {k: v for k, v in SHORT.items() if setting_rules(preset).get(k, NO_FLAG).flag}
+    short = {k: v for k, v in SHORT.items() if setting_rules(preset).get(k, NO_FLAG).shown}
     if getattr(preset, "choose", "validation") == "last":
         short.pop("validation_tasks")
     return [f"--{name}={value}" for name, value in short.items()]
