@@ -139,7 +139,10 @@ def suffer(fault: Fault, wanted: Outcome, scratch: Path, cache: Path) -> dict[st
         raise RuntimeError(f"{fault} comes too late: the run has ended.")
     seen = jobs[0].metrics()
     statuses = KINDS[fault.kind](jobs[0], fault, start)
-    refused = fault.kind != "second start" or all(statuses[0])
+    refused = True
+    if fault.kind == "second start" and not all(statuses[0]):
+        # One that comes when the run has ended finds its result, and trains nothing.
+        refused = not any(line.startswith("step ") for line in jobs[1].text().splitlines())
     for _ in range(ATTEMPTS):
         if any(statuses[-1]):
             statuses.append(start().wait())
