@@ -334,16 +334,11 @@ def test_weighted_updates():
         meta_gradient(last(2), objective, jnp.asarray(THETA), EPISODE)
 
 
-SIZES = metajax.learned_per_step_sizes(0.1, 3)._replace(init=lambda p: jnp.asarray([0.1, 0.2, 0.4]))
-
-
 @pytest.mark.parametrize(
     ("optimizer", "carry", "last"),
     [
         (optax.adam(0.1, b1=0.0), None, 0.0890),
         (optax.adam(0.1, b1=0.0), "mean", 0.0890),
-        (SIZES, None, 0.288),
-        (SIZES, "mean", 0.288),
         (optax.sgd(lambda count: 0.1 * 2.0**count), None, 0.288),
     ],
 )
