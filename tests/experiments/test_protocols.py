@@ -33,9 +33,8 @@ SMALL = [
     "--validate_every=2",
     "--checkpoint_every=2",
     "--eval_tasks=6",
-    "--num_eval_steps=2",
-    "--validation_steps=1",
 ]
+STEPS = ["--num_eval_steps=2", "--validation_steps=1"]
 FEW = "--validation_tasks=2"
 
 
@@ -127,6 +126,7 @@ def test_what_nichol_trains_on(random_images):
 def test_presets_run(experiment, preset, changes, random_images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(few_shot, "TASKS_PER_CALL", 4)
     arguments = [*SMALL, *changes, f"--preset={preset}", "--eval_queries=2"]
+    arguments += [] if preset.endswith("nearest_neighbour") else STEPS
     if ALL[preset].choose == "validation":
         arguments.append(FEW)
     arguments += [] if "plus_plus" in preset else ["--network=mlp"]
@@ -150,7 +150,7 @@ def test_devices_share_the_tasks(random_images, tmp_path):
     for devices in (1, 2):
         workdir = tmp_path / str(devices)
         launch(
-            miniimagenet, *SMALL, FEW, "--network=mlp", "--queries=2", "--eval_queries=2",
+            miniimagenet, *SMALL, *STEPS, FEW, "--network=mlp", "--queries=2", "--eval_queries=2",
             f"--num_devices={devices}", f"--workdir={workdir}",
         )  # fmt: skip
         found.append(json.loads((workdir / "result.json").read_text()))
@@ -161,7 +161,7 @@ def test_devices_share_the_tasks(random_images, tmp_path):
 
 def test_other_test_classes_than_in_training_are_refused(random_images, tmp_path):
     where = ["--network=mlp", f"--workdir={tmp_path}"]
-    launch(omniglot, *SMALL, FEW, *where)
+    launch(omniglot, *SMALL, *STEPS, FEW, *where)
     grey = random_images["omniglot"]
     names = (*grey.test.names[:-1], "another")
     random_images["omniglot"] = grey._replace(test=Images(grey.test.images, names))
@@ -174,7 +174,7 @@ def test_shared_classes_are_refused(random_images, tmp_path):
     names = (grey.train.names[0], *grey.test.names[1:])
     random_images["omniglot"] = grey._replace(test=Images(grey.test.images, names))
     with pytest.raises(UsageError, match="the sets share classes"):
-        launch(omniglot, *SMALL, FEW, f"--workdir={tmp_path}")
+        launch(omniglot, *SMALL, *STEPS, FEW, f"--workdir={tmp_path}")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_shared_classes_are_refused(random_images, tmp_path):
 def test_heads_train_on_more_classes_than_they_are_tested_on(tmp_path, random_images, algorithm):
     few = [
         "--preset=snell2017/omniglot_5w1s",
-        *SMALL[:-2],
+        *SMALL,
         "--validation_tasks=2",
         "--train_ways=6",
         "--ways=3",
