@@ -333,8 +333,8 @@ def _check_types(file: str, values: Mapping[str, Any], preset: Any) -> None:
     for name, value in values.items():
         default = getattr(preset, name)
         kinds = (int, float) if type(default) is float else (type(default), type(None))
-        whole = isinstance(value, bool) and not isinstance(default, bool)
-        if default is not None and (whole or not isinstance(value, kinds)):
+        switch = isinstance(value, bool) and not isinstance(default, bool)
+        if default is not None and (switch or not isinstance(value, kinds)):
             raise UsageError(f"{file} has {name}={value}: it is damaged.")
 
 

@@ -243,7 +243,9 @@ def _measured(metric: Metric | AtSteps | OfAdaptation, step: Array | int, *args:
         )
     measured = base.as_arrays("evaluate: metric", metric(*args))
     if not jax.tree.leaves(measured):
-        raise ValueError("evaluate: the metric returns no array: it must return a scalar, or some.")
+        raise ValueError(
+            "evaluate: the metric returns no array: it must return a scalar or several."
+        )
     return measured
 
 

@@ -118,7 +118,7 @@ def check_measured(validation: Validation, measured: Any) -> None:
             f"{', '.join(map(repr, found)) or 'an empty dict'}."
         )
     if jax.numpy.issubdtype(found[metric].dtype, jax.numpy.complexfloating):
-        raise ValueError(f"Validation.metric {metric!r} is complex: numbers of no order.")
+        raise ValueError(f"Validation.metric {metric!r} is complex, which has no best value.")
     if found[metric].shape != ():
         raise ValueError(
             f"Validation.metric {metric!r} must be a scalar, but measure returned shape "

@@ -97,7 +97,7 @@ def measured_by(measure, metric="mse", tasks=None):
             measured_by(lambda *_: {"mse": jnp.ones(3)}),
             r"Validation.metric 'mse' must be a scalar, but measure returned shape \(3,\)",
         ),
-        (measured_by(lambda *_: {"mse": jnp.ones((), complex)}), "'mse' is complex: numbers of no"),
+        (measured_by(lambda *_: {"mse": jnp.ones((), complex)}), "'mse' is complex, which has no"),
         ({"workdir": 3}, "a workdir must be a string or a path, got 3"),
         (measured_by(lambda *_: {"mse": 1.0}, tasks=Unregistered(jnp.ones(2))), "must be a pytree"),
         ({"config": 3}, "config must be a dict of JSON data, got int"),
