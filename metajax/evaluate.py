@@ -243,9 +243,7 @@ def _measured(metric: Metric | AtSteps | OfAdaptation, step: Array | int, *args:
         )
     measured = base.as_arrays("evaluate: metric", metric(*args))
     if not jax.tree.leaves(measured):
-        raise ValueError(
-            "evaluate: the metric returns no array: it must return a scalar or several."
-        )
+        raise ValueError("evaluate: the metric returns no array: it must return scalars.")
     return measured
 
 
