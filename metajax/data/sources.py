@@ -117,7 +117,9 @@ def from_folder(
     image_module, size = _pillow(), _height_and_width(size)
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is no folder")
+        raise FileNotFoundError(
+            f"{root} is no folder: name one that holds a folder of images for each class"
+        )
     files = {
         folder.name: sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
         for folder in sorted(root.iterdir())
