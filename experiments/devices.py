@@ -60,11 +60,10 @@ def share(settings: Any, launch: Launch) -> int:
 
 def shared_tasks(settings: Any, evaluates_only: bool) -> dict[str, int]:
     """The numbers of tasks that the devices share equally, by the names of the settings."""
-    names = ["eval_tasks"]
-    if not evaluates_only:
-        names.append("meta_batch_size")
-        if getattr(settings, "validates", True):
-            names.append("validation_tasks")
+    names = [] if evaluates_only else ["meta_batch_size"]
+    names.append("eval_tasks")
+    if not evaluates_only and getattr(settings, "validates", True):
+        names.append("validation_tasks")
     return {name: getattr(settings, name, 0) for name in names}
 
 
