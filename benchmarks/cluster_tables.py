@@ -53,9 +53,9 @@ def faults(rows: Sequence[Row]) -> list[str]:
     """The campaign, by kind of fault."""
     lines = [
         "Each disturbs a short run of sine waves, Omniglot or navigation, in one process or two;",
-        "the command is then repeated until it ends. Without a trace: all arrays of the last",
-        "checkpoint, the evaluation and the lines of `metrics.jsonl` are those of an undisturbed",
-        "run, and nothing printed a traceback. Damage is to files of checkpoints.",
+        'the command is then repeated until it ends. "Without a trace" counts the runs whose',
+        "arrays of the last checkpoint, evaluation and lines of `metrics.jsonl` equal those of an",
+        "undisturbed run, and that printed no traceback. Damage is to files of checkpoints.",
         "",
     ]
     heads, *cells = summary(rows)

@@ -158,17 +158,18 @@ def one_sine_wave(path: Path) -> None:
     )
 
 
-def main() -> None:
-    FOLDER.mkdir(exist_ok=True)
+def draw(folder: Path) -> None:
+    """Writes all figures."""
+    folder.mkdir(exist_ok=True)
     results = report.load()
-    sine_waves(results, (10,), FOLDER / "finn2017_figure3.png")
-    sine_waves(results, (5, 10, 20), FOLDER / "finn2017_figure6.png")
-    returns(results, {"navigation": "navigation"}, FOLDER / "finn2017_figure4.png")
+    sine_waves(results, (10,), folder / "finn2017_figure3.png")
+    sine_waves(results, (5, 10, 20), folder / "finn2017_figure6.png")
+    returns(results, {"navigation": "navigation"}, folder / "finn2017_figure4.png")
     tasks = [task for task in rl_runs.PAPER_RETURNS if task != "navigation"]
-    returns(results, dict.fromkeys(tasks, "locomotion"), FOLDER / "finn2017_figure5.png")
-    one_sine_wave(FOLDER / "nichol2018_figure1.png")
-    print(f"written to {FOLDER}")
+    returns(results, dict.fromkeys(tasks, "locomotion"), folder / "finn2017_figure5.png")
+    one_sine_wave(folder / "nichol2018_figure1.png")
 
 
 if __name__ == "__main__":
-    main()
+    draw(FOLDER)
+    print(f"written to {FOLDER}")

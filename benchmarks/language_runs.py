@@ -52,7 +52,7 @@ def last_quarter(row: dict[str, Any]) -> dict[str, Any]:
     return {name: [np.mean(losses[name][-quarter:])] for name in ("mean", "ci95")}
 
 
-def draw(results: list[Result]) -> None:
+def draw(results: list[Result], path: Path = FIGURE) -> None:
     """The loss by position of every arm: the interval of a single run, or the range over seeds."""
     rows: dict[str, Any] = {}
     for runs in groups(results):
@@ -66,7 +66,7 @@ def draw(results: list[Result]) -> None:
             rows[name] = {"mean": means.mean(axis=0), "ci95": spread}
     if rows:
         plots.adaptation_curves(
-            FIGURE,
+            path,
             rows,
             ylabel="nats per byte",
             title="unseen files of Python's standard library",

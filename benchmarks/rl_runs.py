@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.runs import Result, by_seeds, over_seeds, where
+from benchmarks.runs import Result, by_seeds, num_seeds, over_seeds, training, where
 from experiments import meta_rl
 from experiments.settings import setting_rules
 
@@ -52,7 +52,7 @@ def headline_rows(results: list[Result]) -> list[str]:
         if result["algorithm"] not in ("maml", "fomaml") or "," in result["name"]:
             continue  # a baseline, or other settings than the preset's
         if result["experiment"] == "navigation":
-            what = "2D navigation: return after 1, 2, 3 steps"
+            what = f"2D navigation, {result['preset']}: return after 1, 2, 3 steps"
             paper, ours = _paper("navigation", 2)[1:], _returns(runs, 2)[1:]
         else:
             task = result["config"]["task"]
@@ -60,9 +60,8 @@ def headline_rows(results: list[Result]) -> list[str]:
             oracles = [run for run in results if _is_matching_oracle(run, result)]
             paper = [f"{paper_score(task):.2f}"] if task in PAPER_RETURNS else []
             ours = [_score(runs, oracles)] if oracles else []
-        link = f"[{what}](benchmarks/results/{result['name']})"
-        seconds = f"{result['wall_seconds']:,.0f} s, {where(result)}"
-        lines.append(_line([link, ", ".join(paper), ", ".join(ours), seconds]))
+        link = f"[{what}](benchmarks/results/{result['name']}){num_seeds(runs)}"
+        lines.append(_line([link, ", ".join(paper), ", ".join(ours), training(runs)]))
     return lines
 
 

@@ -43,7 +43,7 @@ def sinusoid_table(results: list[Result]) -> list[str]:
         _, preset, name, _ = result["name"].split("/")
         label = name.replace(",", ", ") + (f", {preset}" if preset != "finn2017" else "")
         link = f"benchmarks/results/{result['name']}"
-        rows = {f"[{label}]({link}){_num_seeds(runs)}": ""}
+        rows = {f"[{label}]({link}){num_seeds(runs)}": ""}
         rows |= {f"{label}, last state": "last "} if len(runs) > 1 else {}
         if (preset, name) == ("finn2017", "maml"):
             rows |= {"pretrained": "pretrained ", "randomly initialized": "random "}
@@ -74,7 +74,7 @@ def _sinusoid(results: list[Result]) -> list[list[Result]]:
     return by_seeds(result for result in results if result["experiment"] == "sinusoid")
 
 
-def _num_seeds(runs: list[Result]) -> str:
+def num_seeds(runs: list[Result]) -> str:
     return f" ({len(runs)} seeds)" if len(runs) > 1 else ""
 
 
@@ -85,19 +85,26 @@ def headline_table(results: list[Result]) -> list[str]:
         if runs[0]["name"].startswith("sinusoid/finn2017/maml/"):
             rows = [run["evaluation"]["mse"]["K=10"] for run in runs]
             error = f"{over_seeds(rows, 1, 2)} after 1 step, {over_seeds(rows, 10, 2)} after 10"
-            lines.append(_headline("sine waves, 10 points: squared error", "", error, runs[0]))
+            lines.append(_headline("sine waves, 10 points: squared error", "", error, runs))
     for runs in _classification(results):
         result, name = runs[0], cell_name(runs[0])
         paper = protocols.PAPER_RESULTS.get(name, {}).get("transductive")
         if paper and "," not in result["name"]:  # at full length, with the preset's settings
             row = _row(runs, "transductive")
-            lines.append(_headline(f"{name}: accuracy (%)", row[3], row[4], result))
+            what = f"{name}: transductive accuracy (%)"
+            lines.append(_headline(what, row[3], row[4], runs))
     return lines
 
 
-def _headline(what: str, paper: str, ours: str, result: Result) -> str:
-    seconds = f"{result['wall_seconds']:,.0f} s, {where(result)}"
-    return f"| [{what}](benchmarks/results/{result['name']}) | {paper} | {ours} | {seconds} |"
+def _headline(what: str, paper: str, ours: str, runs: list[Result]) -> str:
+    link = f"[{what}](benchmarks/results/{runs[0]['name']}){num_seeds(runs)}"
+    return f"| {link} | {paper} | {ours} | {training(runs)} |"
+
+
+def training(runs: list[Result]) -> str:
+    """The mean wall time of the runs, and the device."""
+    seconds = np.mean([run["wall_seconds"] for run in runs])
+    return f"{seconds:,.0f} s, {where(runs[0])}"
 
 
 def few_shot_table(results: list[Result]) -> list[str]:
@@ -149,7 +156,7 @@ def _row(runs: list[Result], question: str) -> list[str]:
         question.replace("_", "-"),
         str(step),
         tables.interval(protocols.PAPER_RESULTS.get(name, {}).get(question)).replace("+-", "±"),
-        over_seeds(rows, at, 2, 100.0) + _num_seeds(runs),
+        over_seeds(rows, at, 2, 100.0) + num_seeds(runs),
         f"{result['meta_steps']:,} of {prescribed(result):,}",
         f"{np.mean([run['wall_seconds'] for run in runs]):,.0f} s",
         where(result),

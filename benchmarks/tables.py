@@ -27,12 +27,12 @@ PAGE = Path(__file__).parent / "README.md"
 
 HEAD = """# Benchmarks
 
-Rendered by `python -m benchmarks.report` from the records in `results/`, one JSON line a case with
-device, versions and commit. The rows of a case are one run of `python -m benchmarks.NAME`, and
-ratios are within it. They take turns in one process, and medians are shown; but a row of devices
-and cores has a process of its own, and the time to the first result and bfloat16 are of one run
-each. Memory that is freed stays with the process, for all libraries alike, in the runs since commit
-1e182b7; the others also time how the system maps it anew at every call.
+Rendered by `python -m benchmarks.report` from the records in `results/`, one JSON line per case
+with device, versions and commit. The rows of a case are one run of `python -m benchmarks.NAME`, and
+ratios are within it. The rows take turns in one process, and the tables show medians. Rows that
+need other devices or cores have a process of their own. Time to the first result and bfloat16 are
+single runs. Memory that is freed stays with the process, for all libraries alike, in the runs since
+commit 1e182b7; the others also time how the system maps it anew at every call.
 """
 
 
@@ -68,10 +68,10 @@ def meta_gradient(rows: Sequence[Row]) -> list[str]:
         "over the fastest peer of the case; `of matmul` is the share that useful operations reach",
         "of the rate of a 4096 x 4096 product of float32 arrays in the same run, at JAX's default",
         "precision, as the networks (TF32 on an NVIDIA GPU, for PyTorch alike); `differs` is the",
-        "distance from the first row's meta-gradient, relative in norm: on a CPU, what is a",
-        "tenth away does not race. On a GPU, TF32 alone moves these gradients by a quarter,",
-        "because the images are noise: products rounded so on a CPU do the same, by either",
-        "convolution.",
+        "distance from the first row's meta-gradient, relative in norm: on a CPU, a library whose",
+        "gradient is a tenth away is left out. On a GPU, TF32 alone moves these gradients by a",
+        "quarter, because the images are noise: products rounded so on a CPU do the same, by",
+        "either convolution.",
         "",
     ]
 

@@ -1,4 +1,4 @@
-"""Many runs: a command a line, for an array job or `xargs`, and one table of their results.
+"""Many runs: one command per line, for an array job or `xargs`, and one table of their results.
 
 Command: python -m experiments.sweep PRESET ... [--seeds=0:3] [--vary NAME=VALUE,VALUE ...]
              [--runs=FOLDER] [--table]

@@ -2,7 +2,8 @@
 
 A line `<!-- results -->` becomes the results page with its tables rendered anew, and a line
 `<!-- records -->` a section for each record: its commands, its verification and its figures. The
-tables link to these sections.
+tables link to these sections, and the joint figures are drawn anew. `<!-- benchmarks -->` becomes
+the page of the benchmarks, and `<!-- launchers -->` what the README says about launchers and jobs.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from benchmarks import report
+from benchmarks import figures, language_runs, report, tables
 from benchmarks.results_folder import RESULTS
 from metajax.train.weights import FILE
 
 LINK = re.compile(r"\]\((?:\.\./)*benchmarks/results/([^)]*)/seed\d+(?:_\w+)?\)")
+FILE_LINK = re.compile(r"\[([^\]]*)\]\(((?:benchmarks|experiments)/[^)]*)\)")
+# The papers' figures, with all of their methods, and the losses of the language models.
+JOINT = re.compile(r"\]\(\.\./benchmarks/(?:figures/)?(\w+\.png)\)")
 OTHER_LINK = re.compile(r"\[([^\]]*)\]\((?:\.\./)*benchmarks/results\)")
 
 
@@ -27,6 +31,7 @@ def results() -> str:
     """The results page below its title, with links to the sections of this page."""
     text = report.render(report.PAGE).partition("\n")[2]
     text = OTHER_LINK.sub(r"`\1`", text)
+    text = JOINT.sub(r"](_figures/\1)", text)
     text = LINK.sub(lambda match: f"](#{anchor(match[1])})", text)
     return text.replace(" ± ", "\u00a0±\u00a0")  # an interval stays on one line
 
@@ -35,6 +40,21 @@ def records() -> str:
     """A section for each record; runs that differ in the seed only share one."""
     groups = itertools.groupby(report.load(), key=lambda result: folder(result["name"]))
     return "\n".join(section(name, list(runs)) for name, runs in groups)
+
+
+def benchmarks() -> str:
+    """The benchmarks' page below its title."""
+    text = tables.render().partition("\n")[2]
+    return text.replace("](growth.png)", "](../benchmarks/growth.png)").replace(
+        "](chunks.png)", "](../benchmarks/chunks.png)"
+    )
+
+
+def launchers() -> str:
+    """The README's section of launchers, without links to files that are no pages."""
+    text = report.README.read_text().partition("\n## Experiments\n")[2].partition("\n## ")[0]
+    text = re.sub(r"^### ", "## ", text, flags=re.MULTILINE)
+    return FILE_LINK.sub(r"`\2`", text)
 
 
 def section(name: str, runs: list[dict[str, Any]]) -> str:
@@ -98,13 +118,21 @@ def anchor(name: str) -> str:
 
 
 def insert(app: Sphinx, docname: str, source: list[str]) -> None:
-    for marker, render in (("<!-- results -->", results), ("<!-- records -->", records)):
+    for render in (results, records, benchmarks, launchers):
+        marker = f"<!-- {render.__name__} -->"
         if marker in source[0]:
             source[0] = source[0].replace(marker, render())
             for path in RESULTS.rglob("result.json"):
                 app.env.note_dependency(str(path), docname=docname)
 
 
+def draw(app: Sphinx) -> None:
+    folder = Path(app.srcdir) / "_figures"
+    figures.draw(folder)
+    language_runs.draw(report.load(), folder / language_runs.FIGURE.name)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("builder-inited", draw)
     app.connect("source-read", insert)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

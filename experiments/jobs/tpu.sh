@@ -2,11 +2,13 @@
 # One run on all hosts of a Cloud TPU slice, which a queued resource waits for:
 #
 #   bash experiments/jobs/tpu.sh create   # asks for the slice, as spot capacity
+#   gcloud compute tpus queued-resources describe metajax --zone=us-central1-a   # until ACTIVE
 #   bash experiments/jobs/tpu.sh run experiments.omniglot --preset=finn2017/omniglot_5w1s \
 #       --meta_batch_size=32 --validation_tasks=208 --eval_tasks=608 --workdir=gs://BUCKET/omniglot
 #   bash experiments/jobs/tpu.sh delete
 #
-# The tasks are multiples of the 16 chips that share them. A slice that was taken away is deleted and created again; the same `run` then continues.
+# The tasks are multiples of the 16 chips that share them. After a preemption `delete` and `create` the
+# slice again; the same `run` then continues.
 set -euo pipefail
 
 NAME=${NAME:-metajax}
