@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,8 @@ CARRIES = (None, "mean", "serial")
 def check_arguments(loss, meta_gradient, proximal, batches, carry) -> None:
     """Raises `ValueError` for wrong arguments of `inner_loop`."""
     base.check_function("inner_loop: loss", loss, "params, batch, rng")
-    base.check_function(
-        "inner_loop: batches",
-        batches,
-        "support, num_steps, rng",
-        " such as full_batch() or cycle(size) (mind the parentheses)",
-    )
+    such = " such as full_batch() or cycle(size) (mind the parentheses)"
+    base.check_function("inner_loop: batches", batches, "support, num_steps, rng", such)
     engine = "such as first_order() (mind the parentheses)"
     base.check_kind("inner_loop: meta_gradient", meta_gradient, MetaGradient, engine)
     base.check_number("inner_loop: proximal", proximal, "[0, inf)")
@@ -88,82 +84,63 @@ def check_modules(params: Params) -> None:
                 )
 
 
-class UpdateReads(NamedTuple):
-    """The inputs on which an inner optimizer's update depends.
+def check_inner_optimizer(
+    init: Callable, update: Callable, params: Params, state: PyTree, value: Any, meta: MetaGradient
+) -> bool:
+    """Raises `ValueError` if the meta-gradient cannot cross an inner optimizer's update.
 
-    Attributes:
-      searches: whether it runs a line search, a loop that reverse mode cannot differentiate.
-      params: whether it depends on the parameters themselves, as weight decay does.
-      ignored: paths of the parameters whose update does not depend on their gradient.
+    The programs of `init(params)` and `update(grads, state, params, value)` are analysed without
+    running them.
+
+    Returns:
+      Whether the update runs a line search, a loop that reverse mode cannot differentiate.
     """
-
-    searches: bool
-    params: bool
-    ignored: list[str]
-
-
-def update_reads(update: Callable[..., Any], grads: Params, state: PyTree, value: Array):
-    """Analyses the program of `update(grads, state, params, value)` without running it."""
     try:
-        traced, shapes = jax.make_jaxpr(update, return_shape=True)(grads, state, grads, value)
+        traced, shapes = jax.make_jaxpr(update, return_shape=True)(params, state, params, value)
     except (TypeError, AttributeError) as error:
         raise ValueError(
             "inner_loop: the inner optimizer's update cannot be called with (gradients, state, "
             f"parameters, value=, grad=, value_fn=): {error}. Choose one without other arguments."
         ) from error
-    sizes, updated = base.leaf_shapes(grads), base.leaf_shapes(shapes[0])
+    sizes, updated = base.leaf_shapes(params), base.leaf_shapes(shapes[0])
     if sizes != updated:
         raise ValueError(
             f"inner_loop: the inner optimizer's updates have the shapes {updated}, but the "
             f"adapting parameters have {sizes}."
         )
-    jaxpr = traced.jaxpr
-    num, num_state = len(jax.tree.leaves(grads)), len(jax.tree.leaves(state))
-
-    def used(outputs: range) -> list[bool]:
-        wanted = [i in outputs for i in range(len(jaxpr.outvars))]
-        return partial_eval.dce_jaxpr(jaxpr, wanted)[1]
-
-    everything = used(range(len(jaxpr.outvars)))
-    return UpdateReads(
-        searches=any(eqn.primitive.name == "while" for eqn in equations(jaxpr)),
-        params=any(everything[num + num_state : -1]),
-        ignored=[path for i, path in enumerate(sizes) if not any(used(range(i, i + 1))[:num])],
-    )
-
-
-def check_inner_update(reads: UpdateReads, meta_gradient: MetaGradient) -> None:
-    """Raises `ValueError` if the meta-gradient cannot cross an inner optimizer's update."""
-    if reads.searches and meta_gradient.crosses_optimizer:
+    jaxpr, num = traced.jaxpr, len(sizes)
+    searches = any(eqn.primitive.name == "while" for eqn in equations(jaxpr))
+    if searches and meta.crosses_optimizer:
         raise ValueError(
             "inner_loop: reverse mode cannot differentiate the line search of an inner optimizer "
             "such as optax.lbfgs. Use first_order() or implicit(), which do not differentiate it."
         )
-    if meta_gradient.implicit and reads.ignored:
+    if not meta.implicit:
+        return searches
+    ignored = [path for i, path in enumerate(sizes) if not any(_reads(jaxpr, [i])[:num])]
+    if ignored:
         raise ValueError(
             "inner_loop: implicit() assumes that all adapting parameters reach the minimizer, but "
-            f"the inner optimizer never moves params{reads.ignored[0]}. Select the parameters that "
+            f"the inner optimizer never moves params{ignored[0]}. Select the parameters that "
             "adapt with metajax.adapt_only, or use second_order() or first_order()."
         )
-    if meta_gradient.implicit and reads.params and not reads.searches:
-        raise ValueError(
-            "inner_loop: implicit() assumes that the inner optimizer reaches the minimizer of loss "
-            "plus proximal term, but its update depends on the parameters themselves, as weight "
-            "decay does. Put the decay into the loss, or use second_order()."
-        )
+    started = jax.make_jaxpr(init)(params).jaxpr
+    decay = "its update depends on the parameters themselves, as weight decay does"
+    memory = "the state of this one holds the parameters that it starts from"
+    for cause, reads in (decay, _reads(jaxpr)[-1 - num : -1]), (memory, _reads(started)):
+        if any(reads) and not searches:
+            raise ValueError(
+                "inner_loop: implicit() assumes that the inner optimizer reaches the minimizer of "
+                f"loss plus proximal term, but {cause}. Put what pulls the parameters into the "
+                "loss, or use second_order()."
+            )
+    return searches
 
 
-def check_inner_init(init: Callable[[Params], PyTree], params: Params, meta: MetaGradient) -> None:
-    """Raises `ValueError` for `implicit()` and an optimizer whose state holds the parameters."""
-    if not meta.implicit:
-        return
-    jaxpr = jax.make_jaxpr(init)(params).jaxpr
-    if any(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]):
-        raise ValueError(
-            "inner_loop: implicit() assumes that the inner optimizer reaches the minimizer of loss "
-            "plus proximal term, but the state of this one holds the parameters that it starts "
-            "from. Use second_order(), or put what pulls towards them into the loss."
-        )
+def _reads(jaxpr: Any, outputs: Sequence[int] | None = None) -> list[bool]:
+    """Which inputs of a program some of its outputs, by default all, depend on."""
+    wanted = [outputs is None or i in outputs for i in range(len(jaxpr.outvars))]
+    return partial_eval.dce_jaxpr(jaxpr, wanted)[1]
 
 
 def check_learned(inner: PyTree, meta_gradient: MetaGradient) -> None:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
+import optax
+from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.extend.linear_util import WrappedFun
 from jax.scipy.sparse.linalg import cg
@@ -175,15 +176,10 @@ def implicit(*, cg_steps: int = 5) -> MetaGradient:
     def solution(adapted: Params, optimality: Callable[[Params], Params]) -> Params:
         dtypes = [p.dtype for p in jax.tree.leaves(adapted)]
         rounding = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
-
         # Conjugate gradients run in the widest type of the parameters, and Hessian-vector products
         # in each parameter's own type.
-        def widened(v: Params) -> Params:
-            return jax.tree.map(lambda x: x.astype(jnp.result_type(*dtypes)), v)
-
-        def narrowed(v: Params) -> Params:
-            leaves = [x.astype(d) for x, d in zip(jax.tree.leaves(v), dtypes, strict=True)]
-            return jax.tree.unflatten(jax.tree.structure(v), leaves)
+        widened = functools.partial(optax.tree.cast, dtype=jnp.result_type(*dtypes))
+        narrowed = functools.partial(optax.tree.cast_like, other_tree=adapted)
 
         def conjugate_gradients(product: Callable[[Params], Params], v: Params) -> Params:
             # `vmap` maps the gradients of `lax` convolutions along different axes, which the solver
@@ -276,20 +272,15 @@ def _has_own_rule(jaxpr: Any) -> bool:
     """
     trusted = tuple(str(Path(file).parent) + os.sep for file in (jax.__file__, __file__))
 
-    def is_trusted(debug_info: Any) -> bool:
-        source = getattr(debug_info, "func_src_info", None) or ""
-        return source.partition(" at ")[2].startswith(trusted)
-
     for eqn in equations(jaxpr):
         if eqn.primitive.name.startswith("custom_vjp_call"):
             return True
         if eqn.primitive.name.startswith("custom_jvp_call"):
-            function, rule = eqn.params["call_jaxpr"].jaxpr, eqn.params["jvp_jaxpr_fun"]
-            files = _files(rule)
-            if not (is_trusted(function.debug_info) and all(f.startswith(trusted) for f in files)):
-                return True
+            debug_info = eqn.params["call_jaxpr"].jaxpr.debug_info
+            name, _, place = (getattr(debug_info, "func_src_info", None) or "").partition(" at ")
+            files = place, *_files(eqn.params["jvp_jaxpr_fun"])
             # The derivative of a root is only as good as the solver that the user gave.
-            if "_custom_root" in str(function.debug_info.func_src_info):
+            if name == "_custom_root" or not all(file.startswith(trusted) for file in files):
                 return True
     return False
 
@@ -344,9 +335,7 @@ def _symmetric(fn: Callable[..., Any], params: Params, operands: PyTree) -> tupl
 
 def _symmetric_forward(fn, params, operands):
     # With `symbolic_zeros` every leaf tells whether it is differentiated.
-    params, operands = jax.tree.map(
-        lambda x: x.value, (params, operands), is_leaf=lambda x: hasattr(x, "perturbed")
-    )
+    params, operands = custom_vjp_primal_tree_values((params, operands))
     # Calling `_symmetric` here would give wrong derivatives of this rule within a scan.
     return _reverse(fn)(params, *operands), (params, operands)
 
@@ -362,10 +351,7 @@ def _symmetric_backward(fn, residuals, cotangents):
 
     (value_cotangent, _), direction = cotangents
     direction = jax.tree.map(
-        lambda x, p: jnp.zeros_like(p) if isinstance(x, SymbolicZero) else x,
-        direction,
-        params,
-        is_leaf=lambda x: isinstance(x, SymbolicZero),
+        lambda x, p: jnp.zeros_like(p) if isinstance(x, SymbolicZero) else x, direction, params
     )
     gradients, products = jax.jvp(
         lambda params: jax.grad(scalar, (0, 1))(params, inexact), (params,), (direction,)
@@ -373,9 +359,7 @@ def _symmetric_backward(fn, residuals, cotangents):
     if not isinstance(value_cotangent, SymbolicZero):
         # The gradient itself is the derivative of the value.
         products = jax.tree.map(
-            lambda product, gradient: product + value_cotangent.astype(product.dtype) * gradient,
-            products,
-            gradients,
+            lambda p, g: p + value_cotangent.astype(p.dtype) * g, products, gradients
         )
     params_cotangent, operand_cotangents = products
     cotangent_leaves = [operand_cotangents.get(i) for i in range(len(leaves))]

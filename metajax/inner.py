@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax import arguments, base
-from metajax.base import Adapt, AdaptInfo, Array, Batch, Key, LossFn, MetaParams, Params, PyTree
+from metajax.base import Adapt, AdaptInfo, Batch, Key, LossFn, MetaParams, Params, PyTree
 from metajax.batches import Batches, full_batch
 from metajax.gradients import MetaGradient, second_order, without_derivative
 from metajax.optimizers import LearnedOptimizer, as_learned, check_optimizer, merged, only
@@ -101,20 +101,12 @@ def inner_loop(
 
     def init(params: Params) -> tuple[PyTree, PyTree]:
         params, model = base.strongly_typed(arguments.adaptable(params))
-        inner = inner_optimizer.init(params)
+        inner = base.strongly_typed(inner_optimizer.init(params))
         arguments.check_learned(inner, meta_gradient)
-        inner = base.strongly_typed(inner)
         opt_state = inner_optimizer.make(inner).init(only(params, moves)) if carries else ()
         return inner, base.join_inner(base.strongly_typed(opt_state), model)
 
-    def apply(
-        meta_params: MetaParams,
-        support: Batch,
-        rng: Key,
-        *,
-        inner_state: PyTree = (),
-        probe: Callable[[Params, Array | int], PyTree] | None = None,
-    ) -> tuple[Params, AdaptInfo]:
+    def apply(meta_params, support, rng, *, inner_state=(), probe=None):
         base.check_kind("meta_params", meta_params, MetaParams, "such as state.meta_params")
         params, model = base.split_state(meta_params.params)
         arguments.check_modules(params)
@@ -126,6 +118,7 @@ def inner_loop(
         support = base.as_arrays("support", support)
         if num_steps and jax.tree.leaves(support) and not base.num_numbers(support):
             raise ValueError("the support has no examples: give each task at least one shot.")
+        probe = probe or (lambda params, step: ())
         batch_rng, loss_rng = base.split_key(rng)
         batch_at = batches(support, num_steps, batch_rng)
 
@@ -151,9 +144,9 @@ def inner_loop(
         check_optimizer("the result of LearnedOptimizer.make", transform)
         transform = optax.with_extra_args_support(transform)
 
-        def update(grads, opt_state, moving, value, *operands):
+        def update(given, grads, opt_state, moving, value):
             def value_fn(moving):
-                return penalized(moving, *operands)[0]
+                return penalized(moving, *given)[0]
 
             if not meta_gradient.crosses_optimizer:
                 value = jax.lax.stop_gradient(value)
@@ -177,26 +170,23 @@ def inner_loop(
         if num_steps:
             first = operands(model, 0)
             (value, _), _ = jax.eval_shape(gradient, initial, *first)
-            reads = arguments.update_reads(
-                lambda *args: update(*args, *first), initial, opt_state, jnp.zeros((), value.dtype)
-            )
-            arguments.check_inner_update(reads, meta_gradient)
-            if reads.searches:
+            first_update = functools.partial(update, first)
+            if arguments.check_inner_optimizer(
+                transform.init, first_update, initial, opt_state, value, meta_gradient
+            ):
                 update = without_derivative(update)
-            else:
-                arguments.check_inner_init(transform.init, initial, meta_gradient)
 
         @meta_gradient.step
         def take_step(moving, opt_state, model, step):
             given = operands(model, step)
             (value, (aux, model)), grads = gradient(moving, *given)
-            updates, opt_state = update(grads, opt_state, moving, value, *given)
+            updates, opt_state = update(given, grads, opt_state, moving, value)
             moved = optax.apply_updates(moving, updates)
             return moved, opt_state, model, (value - pull(moving), aux)
 
         def body(state, step):
             moving, _, model = state
-            probed = probe(whole(moving, model), step) if probe else ()
+            probed = probe(whole(moving, model), step)
             *state, told = take_step(*state, step)
             return tuple(state), (*told, probed)
 
@@ -210,11 +200,8 @@ def inner_loop(
         if num_steps:
             moving = meta_gradient.solution(moving, optimality)
         adapted = whole(moving, model)
-        if probe:
-            last = probe(adapted, num_steps)
-            probed = jax.tree.map(
-                lambda xs, x: jnp.concatenate([xs, jnp.asarray(x)[None]]), probed, last
-            )
+        last = probe(adapted, num_steps)
+        probed = jax.tree.map(lambda xs, x: jnp.append(xs, jnp.asarray(x)[None], 0), probed, last)
         ended = base.join_inner(opt_state if carries else (), model)
         return adapted, AdaptInfo(values, auxes, probed, ended, opt_state)
 
@@ -272,13 +259,9 @@ def start_from(start: Callable[[MetaParams, Batch, Key], Params], adapt: Adapt) 
         params = start(meta_params, support, start_rng)
         if isinstance(params, base.Stateful):
             # The state that the start leaves is newer than the one that it was given.
-            model = params.state
+            inner_state = optimizer
         return adapt.apply(
-            meta_params._replace(params=params),
-            support,
-            rng,
-            inner_state=base.join_inner(optimizer, model),
-            probe=probe,
+            meta_params._replace(params=params), support, rng, inner_state=inner_state, probe=probe
         )
 
     def rebuild(**changes):

@@ -72,12 +72,8 @@ def meta_learner(
       algorithm 1.
     """
     base.check_kind("meta_learner: adapt", adapt, Adapt, "from inner_loop")
-    base.check_function(
-        "meta_learner: the objective",
-        objective,
-        "adapt, meta_params, episode, rng, *, inner_state",
-        " such as query_loss(loss)",
-    )
+    inputs, such = "adapt, meta_params, episode, rng, *, inner_state", " such as query_loss(loss)"
+    base.check_function("meta_learner: the objective", objective, inputs, such)
     check_optimizer("meta_learner: the outer optimizer", outer_optimizer)
     outer_optimizer = optax.with_extra_args_support(outer_optimizer)
     serial = adapt.carry == "serial"
@@ -93,15 +89,14 @@ def meta_learner(
 
         def mean_objective(meta_params):
             def run_task(episode, rng):
-                value, (metrics, ended) = objective(
-                    adapt, meta_params, episode, rng, inner_state=start
-                )
-                check_carried(adapt, start, ended)
-                return value, (_as_floats(metrics), ended)
+                value, told = objective(adapt, meta_params, episode, rng, inner_state=start)
+                check_carried(adapt, start, told[1])
+                return value, told
 
             values, (metrics, ended) = map_tasks(run_task, *tasks)
             value = jnp.mean(values)
-            return value, ({"objective": value, **_mean(metrics)}, _mean(ended))
+            metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+            return value, ({"objective": value, **metrics}, _mean(ended))
 
         gradient, (metrics, ended) = jax.grad(mean_objective, has_aux=True)(meta_params)
         return (gradient, metrics, () if serial else ended), (ended if serial else carry)
@@ -148,22 +143,21 @@ def check_state(state: MetaState) -> None:
 def check_opt_state(state: MetaState, init: Callable[[MetaParams], PyTree]) -> None:
     """Raises `ValueError` unless `init` creates an optimizer state of the same structure."""
     check_state(state)
-    expected = jax.eval_shape(init, state.meta_params)
-    if not base.same_structure(state.opt_state, expected):
-        raise ValueError(
-            "the state's opt_state belongs to another outer optimizer: "
-            f"{jax.tree.structure(state.opt_state)} instead of {jax.tree.structure(expected)}. "
-            "Start from this learner's init(params)."
-        )
+    what = "the state's opt_state belongs to another outer optimizer:"
+    _check_structure(what, state.opt_state, jax.eval_shape(init, state.meta_params))
 
 
 def check_carried(adapt: Adapt, before: PyTree, after: PyTree) -> None:
     """Raises `ValueError` if an update would change the structure of the carried state."""
-    if not base.same_structure(before, after):
+    what = f"this learner was built with carry={adapt.carry!r}, but the state's inner_state is"
+    _check_structure(what, before, after)
+
+
+def _check_structure(what: str, found: PyTree, expected: PyTree) -> None:
+    if not base.same_structure(found, expected):
         raise ValueError(
-            f"this learner was built with carry={adapt.carry!r}, but the state's inner_state is "
-            f"{jax.tree.structure(before)} instead of {jax.tree.structure(after)}. Start from this "
-            "learner's init(params)."
+            f"{what} {jax.tree.structure(found)} instead of {jax.tree.structure(expected)}. "
+            "Start from this learner's init(params)."
         )
 
 
@@ -172,13 +166,6 @@ def check_episodes(episodes: Episode) -> int:
     base.check_kind("a meta-batch", episodes, Episode, "of support= and query=")
     remedy = " For a single task add the axis: jax.tree.map(lambda x: x[None], episode)."
     return base.leading_size("episodes", episodes, "task", remedy)
-
-
-def _as_floats(metrics: PyTree) -> PyTree:
-    """Metrics are averaged over tasks, also those that are integers."""
-    return jax.tree.map(
-        lambda x: x if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else jnp.float32(x), metrics
-    )
 
 
 def _mean(stacked: PyTree) -> PyTree:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 
 from metajax import base
 from metajax.arguments import check_loss, check_nothing_learned, check_weights
-from metajax.base import Adapt, Array, Batch, Key, LossFn, MetaParams, Objective, Params, PyTree
+from metajax.base import Adapt, AdaptInfo, Array, Batch, Key, LossFn, Objective, Params, PyTree
 from metajax.optimizers import only
 
 
@@ -44,13 +44,10 @@ def query_loss(loss: LossFn) -> Objective:
 
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
         _check_query("query_loss", episode.query)
-        adapt_rng, query_rng = base.split_key(rng)
-        adapted, info = adapt.apply(
-            meta_params, episode.support, adapt_rng, inner_state=inner_state
-        )
-        optimizer, model = base.split_inner(info.inner_state)
-        value, aux, model = check_loss(loss(adapted, episode.query, query_rng), model)
-        return value, (_metrics(info, value, aux), base.join_inner(optimizer, model))
+        rng, query_rng = base.split_key(rng)
+        adapted, info = adapt.apply(meta_params, episode.support, rng, inner_state=inner_state)
+        value, aux, model = _on_query(loss, adapted, episode.query, query_rng)
+        return value, (_metrics(info, query_loss=value, query=aux), _ended(info, model))
 
     return objective
 
@@ -86,32 +83,25 @@ def multi_step_query_loss(
       section 4, equation 2.
     """
     base.check_function("multi_step_query_loss: loss", loss, "params, batch, rng")
-
     check_weights("multi_step_query_loss", () if weights is None else weights)
 
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
-        if not adapt.differentiates_steps:
-            raise ValueError(
-                "multi_step_query_loss needs the gradient of every step, but implicit() has only "
-                "that of the final parameters: use query_loss, second_order() or first_order()."
-            )
+        _check_every_step("multi_step_query_loss", adapt)
         _check_query("multi_step_query_loss", episode.query)
-        adapt_rng, query_rng = base.split_key(rng)
+        rng, query_rng = base.split_key(rng)
 
         def probe(params, step):
-            return check_loss(loss(params, episode.query, query_rng), base.split_state(params)[1])
+            return _on_query(loss, params, episode.query, query_rng)
 
         _, info = adapt.apply(
-            meta_params, episode.support, adapt_rng, inner_state=inner_state, probe=probe
+            meta_params, episode.support, rng, inner_state=inner_state, probe=probe
         )
-        values, aux, models = info.probe
-        num_steps = len(values) - 1
+        values, num_steps = info.probe[0], len(info.loss)
         _check_weights("multi_step_query_loss", weights, num_steps)
         w = jnp.full(num_steps, 1 / num_steps) if weights is None else jnp.asarray(weights)
         value = jnp.sum(w.astype(values.dtype) * values[1:])
-        *final, model = jax.tree.map(lambda x: x[-1], (values, aux, models))
-        ended = base.join_inner(base.split_inner(info.inner_state).optimizer, model)
-        return value, (_metrics(info, *final), ended)
+        last, aux, model = jax.tree.map(lambda x: x[-1], info.probe)
+        return value, (_metrics(info, query_loss=last, query=aux), _ended(info, model))
 
     return objective
 
@@ -153,18 +143,14 @@ def online_loss() -> Objective:
     """
 
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
-        if not adapt.differentiates_steps:
-            raise ValueError(
-                "online_loss needs the gradient of every step, but implicit() has only that of the "
-                "final parameters: use second_order(), mixed_mode() or first_order()."
-            )
+        _check_every_step("online_loss", adapt)
         if not adapt.num_steps:
             raise ValueError(
                 "online_loss: an inner loop without steps has no losses before its steps; "
                 "query_loss is the objective without adaptation."
             )
-        adapt_rng, _ = base.split_key(rng)
-        _, info = adapt.apply(meta_params, episode.support, adapt_rng, inner_state=inner_state)
+        rng, _ = base.split_key(rng)
+        _, info = adapt.apply(meta_params, episode.support, rng, inner_state=inner_state)
         return jnp.mean(info.loss), (_metrics(info), info.inner_state)
 
     return objective
@@ -199,22 +185,12 @@ def displacement(loss: LossFn | None = None) -> Objective:
       Nichol et al., `On First-Order Meta-Learning Algorithms
       <https://arxiv.org/abs/1803.02999>`_, 2018, algorithm 2 and section 4.
     """
-    if loss is not None:
-        base.check_function("displacement: loss", loss, "params, batch, rng")
 
-    def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
-        check_nothing_learned(meta_params)
-        adapt_rng, query_rng = base.split_key(rng)
-        adapted, info = jax.lax.stop_gradient(
-            adapt.apply(meta_params, episode.support, adapt_rng, inner_state=inner_state)
-        )
-        start, end = base.split_state(meta_params.params)[0], base.split_state(adapted)[0]
-        learned = (only(each, lambda path: not adapt.counts(path)) for each in (start, end))
-        value = 0.5 * base.squared_distance(*learned)
-        measured = _measured(loss, adapted, episode.query, query_rng)
-        return value, (_metrics(info, *measured), info.inner_state)
+    def move(adapted, info, meta_params, *_):
+        ends = base.split_state(adapted)[0], base.split_state(meta_params.params)[0]
+        return jax.tree.map(jnp.subtract, *ends), info.inner_state
 
-    return objective
+    return _descent("displacement", loss, move)
 
 
 def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Objective:
@@ -253,50 +229,34 @@ def last_update(loss: LossFn | None = None, *, tail: Adapt | None = None) -> Obj
       Nichol et al., `On First-Order Meta-Learning Algorithms
       <https://arxiv.org/abs/1803.02999>`_, 2018, sections 5.1 and 6.3.
     """
-    if loss is not None:
-        base.check_function("last_update: loss", loss, "params, batch, rng")
-    if tail is not None:
-        base.check_kind("last_update: tail", tail, Adapt, "from inner_loop")
 
-    def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
-        if tail is not None and tail.carry != adapt.carry:
+    def shared(adapted, info, *_):
+        if not len(info.loss):
+            raise ValueError("last_update: an inner loop without steps has no last update.")
+        return jax.tree.map(lambda path: path[-1] - path[-2], info.probe), info.inner_state
+
+    if tail is None:
+        return _descent("last_update", loss, shared, probe=_params)
+    base.check_kind("last_update: tail", tail, Adapt, "from inner_loop")
+
+    def separate(before, info, meta_params, episode, rng, carry):
+        if tail.carry != carry:
             raise ValueError(
                 f"last_update: the tail was built with carry={tail.carry!r}, but the steps before "
-                f"it with carry={adapt.carry!r}. The optimizer's state passes through both."
+                f"it with carry={carry!r}. The optimizer's state passes through both."
             )
-        adapt_rng, query_rng = base.split_key(rng)
-        adapted, info = adapt.apply(
-            meta_params,
-            episode.support,
-            adapt_rng,
-            inner_state=inner_state,
-            probe=None if tail else lambda params, step: params,
+        # The tail continues from the optimizer's state, which passes to no other task.
+        adapted, tail_info = (tail if carry else tail.rebuild(carry="mean")).apply(
+            meta_params._replace(params=before),
+            episode.query,
+            jax.random.fold_in(rng, 1),
+            inner_state=info.opt_state,
         )
-        ended = info.inner_state
-        if tail is not None:
-            before, model = adapted, base.split_inner(ended).model
-            # The tail continues from the optimizer's state, which passes to no other task.
-            last = tail if tail.carry else tail.rebuild(carry="mean")
-            adapted, tail_info = last.apply(
-                meta_params._replace(params=before),
-                episode.query,
-                jax.random.fold_in(adapt_rng, 1),
-                inner_state=base.join_inner(info.opt_state, model),
-            )
-            optimizer, model = base.split_inner(tail_info.inner_state)
-            ended = base.join_inner(optimizer if tail.carry else (), model)
-        elif len(info.loss):
-            before = jax.tree.map(lambda x: x[-2], info.probe)
-        else:
-            raise ValueError("last_update: an inner loop without steps has no last update.")
+        optimizer, model = base.split_inner(tail_info.inner_state)
         ends = base.split_state(adapted)[0], base.split_state(before)[0]
-        value = _descends(adapt, meta_params, jax.tree.map(jnp.subtract, *ends))
-        info, ended, before, adapted = jax.lax.stop_gradient((info, ended, before, adapted))
-        # With a tail, the query loss is that before the update on the query.
-        measured = _measured(loss, before if tail else adapted, episode.query, query_rng)
-        return value, (_metrics(info, *measured), ended)
+        return jax.tree.map(jnp.subtract, *ends), base.join_inner(optimizer if carry else (), model)
 
-    return objective
+    return _descent("last_update", loss, separate)
 
 
 def weighted_updates(weights: Sequence[float], loss: LossFn | None = None) -> Objective:
@@ -329,38 +289,84 @@ def weighted_updates(weights: Sequence[float], loss: LossFn | None = None) -> Ob
       Nichol et al., `On First-Order Meta-Learning Algorithms
       <https://arxiv.org/abs/1803.02999>`_, 2018, section 6.2, figure 3.
     """
-
     check_weights("weighted_updates", weights)
 
-    def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
-        adapt_rng, query_rng = base.split_key(rng)
-        adapted, info = adapt.apply(
-            meta_params,
-            episode.support,
-            adapt_rng,
-            inner_state=inner_state,
-            probe=lambda params, step: base.split_state(params)[0],
-        )
+    def move(adapted, info, *_):
         _check_weights("weighted_updates", weights, len(info.loss))
 
         def combined(path):
             return jnp.tensordot(jnp.asarray(weights, path.dtype), jnp.diff(path, axis=0), axes=1)
 
-        value = _descends(adapt, meta_params, jax.tree.map(combined, info.probe))
-        adapted, info = jax.lax.stop_gradient((adapted, info))
-        measured = _measured(loss, adapted, episode.query, query_rng)
-        return value, (_metrics(info, *measured), info.inner_state)
+        return jax.tree.map(combined, info.probe), info.inner_state
+
+    return _descent("weighted_updates", loss, move, probe=_params)
+
+
+def _descent(
+    name: str,
+    loss: LossFn | None,
+    move: Callable[..., tuple[Params, PyTree]],
+    probe: Callable[[Params, Array | int], PyTree] | None = None,
+) -> Objective:
+    """Half the squared length of a step of the parameters, with minus the step as its gradient.
+
+    Parameters that count the inner steps are left out.
+
+    Args:
+      name: the name of the objective.
+      loss: if given, it is measured on the query set, before any update on the query.
+      move: `(adapted, info, meta_params, episode, rng, carry) -> (step, inner_state)`.
+      probe: the probe of the adaptation.
+    """
+    if loss is not None:
+        base.check_function(f"{name}: loss", loss, "params, batch, rng")
+
+    def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
+        check_nothing_learned(meta_params)
+        rng, query_rng = base.split_key(rng)
+        adapted, info = jax.lax.stop_gradient(
+            adapt.apply(meta_params, episode.support, rng, inner_state=inner_state, probe=probe)
+        )
+        step, ended = jax.lax.stop_gradient(
+            move(adapted, info, meta_params, episode, rng, adapt.carry)
+        )
+
+        def square(p, s):
+            return jnp.sum((p - jax.lax.stop_gradient(p) - s) ** 2)
+
+        trees = base.split_state(meta_params.params)[0], step
+        learned = (only(x, lambda path: not adapt.counts(path)) for x in trees)
+        squares = jax.tree.leaves(jax.tree.map(square, *learned))
+        metrics = _metrics(info)
+        if loss is not None and base.num_numbers(episode.query):
+            value, aux, _ = _on_query(loss, adapted, episode.query, query_rng)
+            metrics = _metrics(info, query_loss=value, query=aux)
+        return 0.5 * sum(squares, start=jnp.zeros(())), (metrics, ended)
 
     return objective
 
 
-def _measured(
-    loss: LossFn | None, params: Params, query: Batch, rng: Key
-) -> tuple[Array, PyTree] | tuple[()]:
-    """The query loss and its metrics, for reports only; `()` without a loss or examples."""
-    if loss is None or not base.num_numbers(query):
-        return ()
-    return check_loss(loss(params, query, rng), base.split_state(params)[1])[:2]
+def _params(params: Params, step: Array | int) -> Params:
+    """A probe of the path that the parameters take."""
+    return base.split_state(params)[0]
+
+
+def _on_query(loss: LossFn, params: Params, query: Batch, rng: Key) -> tuple[Array, PyTree, PyTree]:
+    """The loss on the query set, its metrics and the state that the model leaves."""
+    return check_loss(loss(params, query, rng), base.split_state(params)[1])
+
+
+def _ended(info: AdaptInfo, model: PyTree) -> PyTree:
+    """The state for the next task, with the model's state after the query."""
+    return base.join_inner(base.split_inner(info.inner_state).optimizer, model)
+
+
+def _check_every_step(name: str, adapt: Adapt) -> None:
+    if not adapt.differentiates_steps:
+        raise ValueError(
+            f"{name} needs the gradient of every step, but implicit() has only that of the final "
+            "parameters: use second_order(), mixed_mode(), first_order() or query_loss."
+        )
 
 
 def _check_weights(name: str, weights: Sequence[float] | Array | None, num_steps: int) -> None:
@@ -379,22 +385,5 @@ def _check_query(name: str, query: Batch) -> None:
         )
 
 
-def _descends(adapt: Adapt, meta_params: MetaParams, step: Params) -> Array:
-    """Half the squared length of `step`, with `-step` as its gradient in the parameters.
-
-    Parameters that count the inner steps are left out.
-    """
-
-    check_nothing_learned(meta_params)
-
-    def square(p, s):
-        return jnp.sum((p - jax.lax.stop_gradient(p) - jax.lax.stop_gradient(s)) ** 2)
-
-    trees = base.split_state(meta_params.params)[0], step
-    squares = jax.tree.map(square, *(only(x, lambda path: not adapt.counts(path)) for x in trees))
-    return 0.5 * sum(jax.tree.leaves(squares), start=jnp.zeros(()))
-
-
-def _metrics(info, value=None, aux: PyTree = ()) -> dict[str, Any]:
-    query = {} if value is None else {"query_loss": value, "query": aux}
+def _metrics(info: AdaptInfo, **query: PyTree) -> dict[str, Any]:
     return {**query, "support_loss": info.loss, "support": info.aux}
