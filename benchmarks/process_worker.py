@@ -129,12 +129,15 @@ def make_mesh(case: str) -> Mesh:
 
 
 def trained(case: str, devices: int) -> dict[str, np.ndarray]:
-    """The parameters after some meta-updates, by name."""
+    """The parameters after some meta-updates in float64, by name.
+
+    In float32 Adam turns the rounding of small gradients into steps of full size.
+    """
     mesh = make_mesh(case) if devices > 1 else None
     run = CASES[case](mesh)
     fitted = train.fit(
         run.learner,
-        run.params,
+        jax.tree.map(lambda x: x.astype(jnp.float64), run.params),
         run.tasks,
         key=jax.random.key(1),
         num_meta_steps=META_STEPS,
@@ -179,6 +182,7 @@ def main(
 ) -> None:
     if what.startswith("seconds"):  # before JAX starts its threads
         os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[int(process)]})
+    jax.config.update("jax_enable_x64", what == "params")
     jax.config.update("jax_num_cpu_devices", int(devices))
     if int(num) > 1:
         jax.distributed.initialize(
