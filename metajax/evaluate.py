@@ -307,7 +307,14 @@ def accuracy(apply: Apply, *, transductive: bool = True) -> Metric:
         if transductive:
             logits = apply(params, query)
         else:
-            support = unpack(episode.support)[0]
+            support, _, support_mask = unpack(episode.support)
+            (support,) = without_padding(support_mask, support)
+            if support.shape[1:] != query.shape[1:]:
+                raise ValueError(
+                    "accuracy: transductive=False classifies each query beside the support, but "
+                    f"examples of the support have the shape {list(support.shape[1:])}, those of "
+                    f"the query {list(query.shape[1:])}."
+                )
             # As many at a time as a CPU's cache holds. An accelerator is busy with the tasks.
             alone_bytes = (len(support) + 1) * query[0].size * query.dtype.itemsize
             together = int(np.clip(CPU_CHUNK_BYTES // alone_bytes, 1, len(query)))

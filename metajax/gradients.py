@@ -122,7 +122,8 @@ def first_order() -> MetaGradient:
     The inner *updates* are not stopped, so learned step sizes still receive gradients, and neither
     are the support losses, so that `online_loss` has a gradient. The updates of a line search
     (`optax.lbfgs`) are stopped. Memory does not grow with the number of inner steps, unless the
-    objective takes the support losses.
+    objective takes the support losses. The inner gradients are constants at every order, so the
+    derivative of a run in its learning rates lacks theirs too; `second_order()` has it.
 
     Example:
 

@@ -19,6 +19,7 @@ from metajax.base import (
     MetaParams,
     Params,
     PyTree,
+    Stateful,
     check_function,
     check_integer,
     check_kind,
@@ -209,6 +210,11 @@ def closed_form(embed: Apply, head: Head, *, ways: int) -> Adapt:
     ways = check_integer("closed_form: ways", ways)
 
     def fitted(meta_params: MetaParams, support: Batch, rng: Key) -> Params:
+        if isinstance(meta_params.params, Stateful):
+            raise ValueError(
+                "closed_form: a head in closed form has no inner steps that keep a state, so it "
+                "takes parameters alone, not metajax.Stateful."
+            )
         x, labels, mask = unpack(support)
         x, labels = without_padding(mask, x, labels)
         features = embed(meta_params.params, x)

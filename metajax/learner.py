@@ -39,9 +39,9 @@ def meta_learner(
         objective as `value`.
       task_chunk: tasks per `vmap`. Smaller chunks need less memory. By default an accelerator takes
         all tasks and a CPU as many as its cache holds, at most eight. Results do not depend on it
-        beyond rounding.
+        beyond rounding, with JAX's default random numbers (`vmap` changes those of `rbg` keys).
       mesh: devices that share the tasks of a meta-batch, such as `metajax.task_mesh()`; each has a
-        copy of the state. Results do not depend on it beyond rounding.
+        copy of the state. Results do not depend on it, as on `task_chunk`.
 
     Returns:
       A `MetaLearner`. Its `update` takes episodes with leaves `[tasks, ...]`, and returns metrics

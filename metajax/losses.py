@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -40,8 +41,8 @@ def unpack(batch: Batch) -> tuple[Array, Array, Array | None]:
     )
 
 
-def without_padding(mask: Array | None, *arrays: Array) -> tuple[Array, ...]:
-    """Arrays `[examples, ...]` with zeros for padding, which may hold anything, also NaN."""
+def without_padding(mask: Array | None, *arrays: Any) -> tuple[Any, ...]:
+    """Trees of `[examples, ...]` with zeros for padding, which may hold anything, also NaN."""
     if mask is None:
         return arrays
 
@@ -49,7 +50,7 @@ def without_padding(mask: Array | None, *arrays: Array) -> tuple[Array, ...]:
         x = jnp.asarray(x)
         return jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x))
 
-    return tuple(map(cleared, arrays))
+    return jax.tree.map(cleared, arrays)
 
 
 def masked_mean(values: Array, mask: Array | None) -> Array:
@@ -71,8 +72,8 @@ def cross_entropy(apply: Apply) -> LossFn:
     Returns:
       A loss on batches `(x, y)`, `(x, y, mask)` or dicts of `"x"`, `"y"` and `"mask"`, with integer
       labels `y` `[examples]` and a boolean mask `[examples]`. Examples where the mask is false are
-      padding and do not count. A batch normalization does not know the mask unless the model
-      passes it on.
+      padding and do not count; a label that is no class, such as -1, makes the loss NaN. A batch
+      normalization does not know the mask unless the model passes it on.
 
     Raises:
       ValueError: if `apply` is not a function of two arguments; when traced, for another form of
@@ -95,7 +96,9 @@ def cross_entropy(apply: Apply) -> LossFn:
         x, labels = without_padding(mask, x, labels)
         logits = apply(params, x)
         check_labels("cross_entropy", logits, labels)
-        values = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        # A negative label would be counted from the last class; any other without a class is NaN.
+        known = jnp.where(labels < 0, logits.shape[-1], labels)
+        values = optax.softmax_cross_entropy_with_integer_labels(logits, known)
         return masked_mean(values, mask), {"accuracy": masked_mean(hits(logits, labels), mask)}
 
     return loss

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from metajax import base
 from metajax.arguments import check_loss, check_nothing_learned, check_weights
@@ -161,7 +162,8 @@ def displacement(loss: LossFn | None = None) -> Objective:
 
     Its gradient is :math:`\theta - \phi_T`. Gradient descent with step size :math:`\epsilon`
     is therefore the paper's :math:`\theta + \epsilon \cdot \mathrm{mean}_i(\phi_i - \theta)`,
-    and any other optax optimizer treats the displacement as a gradient.
+    and any other optax optimizer treats the displacement as a gradient. A further derivative, such
+    as that of a run in its learning rates, goes through the adaptation as its engine says.
 
     Args:
       loss: if given, the metrics include its value on the query set, as `query_loss` and `query`,
@@ -323,27 +325,42 @@ def _descent(
 
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
         check_nothing_learned(meta_params)
+        params = base.split_state(meta_params.params)[0]
         rng, query_rng = base.split_key(rng)
-        adapted, info = jax.lax.stop_gradient(
-            adapt.apply(meta_params, episode.support, rng, inner_state=inner_state, probe=probe)
+        adapted, info = adapt.apply(
+            meta_params, episode.support, rng, inner_state=inner_state, probe=probe
         )
-        step, ended = jax.lax.stop_gradient(
-            move(adapted, info, meta_params, episode, rng, adapt.carry)
+        if not base.same_structure(base.split_state(adapted)[0], params):
+            raise ValueError(
+                f"{name}: adaptation moves parameters with the structure "
+                f"{jax.tree.structure(adapted)}, but the meta-learned ones have "
+                f"{jax.tree.structure(params)}: use query_loss where the inner loop adds some."
+            )
+        step, ended = move(adapted, info, meta_params, episode, rng, adapt.carry)
+        value = _half_square(
+            *(only(x, lambda path: not adapt.counts(path)) for x in (params, step))
         )
-
-        def square(p, s):
-            return jnp.sum((p - jax.lax.stop_gradient(p) - s) ** 2)
-
-        trees = base.split_state(meta_params.params)[0], step
-        learned = (only(x, lambda path: not adapt.counts(path)) for x in trees)
-        squares = jax.tree.leaves(jax.tree.map(square, *learned))
         metrics = _metrics(info)
         if loss is not None and base.num_numbers(episode.query):
-            value, aux, _ = _on_query(loss, adapted, episode.query, query_rng)
-            metrics = _metrics(info, query_loss=value, query=aux)
-        return 0.5 * sum(squares, start=jnp.zeros(())), (metrics, ended)
+            measured, aux, _ = _on_query(loss, adapted, episode.query, query_rng)
+            metrics = _metrics(info, query_loss=measured, query=aux)
+        return value, (metrics, ended)
 
     return objective
+
+
+@jax.custom_jvp
+def _half_square(params: Params, step: Params) -> Array:
+    """Half the squared length of a step, whose gradient in the parameters is minus the step.
+
+    Further derivatives see the step as it is, such as that of a run in its learning rates.
+    """
+    return 0.5 * sum((jnp.sum(s**2) for s in jax.tree.leaves(step)), start=jnp.zeros(()))
+
+
+@_half_square.defjvp
+def _half_square_jvp(primals, tangents):
+    return _half_square(*primals), -optax.tree.vdot(primals[1], tangents[0])
 
 
 def _params(params: Params, step: Array | int) -> Params:

@@ -208,3 +208,25 @@ def test_a_metric_of_the_adaptation():
     half_width = 1.96 * np.std(losses, axis=0) / np.sqrt(TASKS)
     np.testing.assert_allclose(found["ci95"]["online"]["loss"], half_width, rtol=1e-4)
     assert found["mean"]["mse"].shape == (STEPS + 1,)
+
+
+@pytest.mark.parametrize("outside", [0.0, np.nan])
+def test_non_transductive_accuracy_ignores_the_padding_of_the_support(outside):
+    def centered(params, x):
+        return (x - x.mean(axis=0, keepdims=True)) @ params
+
+    support = {
+        "x": jnp.concatenate([jnp.eye(3), jnp.full((1, 3), outside)]),
+        "y": jnp.asarray([0, 1, 2, 0]),
+        "mask": jnp.asarray([True, True, True, False]),
+    }
+    episode = metajax.Episode(support, (jnp.eye(3), jnp.arange(3)))
+    assert metajax.accuracy(centered, transductive=False)(jnp.eye(3), episode, KEY) == 1
+
+
+def test_non_transductive_accuracy_refuses_a_support_of_other_examples():
+    steps = jnp.zeros((3, 2, 4)), jnp.zeros((3, 2), int)
+    episode = metajax.Episode(steps, (jnp.eye(4), jnp.arange(4)))
+    metric = metajax.accuracy(lambda params, x: x, transductive=False)
+    with pytest.raises(ValueError, match=r"support have the shape \[2, 4\], those of the query"):
+        metric((), episode, KEY)

@@ -127,3 +127,22 @@ def test_labels_are_integers_and_batches_have_examples():
         metajax.squared_error(lambda params, x: x @ params)(
             jnp.ones(2), (jnp.zeros((0, 2)), jnp.zeros(0)), None
         )
+
+
+def test_a_label_that_is_no_class_makes_the_loss_nan():
+    loss = metajax.cross_entropy(lambda params, x: x)
+    for label in (-1, -3, 3):
+        batch = jnp.asarray([[0.0, 1.0, 3.0]]), jnp.asarray([label])
+        assert jnp.isnan(loss((), batch, jax.random.key(0))[0])
+
+
+def test_masked_inputs_may_be_a_tree():
+    def apply(params, x):
+        assert {name: leaf.shape for name, leaf in x.items()} == {"a": (2, 3), "b": (2,)}
+        return x["a"] + x["b"][:, None]
+
+    for outside in (0.0, jnp.nan):
+        x = {"a": jnp.asarray([[1.0, 2.0, 3.0], [outside] * 3]), "b": jnp.asarray([1.0, outside])}
+        batch = {"x": x, "y": jnp.asarray([2, 0]), "mask": jnp.asarray([True, False])}
+        value, _ = metajax.cross_entropy(apply)((), batch, jax.random.key(0))
+        assert_close(value, -jax.nn.log_softmax(jnp.asarray([1.0, 2.0, 3.0]))[2], rtol=1e-6)

@@ -347,6 +347,27 @@ CASES = {
         lambda: metajax.check_symmetric(loss, {}, ONE.support, KEY),
         "there is nothing to adapt",
     ),
+    "a displacement of other parameters": (
+        lambda: update(
+            metajax.meta_learner(
+                metajax.start_from(
+                    lambda meta_params, support, rng: {**meta_params.params, "h": jnp.ones(())},
+                    ADAPT,
+                ),
+                metajax.displacement(),
+                SGD,
+            )
+        ),
+        "displacement: adaptation moves parameters with .*: use query_loss",
+    ),
+    "a head in closed form with a state": (
+        lambda: metajax.closed_form(lambda p, x: x, metajax.prototypes(), ways=2).apply(
+            metajax.MetaParams(metajax.Stateful(PARAMS, ())),
+            (jnp.eye(2), jnp.arange(2)),
+            KEY,
+        ),
+        "parameters alone, not metajax.Stateful",
+    ),
     "the symmetry of a number": (
         lambda: metajax.check_symmetric(3, PARAMS, ONE.support, KEY),
         "loss must be a function",

@@ -40,6 +40,12 @@ def adam(rate):
 
 
 SGD = optax.sgd(0.1)
+
+
+def exact(inner_optimizer, objective):
+    return metajax.meta_learner(metajax.inner_loop(mlp_loss, inner_optimizer, 2), objective, SGD)
+
+
 SWEPT = {
     "inner rate": lambda r: metajax.maml(mlp_loss, optax.sgd(r), SGD, num_steps=2),
     "inner adam": lambda r: metajax.maml(mlp_loss, adam(r), SGD, num_steps=2),
@@ -73,6 +79,14 @@ SWEPT = {
     "maml_plus_plus": lambda r: metajax.maml_plus_plus(
         mlp_loss, metajax.learned_per_step_sizes(r, 2), SGD, num_steps=2, annealed_updates=4
     ),
+    "displacement": lambda r: exact(optax.adam(r, eps_root=1e-2), metajax.displacement()),
+    "last_update": lambda r: exact(optax.sgd(r), metajax.last_update()),
+    "tail": lambda r: metajax.meta_learner(
+        metajax.inner_loop(mlp_loss, optax.sgd(r), 2),
+        metajax.last_update(tail=metajax.inner_loop(mlp_loss, optax.sgd(r), 1)),
+        SGD,
+    ),
+    "weighted_updates": lambda r: exact(optax.sgd(r), metajax.weighted_updates((0.3, 0.7))),
     "devices": lambda r: metajax.maml(
         mlp_loss, optax.sgd(r), SGD, num_steps=2, mesh=metajax.task_mesh(3)
     ),
@@ -83,7 +97,7 @@ SWEPT = {
 def some(names):
     """Those of other engines and algorithms are slow tests."""
     few = {"inner rate", "inner adam", "mixed_mode", "outer rate", "loss", "reptile", "proximal"}
-    few |= {"implicit rate"}
+    few |= {"implicit rate", "displacement", "tail", "weighted_updates"}
     return [n if n in few else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
@@ -107,6 +121,23 @@ def test_a_hypergradient_is_a_grad(name):
         return
     found = jax.jit(jax.grad(of_rate(SWEPT[name], jnp.float64)))(rate)
     assert_close(found, numeric, rtol=1e-5, atol=1e-9)
+
+
+def test_the_derivative_of_reptiles_result():
+    """One step on (p - 1)**2 from 0 moves p by twice its size, and Reptile by half of that."""
+
+    def after(rate):
+        learner = metajax.reptile(
+            lambda p, batch, rng: (jnp.mean((p - batch) ** 2), {}),
+            optax.sgd(rate),
+            optax.sgd(0.5),
+            num_steps=1,
+        )
+        state = learner.init(jnp.zeros(()))
+        episodes = metajax.Episode(jnp.ones((1, 2)), jnp.ones((1, 2)))
+        return learner.update(state, episodes, KEY)[0].meta_params.params
+
+    assert_close(jax.jit(jax.grad(after))(0.1), 1.0, rtol=1e-6)
 
 
 def test_forward_mode_and_scan_and_checkpoint_cross_an_update():

@@ -126,8 +126,9 @@ def _beside(arrays: Sequence[Array]) -> Array:
 
 
 def _product(patches: Array, matrix: Array, axis: int) -> Array:
-    """Sums over the last axis of `patches` and `axis` of `matrix`, at least in float32."""
-    wide = jnp.promote_types(patches.dtype, jnp.float32)
+    """Sums over the last axis of `patches` and `axis` of `matrix`, floats at least in float32."""
+    inexact = jnp.issubdtype(patches.dtype, jnp.inexact)
+    wide = jnp.promote_types(patches.dtype, jnp.float32) if inexact else patches.dtype
     contracted = (((1,), (axis,)), ((), ()))
     return lax.dot_general(patches, matrix, contracted, preferred_element_type=wide)
 

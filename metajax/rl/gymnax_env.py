@@ -81,8 +81,9 @@ def from_gymnax(
     steps = check_integer("from_gymnax: horizon, by default max_steps_in_episode,", steps)
 
     def make_step(rng, state, params, observation, reward, done) -> EnvStep:
-        observation = jnp.ravel(observation).astype(jnp.float32)
-        reward = jnp.asarray(reward, jnp.float32).reshape(())
+        # JAX's float type: float64 where it is enabled.
+        observation = jnp.ravel(observation).astype(float)
+        reward = jnp.asarray(reward).astype(float).reshape(())
         return EnvStep(
             GymnaxState(state, params, rng), observation, reward, jnp.asarray(done, bool)
         )

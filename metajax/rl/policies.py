@@ -78,11 +78,15 @@ class Categorical(NamedTuple):
     def kl(self, other: Categorical) -> Array:
         """KL(self || other)."""
         ours, theirs = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
-        return jnp.sum(jnp.exp(ours) * (ours - theirs), axis=-1)
+        # An action of probability 0 adds nothing, whatever its logit.
+        possible = ours > -jnp.inf
+        ratio = jnp.where(possible, ours, 0) - jnp.where(possible, theirs, 0)
+        return jnp.sum(jnp.exp(ours) * ratio, axis=-1)
 
     def entropy(self) -> Array:
         log_probs = jax.nn.log_softmax(self.logits)
-        return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+        finite = jnp.where(log_probs > -jnp.inf, log_probs, 0)
+        return -jnp.sum(jnp.exp(log_probs) * finite, axis=-1)
 
 
 class GaussianMLP(linen.Module):
@@ -134,7 +138,8 @@ class GaussianMLP(linen.Module):
         log_std = self.param(
             "log_std", linen.initializers.constant(self.init_log_std), (self.action_size,)
         )
-        log_std = jnp.maximum(log_std, self.min_log_std)
+        # At the bound `maximum` would halve the gradient.
+        log_std = jnp.where(log_std >= self.min_log_std, log_std, self.min_log_std)
         return Normal(mean, jnp.broadcast_to(log_std, mean.shape))
 
 

@@ -246,5 +246,7 @@ def standardized_advantages(
     deltas = rewards + discount * following - values
     advantages = discounted_sums(deltas, discount * gae_lambda)
     mean = masked_mean(advantages, mask)
-    deviation = jnp.sqrt(masked_mean((advantages - mean) ** 2, mask))
+    variance = masked_mean((advantages - mean) ** 2, mask)
+    # Without any reward the variance is 0, where the root has no derivative.
+    deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
     return (advantages - mean) / (deviation + 1e-8) * mask

@@ -82,7 +82,7 @@ def standardized(
       An `Env` with observations of the same size.
 
     Raises:
-      ValueError: for arguments of the wrong kind or out of range.
+      ValueError: for discrete actions, and for arguments of the wrong kind or out of range.
 
     Example:
 
@@ -97,6 +97,11 @@ def standardized(
     True
     """
     check_env("standardized", env)
+    if env.discrete:
+        raise ValueError(
+            "standardized: the random actions are those of continuous environments, but this one "
+            "has discrete actions."
+        )
     num_trajectories = check_integer("standardized: num_trajectories", num_trajectories)
     check_number("standardized: bound", bound, "(0, inf]")
     task_rng, roll_rng = split_key(rng, what="standardized: rng")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from metajax.base import Array, Batch, Episode, Key, check_integer, split_key
 from metajax.tasks.few_shot import FewShot
+from metajax.tasks.streamed import StreamedFewShot
 
 
 @functools.partial(
@@ -31,12 +32,13 @@ class Varied:
     network with a linear head has outputs for all ways, and learns which are rare.
 
     Attributes:
-      tasks: the full tasks, a `FewShot`.
+      tasks: the full tasks, a `FewShot` or `StreamedFewShot`.
       min_ways: the least classes per task; the most are those of `tasks`.
       min_shots: the least support examples of each class; the most are those of `tasks`.
 
     Raises:
-      ValueError: if a number is not a positive integer or exceeds that of `tasks`.
+      ValueError: for other tasks, or if a number is not a positive integer or exceeds that of
+        `tasks`.
 
     Example:
       >>> import jax, numpy as np
@@ -53,12 +55,16 @@ class Varied:
       for tasks of varying ways and shots; the uniform distribution is simpler than theirs.
     """
 
-    tasks: FewShot
+    tasks: FewShot | StreamedFewShot
     min_ways: int = 2
     min_shots: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tasks, FewShot):
+        if not isinstance(self.tasks, FewShot | StreamedFewShot):
+            if callable(getattr(self.tasks, "sample", self.tasks)):
+                raise ValueError(
+                    f"Varied: the tasks must be a FewShot, got {type(self.tasks).__name__}."
+                )
             return  # JAX rebuilds the dataclass with placeholders
         for name in ("ways", "shots"):
             least = check_integer(f"Varied: min_{name}", getattr(self, f"min_{name}"))

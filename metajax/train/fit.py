@@ -100,7 +100,8 @@ def fit(
       validation: how to choose the best state.
       workdir: the directory for checkpoints, `metrics.jsonl` and event files, a local one or one in
         `gs://`; without one, nothing is written. If it holds the same run, that run is continued,
-        or returned if it is finished. A run may be lengthened, but not shortened.
+        or returned if it is finished. A run may be lengthened, but not shortened; the
+        validation at its earlier end stays a candidate for `best`.
       config: a dict of JSON data that identifies the run; of its entries only `num_meta_steps` may
         grow. By default the run is identified by digests of its compiled meta-step, its initial
         arrays, the key, the arrays of the tasks, and the validation. Another version of JAX, other

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from metajax.base import Adapt, Key, MetaParams, MetaState, PyTree, check_integer
 from metajax.evaluate import score_tasks, summarize
-from metajax.parallel import TASKS
+from metajax.parallel import TASKS, check_mesh
 from metajax.tasks import TaskDistribution, as_tasks, meta_batch
 from metajax.train.processes import on_mesh
 
@@ -48,7 +48,8 @@ def scorer(
       tasks of the same shapes.
 
     Raises:
-      ValueError: as `metajax.evaluate`, or if a number of tasks is not a positive integer.
+      ValueError: as `metajax.evaluate`, for a mesh without an axis `"tasks"`, or if a number of
+        tasks is not a positive integer.
 
     Example:
 
@@ -64,6 +65,7 @@ def scorer(
     >>> scores["mean"].shape, scores["num_tasks"]
     ((4,), 10)
     """
+    check_mesh("scorer: mesh", mesh)
     if tasks_per_call is not None:
         tasks_per_call = check_integer("scorer: tasks_per_call", tasks_per_call)
         if mesh is not None:

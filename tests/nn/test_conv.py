@@ -372,3 +372,10 @@ def test_the_meta_gradient_is_made_of_matrix_products():
 def test_the_convolution_of_lax_becomes_a_grouped_one():
     # What the test above guards against, and the proof that it can fail.
     assert grouped(lowered_meta_gradient(native_conv))
+
+
+@pytest.mark.parametrize("method", ["patches", "row_sums"])
+def test_integers_stay_exact(method):
+    x = jnp.full((1, 2, 2, 1), 2**25 + 1, jnp.int32)
+    kernel = jnp.ones((1, 1, 1, 1), jnp.int32)
+    assert jnp.array_equal(nn.conv(x, kernel, method=method), x)

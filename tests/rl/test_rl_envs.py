@@ -283,3 +283,14 @@ def test_any_brax_environment_with_its_own_reward():
     np.testing.assert_allclose(ours.observation[0], theirs.obs, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(ours.reward[0], theirs.reward)
     assert env.horizon == 7
+
+
+@pytest.mark.usefixtures("float64")
+def test_gymnax_keeps_float64():
+    env = navigation()
+    task = jax.tree.map(lambda x: x[0], env.sample_tasks(jax.random.key(0), 1))
+    after = env.step(env.reset(jax.random.key(1), task), jnp.asarray([0.1, 1 / 3 * 0.1]))
+    assert after.observation.dtype == after.reward.dtype == jnp.float64
+    np.testing.assert_allclose(after.observation, [0.01, 0.01 / 3], rtol=1e-12)
+    distance = np.linalg.norm(np.asarray(after.observation) - np.asarray(task["goal"]))
+    np.testing.assert_allclose(after.reward, -distance, rtol=1e-12)

@@ -10,6 +10,7 @@ import pytest
 
 import metajax
 from metajax import rl
+from tests.helpers import assert_close
 
 STATES, ACTIONS = 2, 2
 STEP_SIZE = 0.5
@@ -140,3 +141,41 @@ def test_dice_is_the_original_estimator_up_to_a_constant():
     for derivative in (jax.grad, jax.hessian, lambda f: jax.jacfwd(jax.hessian(f))):
         a, b = (jax.jit(derivative(f))(params) for f in (ours, original))
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_an_action_of_probability_0_adds_nothing():
+    masked = rl.Categorical(jnp.asarray([[0.0, 0.0, -jnp.inf]]))
+    other = rl.Categorical(jnp.asarray([[1.0, 0.0, -jnp.inf]]))
+    two = rl.Categorical(jnp.asarray([[1.0, 0.0]]))
+    assert_close(masked.entropy(), jnp.log(2.0)[None], rtol=1e-6)
+    assert masked.kl(masked) == 0
+    assert_close(masked.kl(other), rl.Categorical(jnp.zeros((1, 2))).kl(two), rtol=1e-6)
+    assert jnp.isinf(rl.Categorical(jnp.zeros((1, 3))).kl(masked))
+    for of in (rl.Categorical.entropy, lambda each: each.kl(other)):
+        gradient = jax.grad(lambda logits, of=of: of(rl.Categorical(logits)).sum())(masked.logits)
+        assert jnp.all(jnp.isfinite(gradient))
+
+
+def test_advantages_without_rewards_have_a_derivative():
+    zeros, observations = jnp.zeros((1, 2)), jnp.ones((1, 2, 1))
+    dist = rl.Normal(0 * observations, 0 * observations)
+    trajectories = rl.Trajectories(
+        observations, 0 * observations, zeros, jnp.ones((1, 2)), dist, (), jnp.zeros(1)
+    )
+
+    def total(discount):
+        return rl.standardized_advantages(trajectories, discount=discount).sum()
+
+    assert jax.value_and_grad(total)(0.9) == (0, 0)
+
+
+def test_a_scale_at_its_bound_has_a_whole_gradient():
+    model = rl.GaussianMLP(1, hidden=(), init_log_std=-1.0, min_log_std=-1.0)
+    params = model.init(jax.random.key(0), jnp.zeros(2))
+
+    def total(log_std):
+        changed = {"params": {**params["params"], "log_std": log_std}}
+        return model.apply(changed, jnp.zeros((1, 2))).log_std.sum()
+
+    for value, gradient in ((-1.0, 1.0), (-0.5, 1.0), (-1.5, 0.0)):
+        assert jax.grad(total)(jnp.asarray([value])) == gradient

@@ -109,6 +109,10 @@ CASES = {
         "discount must be .* got nan",
     ),
     "count": (lambda: sampler(count=0), "num_trajectories must be a positive integer, got 0"),
+    "discrete actions to standardize": (
+        lambda: rl.standardized(ENV._replace(discrete=True), KEY),
+        "standardized: .* discrete actions",
+    ),
     "bound": (lambda: rl.standardized(ENV, KEY, bound=NAN), "bound must be .* got nan"),
     "standardized": (
         lambda: rl.standardized(ENV, KEY, num_trajectories=0),

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import metajax
-from metajax.tasks import FewShot, Varied, meta_batch
+from metajax.tasks import FewShot, Varied, few_shot_tasks, meta_batch
 from tests.helpers import assert_close
 
 KEY = jax.random.key(0)
@@ -107,3 +107,17 @@ def test_heads_are_exact_for_the_number_of_ways_too():
 def test_more_than_the_full_task_has_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Varied(FULL, **changes)
+
+
+def test_streamed_tasks_are_checked_and_varied():
+    streamed = few_shot_tasks(IMAGES, ways=WAYS, shots=SHOTS, queries=QUERIES, device_bytes=0)
+    with pytest.raises(ValueError, match="min_ways=5 exceeds the 4 ways"):
+        Varied(streamed, min_ways=5)
+    masks = [Varied(streamed).sample(rng).support["mask"] for rng in jax.random.split(KEY, 8)]
+    assert len({int(mask.sum()) for mask in masks}) > 1
+
+
+def test_other_tasks_are_refused():
+    for tasks in (lambda rng: 1, metajax.tasks.Sinusoid()):
+        with pytest.raises(ValueError, match="must be a FewShot, got"):
+            Varied(tasks)

@@ -73,6 +73,11 @@ def test_several_calls_draw_other_tasks_and_are_pooled(mesh):
         ),
         (lambda: train.scorer(ADAPT, METRIC)(STATE, TASKS, 0, KEY), "num_tasks must be a positive"),
         (lambda: train.scorer(ADAPT, METRIC)(STATE, None, 2, KEY), "the tasks must be a function"),
+        (lambda: train.scorer(ADAPT, METRIC, mesh=5), "scorer: mesh must be a jax.sharding.Mesh"),
+        (
+            lambda: train.scorer(ADAPT, METRIC, mesh=jax.make_mesh((1,), ("x",))),
+            "scorer: mesh must have an axis 'tasks'",
+        ),
         (
             lambda: train.scorer(LEARNER, METRIC)(STATE, TASKS, 2, KEY),
             "adapt must be of type Adapt",
