@@ -192,8 +192,8 @@ def fit_linear(features: Array, targets: Array, mask: Array, ridge: float = 1e-5
     rows = features.reshape(-1, features.shape[-1]) * mask.reshape(-1, 1)
     y = (targets * mask).reshape(-1)
     count = jnp.maximum(mask.sum(), 1.0)
-    scale = jnp.sqrt(jnp.sum(rows**2, axis=0) / count)
-    scale = jnp.where(scale > 0, scale, 1.0)
+    square = jnp.sum(rows**2, axis=0) / count
+    scale = jnp.sqrt(jnp.where(square > 0, square, 1.0))
     rows = rows / scale[None]
     gram = jnp.matmul(rows.T, rows, precision=PRECISION) / count
     moment = jnp.matmul(rows.T, y, precision=PRECISION) / count

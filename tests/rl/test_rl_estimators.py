@@ -10,6 +10,7 @@ import pytest
 
 import metajax
 from metajax import rl
+from metajax.rl.rollout import fit_linear
 from tests.helpers import assert_close
 
 STATES, ACTIONS = 2, 2
@@ -179,3 +180,10 @@ def test_a_scale_at_its_bound_has_a_whole_gradient():
 
     for value, gradient in ((-1.0, 1.0), (-0.5, 1.0), (-1.5, 0.0)):
         assert jax.grad(total)(jnp.asarray([value])) == gradient
+
+
+def test_a_feature_that_is_always_0_has_a_derivative():
+    features = jnp.asarray([[1.0, 0.0], [2.0, 0.0]])
+    targets, mask = jnp.asarray([1.0, 3.0]), jnp.ones(2)
+    gradient = jax.grad(lambda f: fit_linear(f, targets, mask).sum())(features)
+    assert jnp.all(jnp.isfinite(gradient))
