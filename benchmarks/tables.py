@@ -48,7 +48,8 @@ def where(rows: Sequence[Row]) -> str:
 def _provenance(row: Row) -> str:
     device, versions = row["device"], row["versions"] | row.get("peers", {})
     kind = device["kind"]
-    cores = f", {device['cpu_cores']} cores" if device["platform"] == "cpu" else ""
+    number = device.get("cpu_cores", 1)
+    cores = f", {number} core{'s' * (number != 1)}" if device["platform"] == "cpu" else ""
     named = ", ".join(f"{name} {versions[name]}" for name in ("jax", *PEERS) if name in versions)
     set_ = "".join(f", `{name}={value}`" for name, value in row.get("environment", {}).items())
     return f"{kind}{cores}, {named}{set_}, commit {commit(row)}"
