@@ -100,7 +100,7 @@ def test_the_script_for_cloud_tpu_calls_gcloud_on_all_hosts(tmp_path):
         printed("else")
 
 
-def test_slurm_requeues_what_was_preempted_and_takes_a_line_of_a_file(tmp_path):
+def test_slurm_requeues_takes_a_line_of_a_file_and_numbers_the_gpus(tmp_path):
     for name, code in (("srun", "143"), ("scontrol", "0")):
         (tmp_path / name).write_text(f'#!/bin/bash\necho "{name} $*"\nexit {code}\n')
         (tmp_path / name).chmod(0o755)
@@ -117,6 +117,12 @@ def test_slurm_requeues_what_was_preempted_and_takes_a_line_of_a_file(tmp_path):
     assert whole == ["srun --kill-on-bad-exit=0 python -m a --x=1 2", "scontrol requeue 7"]
     line = printed(str(tmp_path / "runs.txt"), SLURM_ARRAY_TASK_ID="2")
     assert line[0] == "srun --kill-on-bad-exit=0 python -m b --x=2"
+    # Slurm numbers the GPUs of each process from 0, where they are given to processes.
+    (tmp_path / "srun").write_text('#!/bin/bash\necho "devices $JAX_LOCAL_DEVICE_IDS"\n')
+    assert printed("python") == ["devices "]
+    for given, devices in (("1", "0"), ("gpu:2", "0,1"), ("gpu:a100:4", "0,1,2,3")):
+        assert printed("python", SLURM_GPUS_PER_TASK=given) == [f"devices {devices}"]
+    assert printed("python", SLURM_GPUS_PER_TASK="2", JAX_LOCAL_DEVICE_IDS="1") == ["devices 1"]
     (tmp_path / "srun").write_text("#!/bin/bash\nexit 1\n")
     with pytest.raises(subprocess.CalledProcessError):  # what fails is not repeated
         printed("python", "-m", "a")
