@@ -120,8 +120,8 @@ def test_slurm_requeues_takes_a_line_of_a_file_and_numbers_the_gpus(tmp_path):
     # Slurm numbers the GPUs of each process from 0, where they are given to processes.
     (tmp_path / "srun").write_text('#!/bin/bash\necho "devices $JAX_LOCAL_DEVICE_IDS"\n')
     assert printed("python") == ["devices "]
-    for given, devices in (("1", "0"), ("gpu:2", "0,1"), ("gpu:a100:4", "0,1,2,3")):
-        assert printed("python", SLURM_GPUS_PER_TASK=given) == [f"devices {devices}"]
+    for given, numbers in (("1", "0"), ("gpu:2", "0,1"), ("gpu:a100:4", "0,1,2,3")):
+        assert printed("python", SLURM_GPUS_PER_TASK=given) == [f"devices {numbers}"]
     assert printed("python", SLURM_GPUS_PER_TASK="2", JAX_LOCAL_DEVICE_IDS="1") == ["devices 1"]
     (tmp_path / "srun").write_text("#!/bin/bash\nexit 1\n")
     with pytest.raises(subprocess.CalledProcessError):  # what fails is not repeated
