@@ -16,9 +16,10 @@ Row = dict[str, Any]
 def processes(rows: Sequence[Row]) -> list[str]:
     """Equal parameters, and weak scaling."""
     lines = [
-        "Parameters after some meta-updates, compared with those of one process of four devices:",
-        "all bits, or the norm of the difference, relative. Four processes add up in another order",
-        "than four devices of one, and one device adds up without any other.",
+        "Parameters after four meta-updates in float64, compared with those of one process of four",
+        "devices: all bits, or the norm of the difference, relative. Four processes add up in",
+        "another order than four devices of one, and one device adds up without any other. The",
+        "trust region of navigation multiplies rounding; Adam does so in float32.",
         "",
     ]
     equal = [row for row in rows if row["rows"] == "equality"]
