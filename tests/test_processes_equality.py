@@ -11,11 +11,8 @@ from benchmarks.process_worker import CASES
 def test_processes_and_devices_change_nothing_beyond_rounding(case):
     rows = processes.equality(case)
     assert [(row["processes"], row["devices"]) for row in rows] == [(1, 1), (2, 2), (4, 1)]
-    for row in rows:
-        assert row["difference"] < 1e-6
-    # The compiler inserts the same collectives for a sharded model, whatever the processes.
-    if case.startswith("sharded"):
-        assert all(row["equal_bits"] for row in rows[1:])
+    for row in rows:  # the trust region of navigation multiplies rounding
+        assert row["difference"] < (1e-6 if case == "navigation" else 1e-12)
 
 
 @pytest.mark.slow
