@@ -21,7 +21,9 @@ REFERENCE = "\n".join(path.read_text() for path in sorted((DOCS / "api").glob("*
 # What a notebook assigns, at the size of a test.
 SHORT = {"num_updates": 2, "step_counts": "(1, 2)"}
 NOTEBOOKS = [DOCS / "how_to.md", *sorted((DOCS / "tutorials").glob("*.md"))]
-CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(?::\w.*\n)*(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+CELL = re.compile(
+    r"^```\{code-cell\}[^\n]*\n(?::\w[^\n]*\n)*\n?(.*?)^```", flags=re.DOTALL | re.MULTILINE
+)
 
 
 def documented():
