@@ -45,9 +45,7 @@ def records() -> str:
 def benchmarks() -> str:
     """The benchmarks' page below its title."""
     text = tables.render().partition("\n")[2]
-    return text.replace("](growth.png)", "](../benchmarks/growth.png)").replace(
-        "](chunks.png)", "](../benchmarks/chunks.png)"
-    )
+    return re.sub(r"\]\((\w+\.png)\)", r"](../benchmarks/\1)", text)
 
 
 def launchers() -> str:
