@@ -218,3 +218,21 @@ def check_weights(name: str, weights: Any) -> None:
     if isinstance(weights, Sequence):
         for weight in weights:
             base.check_number(f"{name}: every weight", weight, "(-inf, inf)")
+
+
+def check_every_step(name: str, adapt: base.Adapt) -> None:
+    """Raises `ValueError` for an inner loop of which only the final parameters have a gradient."""
+    if not adapt.differentiates_steps:
+        raise ValueError(
+            f"{name} needs the gradient of every step, but implicit() has only that of the final "
+            "parameters: use second_order(), mixed_mode(), first_order() or query_loss."
+        )
+
+
+def check_query(name: str, query: base.Batch) -> None:
+    """Raises `ValueError` for a query set without examples; `()` is that of a task without one."""
+    if jax.tree.leaves(query) and not base.num_numbers(query):
+        raise ValueError(
+            f"{name}: the query set has no examples. Sample some (queries=), or use "
+            "displacement(), last_update() or weighted_updates(), which need none."
+        )

@@ -11,7 +11,13 @@ import numpy as np
 import optax
 
 from metajax import base
-from metajax.arguments import check_loss, check_nothing_learned, check_weights
+from metajax.arguments import (
+    check_every_step,
+    check_loss,
+    check_nothing_learned,
+    check_query,
+    check_weights,
+)
 from metajax.base import Adapt, AdaptInfo, Array, Batch, Key, LossFn, Objective, Params, PyTree
 from metajax.optimizers import only
 
@@ -44,7 +50,7 @@ def query_loss(loss: LossFn) -> Objective:
     base.check_function("query_loss: loss", loss, "params, batch, rng")
 
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
-        _check_query("query_loss", episode.query)
+        check_query("query_loss", episode.query)
         rng, query_rng = base.split_key(rng)
         adapted, info = adapt.apply(meta_params, episode.support, rng, inner_state=inner_state)
         value, aux, model = _on_query(loss, adapted, episode.query, query_rng)
@@ -87,8 +93,8 @@ def multi_step_query_loss(
     check_weights("multi_step_query_loss", () if weights is None else weights)
 
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
-        _check_every_step("multi_step_query_loss", adapt)
-        _check_query("multi_step_query_loss", episode.query)
+        check_every_step("multi_step_query_loss", adapt)
+        check_query("multi_step_query_loss", episode.query)
         rng, query_rng = base.split_key(rng)
 
         def probe(params, step):
@@ -144,7 +150,7 @@ def online_loss() -> Objective:
     """
 
     def objective(adapt, meta_params, episode, rng, /, *, inner_state=()):
-        _check_every_step("online_loss", adapt)
+        check_every_step("online_loss", adapt)
         if not adapt.num_steps:
             raise ValueError(
                 "online_loss: an inner loop without steps has no losses before its steps; "
@@ -378,27 +384,11 @@ def _ended(info: AdaptInfo, model: PyTree) -> PyTree:
     return base.join_inner(base.split_inner(info.inner_state).optimizer, model)
 
 
-def _check_every_step(name: str, adapt: Adapt) -> None:
-    if not adapt.differentiates_steps:
-        raise ValueError(
-            f"{name} needs the gradient of every step, but implicit() has only that of the final "
-            "parameters: use second_order(), mixed_mode(), first_order() or query_loss."
-        )
-
-
 def _check_weights(name: str, weights: Sequence[float] | Array | None, num_steps: int) -> None:
     if not num_steps or (weights is not None and np.shape(weights) != (num_steps,)):
         raise ValueError(
             f"{name}: {num_steps} adaptation steps need as many weights, at least one; got "
             f"{'none' if weights is None else f'the shape {np.shape(weights)}'}."
-        )
-
-
-def _check_query(name: str, query: Batch) -> None:
-    if jax.tree.leaves(query) and not base.num_numbers(query):
-        raise ValueError(
-            f"{name}: the query set has no examples. Sample some (queries=), or use "
-            "displacement(), last_update() or weighted_updates(), which need none."
         )
 
 
