@@ -366,7 +366,8 @@ def _half_square(params: Params, step: Params) -> Array:
 
 @_half_square.defjvp
 def _half_square_jvp(primals, tangents):
-    return _half_square(*primals), -optax.tree.vdot(primals[1], tangents[0])
+    value = _half_square(*primals)
+    return value, -optax.tree.vdot(primals[1], tangents[0]).astype(value.dtype)
 
 
 def _params(params: Params, step: Array | int) -> Params:

@@ -140,6 +140,20 @@ def test_the_derivative_of_reptiles_result():
     assert_close(jax.jit(jax.grad(after))(0.1), 1.0, rtol=1e-6)
 
 
+@pytest.mark.parametrize("types", [("bfloat16", "float32"), ("float16", "float16")])
+def test_reptile_keeps_narrow_types(types):
+    def loss(params, batch, rng):
+        return sum(jnp.mean((p - batch) ** 2).astype(jnp.float32) for p in params), {}
+
+    params = tuple(jnp.zeros((), dtype) for dtype in types)
+    episodes = metajax.Episode(jnp.ones((1, 2)), jnp.ones((1, 2)))
+    learner = metajax.reptile(loss, optax.sgd(0.25), optax.sgd(0.5), num_steps=1)
+    state, metrics = jax.jit(learner.update)(learner.init(params), episodes, KEY)
+    assert [str(p.dtype) for p in state.meta_params.params] == list(types)
+    assert [float(p) for p in state.meta_params.params] == [0.25, 0.25]
+    assert metrics["objective"] == 0.25
+
+
 def test_forward_mode_and_scan_and_checkpoint_cross_an_update():
     outcome = of_rate(SWEPT["inner adam"])
     rate = jnp.asarray(0.05)
