@@ -97,6 +97,7 @@ def cross_entropy(apply: Apply) -> LossFn:
         logits = apply(params, x)
         check_labels("cross_entropy", logits, labels)
         # A negative label would be counted from the last class; any other without a class is NaN.
+        labels = jnp.asarray(labels, int)  # int8 holds no more than 127 classes
         known = jnp.where(labels < 0, logits.shape[-1], labels)
         values = optax.softmax_cross_entropy_with_integer_labels(logits, known)
         return masked_mean(values, mask), {"accuracy": masked_mean(hits(logits, labels), mask)}

@@ -146,3 +146,11 @@ def test_masked_inputs_may_be_a_tree():
         batch = {"x": x, "y": jnp.asarray([2, 0]), "mask": jnp.asarray([True, False])}
         value, _ = metajax.cross_entropy(apply)((), batch, jax.random.key(0))
         assert_close(value, -jax.nn.log_softmax(jnp.asarray([1.0, 2.0, 3.0]))[2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_labels_of_narrow_types(dtype):
+    logits = jnp.arange(300.0)[None]
+    loss = metajax.cross_entropy(lambda params, x: x)
+    value, _ = loss((), (logits, np.asarray([100], dtype)), jax.random.key(0))
+    assert_close(value, -jax.nn.log_softmax(logits)[0, 100], rtol=1e-6)
