@@ -29,6 +29,7 @@ from metajax.base import (
     Stateful,
     split_state,
 )
+from metajax.train.leaks import without_leak
 from metajax.train.places import WorkdirError, accessing, files, is_local, move, place
 from metajax.train.processes import from_first, is_first, local
 from metajax.train.workdir import write_json
@@ -91,7 +92,7 @@ class Checkpoints:
         step = int(checkpoint.state.step)
         if step in self._manager.all_steps():
             return
-        with accessing(self._directory):
+        with accessing(self._directory), without_leak():
             from_first(functools.partial(self._check_room, checkpoint))
             self._manager.save(
                 step,
