@@ -24,7 +24,7 @@ from benchmarks import problems, timing
 from metajax import nn
 
 ENGINES = {
-    "second_order": metajax.second_order(),
+    "second_order": metajax.second_order(remat=False),
     "second_order(remat)": metajax.second_order(remat=True),
     "mixed_mode": metajax.mixed_mode(),
     "first_order": metajax.first_order(),

@@ -24,7 +24,7 @@ STEPS = (2, 4, 8, 16)
 Params = dict[str, Any]
 Outcome = Callable[[Params, Any, Any], jax.Array]
 ENGINES = {
-    "second_order": metajax.second_order(),
+    "second_order": metajax.second_order(remat=False),
     "second_order(remat)": metajax.second_order(remat=True),
     "mixed_mode": metajax.mixed_mode(),
     "first_order": metajax.first_order(),

@@ -6,7 +6,7 @@ Called by `python -m benchmarks.report`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from benchmarks.cluster_tables import (
     faults,
     processes,
 )
+from benchmarks.engine_tables import engines, frozen, remat
 from benchmarks.growth_plots import draw_growth
 from benchmarks.markdown import table
 from benchmarks.results_folder import PLATFORMS, RESULTS, named
@@ -119,68 +120,6 @@ def sampling(rows: Sequence[Row]) -> list[str]:
             for r in rows
         ),
     )
-
-
-def engines(rows: Sequence[Row]) -> list[str]:
-    heads = ["network", "inner steps", "engine", "seconds", "of second_order", "MB", "error"]
-
-    def cells(row: Row) -> list[str]:
-        return [
-            row["network"],
-            str(row["num_steps"]),
-            row["engine"],
-            f"{row['median']:.3f}",
-            f"{row['time_ratio']:.2f}",
-            f"{row['temporary_bytes'] / 1e6:.1f}",
-            f"{row['gradient_error']:.1e}",
-        ]
-
-    per_step = [
-        "Temporary memory per further inner step, from 20 to 100, in multiples of the parameters:",
-        "",
-        *table(["network", "engine", "parameters"], _per_step(rows)),
-    ]
-    lines = [
-        "`error` is the distance of the float32 meta-gradient from the exact one in float64,",
-        "relative in norm. That of `first_order` is the approximation's; so is that of `implicit`,",
-        "whose inner problem has a strong proximal term and small steps, of which many come near",
-        "its minimum; where they do not settle (the perceptron's 100) the two gradients part.",
-        "",
-    ]
-    return lines + table(heads, map(cells, rows)) + per_step
-
-
-def frozen(rows: Sequence[Row]) -> list[str]:
-    heads = ["engine", "inner steps", "parameters", "by hand", "operations", "seconds"]
-    by_hand = {(r["engine"], r["num_steps"]): r for r in rows if r["loop"] == "by hand"}
-
-    def cells(row: Row) -> list[str]:
-        other = by_hand[row["engine"], row["num_steps"]]
-        return [
-            row["engine"],
-            str(row["num_steps"]),
-            f"{row['temporary_of_parameters']:.2f}",
-            f"{other['temporary_of_parameters']:.2f}",
-            f"{row['flops'] / other['flops']:.2f}",
-            f"{row['median'] / other['median']:.2f}",
-        ]
-
-    lines = [
-        "A head adapts, a body of six layers of 512 x 512 does not. Temporary memory in multiples",
-        "of all parameters, beside that of a loop by hand with the head alone in it; operations",
-        "and seconds as ratios to that loop. XLA counts the body of a loop once.",
-        "",
-    ]
-    return lines + table(heads, map(cells, (r for r in rows if r["loop"] == "metajax")))
-
-
-def _per_step(rows: Sequence[Row]) -> Iterable[list[str]]:
-    found = {(r["network"], r["engine"], r["num_steps"]): r for r in rows}
-    for network, engine, steps in found:
-        if steps == 100:
-            few, many = found[network, engine, 20], found[network, engine, 100]
-            grown = (many["temporary_bytes"] - few["temporary_bytes"]) / 80
-            yield [network, engine, f"{grown / many['parameter_bytes']:.2f}"]
 
 
 def scaling(rows: Sequence[Row]) -> list[str]:
@@ -342,6 +281,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], list[str]]]] = {
     "sinusoid": ("Sinusoids", sinusoid),
     "sampling": ("Sampling", sampling),
     "engines": ("Engines", engines),
+    "remat": ("Stored or recomputed", remat),
     "frozen": ("Frozen parameters", frozen),
     "scaling": ("Devices", scaling),
     "convolution": ("Convolutions", convolution),

@@ -24,13 +24,14 @@ _reverse = functools.partial(jax.value_and_grad, has_aux=True)
 
 
 class MetaGradient(NamedTuple):
-    """An engine: three hooks into `metajax.inner_loop`, whose defaults are plain reverse mode.
+    """An engine: what `metajax.inner_loop` does for derivatives; the default is plain reverse mode.
 
     Attributes:
       gradient: makes the inner gradient. It takes `fn(params, *operands) -> (scalar, aux)` and
         returns a function of the same arguments with the result `((scalar, aux), gradient)`. The
         inner optimizer receives the scalar as the value of the loss.
-      step: transforms the function that takes one inner step.
+      remat: whether the backward pass recomputes each inner step; with `None` the inner loop
+        chooses, as `second_order()` describes.
       solution: `(adapted, optimality) -> adapted` attaches a derivative to the final parameters.
         `optimality(params)` is the inner gradient at `params`; it also depends on all
         meta-learned parameters.
@@ -42,19 +43,19 @@ class MetaGradient(NamedTuple):
 
     Example, `first_order()` with inner steps that the backward pass recomputes:
 
-    >>> import jax, metajax
-    >>> engine = metajax.first_order()._replace(step=jax.checkpoint)
+    >>> import metajax
+    >>> engine = metajax.first_order()._replace(remat=True)
     """
 
     gradient: Callable[[Callable[..., Any]], Callable[..., Any]] = _reverse
-    step: Callable[[Callable], Callable] = lambda fn: fn
+    remat: bool | None = False
     solution: Callable[[Params, Callable[[Params], Params]], Params] = lambda adapted, _: adapted
     crosses_optimizer: bool = True
     implicit: bool = False
     forward: bool = True
 
 
-def second_order(*, remat: bool = False) -> MetaGradient:
+def second_order(*, remat: bool | None = None) -> MetaGradient:
     r"""Differentiates through every inner step: the exact meta-gradient of MAML.
 
     With :math:`\phi_{t+1} = \phi_t - \alpha \nabla L(\phi_t)`, the meta-gradient is
@@ -62,11 +63,16 @@ def second_order(*, remat: bool = False) -> MetaGradient:
     transformation, including forward mode and `jax.linearize`.
 
     Args:
-      remat: recompute each inner step in the backward pass instead of storing its activations.
-        Each further step then costs memory of the size of the parameters. A convolutional network
-        has larger activations than that, so it saves memory and often time. A multi-layer
-        perceptron on few examples has smaller ones, so it costs memory
-        (`python -m benchmarks.engines`).
+      remat: whether the backward pass recomputes each inner step instead of reading what was
+        stored of it. Each further step then costs memory of the size of the parameters. A
+        convolutional network has larger activations than that, so it saves memory. A multi-layer
+        perceptron on few examples has smaller ones, so it costs memory and time. By default a CPU
+        recomputes ten steps and more of a loss whose activations take four times the memory of the
+        parameters, which takes the same time within a tenth (`python -m benchmarks.remat`); the log
+        says so. Other devices store. The numbers are the same but for rounding.
+
+    Raises:
+      ValueError: if `remat` is neither a bool nor `None`.
 
     Example:
 
@@ -80,7 +86,9 @@ def second_order(*, remat: bool = False) -> MetaGradient:
       Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017,
       section 2.2.
     """
-    return MetaGradient(step=jax.checkpoint) if remat else MetaGradient()
+    if remat is not None and not isinstance(remat, bool):
+        raise ValueError(f"second_order: remat must be True, False or None, got {remat!r}.")
+    return MetaGradient(remat=remat)
 
 
 def mixed_mode() -> MetaGradient:

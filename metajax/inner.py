@@ -14,6 +14,7 @@ from metajax.base import Adapt, AdaptInfo, Batch, Key, LossFn, MetaParams, Param
 from metajax.batches import Batches, full_batch
 from metajax.gradients import MetaGradient, second_order, without_derivative
 from metajax.optimizers import LearnedOptimizer, as_learned, check_optimizer, merged, only
+from metajax.remat import recomputing_pays
 
 
 def inner_loop(
@@ -166,17 +167,19 @@ def inner_loop(
                 )
             opt_state = carried
 
-        gradient = meta_gradient.gradient(penalized)
+        gradient, remat = meta_gradient.gradient(penalized), meta_gradient.remat
         if num_steps:
             first = operands(model, 0)
             (value, _), _ = jax.eval_shape(gradient, initial, *first)
+            if remat is None:
+                remat = recomputing_pays(num_steps, penalized, initial, first, params)
             first_update = functools.partial(update, first)
             if arguments.check_inner_optimizer(
                 transform.init, first_update, initial, opt_state, value, meta_gradient
             ):
                 update = without_derivative(update)
 
-        @meta_gradient.step
+        @(jax.checkpoint if remat else lambda step: step)
         def take_step(moving, opt_state, model, step):
             given = operands(model, step)
             (value, (aux, model)), grads = gradient(moving, *given)

@@ -14,7 +14,7 @@ HEAVY = ("tensorflow", "tensorflow_datasets", "array_record", "PIL", "tqdm", "gy
 HEAVY += ("orbax", "tensorboardX", "flax")
 # Each may import the ones before it.
 CORE = ["base", "machine", "losses", "batches", "gradients", "optimizers", "arguments", "checks"]
-CORE += ["inner", "objectives", "parallel", "learner", "evaluate", "algorithms", "family"]
+CORE += ["remat", "inner", "objectives", "parallel", "learner", "evaluate", "algorithms", "family"]
 
 
 def test_importing_the_library_loads_nothing_heavy():

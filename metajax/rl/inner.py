@@ -23,7 +23,7 @@ from metajax.base import (
     split_key,
 )
 from metajax.batches import full_batch, per_step
-from metajax.gradients import MetaGradient
+from metajax.gradients import MetaGradient, second_order
 from metajax.optimizers import LearnedOptimizer
 from metajax.rl.arguments import check_env, check_policy
 from metajax.rl.base import Env, Policy, Task, Trajectories
@@ -177,6 +177,10 @@ def inner_loop(
     def replay_loss(params, trajectories, rng):
         return surrogate(policy, params, trajectories), {}
 
+    engine = second_order() if meta_gradient is None else meta_gradient
+    if getattr(engine, "remat", False) is None:
+        # A trust-region step linearizes once and applies the result many times.
+        engine = engine._replace(remat=False)
     own_steps, own_sample = num_steps, sample
 
     def rebuild(num_steps: int | None = None, sample: Sample | None = None) -> InnerLoop:
@@ -192,12 +196,12 @@ def inner_loop(
     return InnerLoop(
         policy,
         sample_constants,
-        core.inner_loop(collect_loss, optimizer, num_steps, meta_gradient=meta_gradient),
+        core.inner_loop(collect_loss, optimizer, num_steps, meta_gradient=engine),
         core.inner_loop(
             replay_loss,
             optimizer,
             num_steps,
-            meta_gradient=meta_gradient,
+            meta_gradient=engine,
             # Without steps the support has no axis for per_step() to index.
             batches=per_step() if num_steps else full_batch(),
         ),

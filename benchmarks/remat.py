@@ -1,0 +1,98 @@
+"""Inner steps recomputed or stored: time and memory against what the gradient of the loss keeps.
+
+Command: python -m benchmarks.remat [--rounds=N]
+
+`second_order()` chooses by the number of steps and by a ratio: the bytes that the gradient of the
+loss keeps of its forward pass, over the bytes of the parameters. A row has the exact meta-gradient
+of one problem at one number of inner steps; the ratios are of recomputing to storing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import jax
+import optax
+
+import metajax
+from benchmarks import problems, timing
+from metajax import nn, remat
+
+STEPS = (2, 5, 20)
+
+
+def classification(problem: problems.Problem) -> tuple[Any, Any, metajax.Episode]:
+    model = problem.model
+    return metajax.cross_entropy(model.apply), model, problems.episodes(problem)
+
+
+def sine_waves(points: int, tasks: int = 25) -> tuple[Any, Any, metajax.Episode]:
+    model = nn.sinusoid_mlp()
+    task = metajax.tasks.Sinusoid(shots=points, queries=10)
+    episodes = jax.vmap(task.sample)(jax.random.split(jax.random.key(0), tasks))
+    return metajax.squared_error(model.apply), model, episodes
+
+
+def cases() -> dict[str, tuple[Any, Any, metajax.Episode]]:
+    perceptron = problems.omniglot(tasks=8)._replace(model=nn.omniglot_mlp(5))
+    return {
+        "perceptron, 5 drawings": classification(perceptron),
+        "perceptron, 100 drawings": classification(perceptron._replace(shots=20)),
+        **{f"sine waves, {points} points": sine_waves(points) for points in (5, 20, 40, 80, 320)},
+        "Omniglot, 5 drawings": classification(problems.omniglot(tasks=8)),
+        "Omniglot, 25 drawings": classification(problems.omniglot(tasks=8, shots=5)),
+        "Mini-ImageNet, 5 images": classification(problems.mini_imagenet(tasks=2)),
+        "Mini-ImageNet, 25 images": classification(problems.mini_imagenet(tasks=2, shots=5)),
+    }
+
+
+def measure(
+    name: str, case: tuple[Any, Any, metajax.Episode], num_steps: int, rounds: int
+) -> dict[str, Any]:
+    loss, model, episodes = case
+    support = jax.tree.map(lambda x: x[0], episodes.support)
+    params = model.init(jax.random.key(0), support[0])
+    key = jax.random.key(1)
+    calls, programs = {}, {}
+    for label, recomputed in (("stored", False), ("recomputed", True)):
+        learner = metajax.maml(
+            loss,
+            optax.sgd(0.01),
+            optax.sgd(1.0),
+            num_steps=num_steps,
+            meta_gradient=metajax.second_order(remat=recomputed),
+        )
+        calls[label], programs[label], _ = timing.compiled(
+            learner.update, learner.init(params), episodes, key
+        )
+    times = timing.race(calls, rounds)
+    return {
+        "case": name,
+        "num_steps": num_steps,
+        "kept_of_parameters": remat.kept_of_parameters(loss, params, (support, key), params),
+        "stored_seconds": times["stored"]["median"],
+        "time_ratio": times["recomputed"]["median"] / times["stored"]["median"],
+        "stored_bytes": timing.temporary_bytes(programs["stored"]),
+        "memory_ratio": timing.temporary_bytes(programs["recomputed"])
+        / timing.temporary_bytes(programs["stored"]),
+        "recomputed_by_default": remat.recomputing_pays(
+            num_steps, loss, params, (support, key), params
+        ),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    rows = [
+        measure(name, case, num_steps, rounds)
+        for name, case in cases().items()
+        for num_steps in STEPS
+    ]
+    timing.write("remat", rows, rounds=rounds)
+
+
+if __name__ == "__main__":
+    main()
