@@ -68,8 +68,9 @@ def second_order(*, remat: bool | None = None) -> MetaGradient:
         convolutional network has larger activations than that, so it saves memory. A multi-layer
         perceptron on few examples has smaller ones, so it costs memory and time. By default a CPU
         recomputes ten steps and more of a loss whose activations take four times the memory of the
-        parameters, which takes the same time within a tenth (`python -m benchmarks.remat`); the log
-        says so. Other devices store. The numbers are the same but for rounding.
+        parameters: a third of the memory or less, and at most a sixth more time
+        (`python -m benchmarks.remat`). The log says so. Other devices store. The numbers are the
+        same but for rounding.
 
     Raises:
       ValueError: if `remat` is neither a bool nor `None`.

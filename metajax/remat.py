@@ -12,7 +12,7 @@ from jax.extend.core import Var
 from metajax.base import Array, Params, PyTree
 
 # From these inner steps, and from these bytes of activations for each byte of the parameters,
-# recomputing took several times less memory on CPUs, and no more time beyond a tenth
+# recomputing took a third of the memory or less on a CPU, and at most a sixth more time
 # (`python -m benchmarks.remat`).
 STEPS, RATIO = 10, 4.0
 
