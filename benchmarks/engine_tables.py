@@ -79,7 +79,8 @@ def remat(rows: Sequence[Row]) -> list[str]:
     lines = [
         "`second_order()` with inner steps that the backward pass recomputes, over the same with",
         "what was stored of them: time and temporary memory. `kept` is what the gradient of the",
-        "loss keeps of its forward pass, over the parameters, by which the default chooses.",
+        "loss keeps of its forward pass, over the parameters, by which the default chooses from",
+        "ten inner steps.",
         "",
     ]
     ordered = sorted(rows, key=lambda row: (row["num_steps"], row["kept_of_parameters"]))
