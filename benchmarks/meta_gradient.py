@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 import metajax
-from benchmarks import problems, timing, torch_peers
+from benchmarks import problems, timing, torch_networks, torch_peers
 from metajax import nn
 
 ENGINES = {
@@ -30,6 +30,7 @@ ENGINES = {
 }
 
 
+CASES = problems.CASES | problems.SHAPES
 PLAIN = "jax, plain vmap"
 # Rounding alone makes a few percent after several steps, in float32 and more so in TF32.
 TOLERANCE = 0.1
@@ -41,10 +42,10 @@ def flat(arrays: Iterable[Any]) -> np.ndarray:
 
 def measure(name: str, order: int, rounds: int, slow: bool) -> list[dict[str, Any]]:
     """The rows of a case; without rounds, nothing is timed and there are none."""
-    problem = problems.CASES[name]
+    problem = CASES[name]
     cases: dict[str, timing.Case] = {}
     details: dict[str, dict[str, Any]] = {}
-    initial = flat(torch_peers.arrays(problems.parameters(problem), problem).values())
+    initial = flat(torch_networks.arrays(problems.parameters(problem), problem).values())
     expected: np.ndarray | None = None
 
     def enter(label: str, case: timing.Case, gradient: np.ndarray, **detail: Any) -> None:
@@ -65,7 +66,7 @@ def measure(name: str, order: int, rounds: int, slow: bool) -> list[dict[str, An
         update, arguments = problems.update(problem, model.apply, **options)
         case, program, seconds = timing.compiled(update, *arguments)
         # The outer step is the meta-gradient itself.
-        updated = torch_peers.arrays(case()[0].meta_params.params, problem)
+        updated = torch_networks.arrays(case()[0].meta_params.params, problem)
         detail: dict[str, Any] = {"temporary_bytes": timing.temporary_bytes(program)}
         if not jax.config.values["jax_compilation_cache_dir"]:
             detail["compile_seconds"] = seconds
@@ -138,7 +139,7 @@ def measure(name: str, order: int, rounds: int, slow: bool) -> list[dict[str, An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", nargs="+", choices=problems.CASES, default=[*problems.CASES])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES])
     parser.add_argument("--orders", nargs="+", type=int, choices=(2, 1), default=[2, 1])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile_only", action="store_true", help="time and record nothing")

@@ -12,7 +12,8 @@ import torch
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
-from benchmarks.problems import Problem, episodes, parameters
+from benchmarks.problems import Problem, episodes
+from benchmarks.torch_networks import make_network
 
 
 @functools.cache
@@ -30,62 +31,18 @@ def device() -> torch.device:
     return torch.device("cuda")
 
 
-class Network(torch.nn.Module):
-    """The four convolutions in PyTorch's own layout, native convolution and batch norm."""
-
-    one: torch.Tensor
-    head: torch.nn.Parameter
-    head_bias: torch.nn.Parameter
-
-    def __init__(self, problem: Problem):
-        super().__init__()
-        self.pool = problem.pool
-        for name, array in arrays(parameters(problem), problem).items():
-            self.register_parameter(name, torch.nn.Parameter(torch.tensor(array)))
-        self.register_buffer("one", torch.ones(problem.features))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        stride = 2 if self.pool == "stride" else 1
-        for i in range(4):
-            if stride == 2 and x.shape[-1] % 2 == 0:  # "SAME" pads after the image only
-                x, padding = functional.pad(x, (0, 1, 0, 1)), 0
-            else:
-                padding = 1
-            kernel, bias = getattr(self, f"kernel{i}"), getattr(self, f"bias{i}")
-            x = functional.conv2d(x, kernel, stride=stride, padding=padding)
-            x = functional.batch_norm(x, None, None, self.one, bias, training=True, eps=1e-3)
-            x = functional.relu(x)
-            x = functional.max_pool2d(x, 2) if self.pool == "max" else x
-        x = x.flatten(1) if self.pool == "max" else x.mean((2, 3))
-        return functional.linear(x, self.head, self.head_bias)
-
-
-def arrays(tree: Any, problem: Problem) -> dict[str, np.ndarray]:
-    """The parameters of the JAX network, or a gradient, by the names and layout of PyTorch."""
-    params = jax.tree.map(np.asarray, tree["params"])
-    found: dict[str, np.ndarray] = {}
-    for i in range(4):
-        found[f"kernel{i}"] = params[f"Conv_{i}"]["kernel"].transpose(3, 2, 0, 1)
-        found[f"bias{i}"] = params[f"BatchNorm_{i}"]["bias"]
-    # Height, width, channels in JAX; channels first here.
-    head = params["head"]["kernel"]
-    head = head.reshape(-1, problem.features, head.shape[-1]).transpose(2, 1, 0)
-    found["head"] = head.reshape(head.shape[0], -1)
-    found["head_bias"] = params["head"]["bias"]
-    return {name: np.ascontiguousarray(array) for name, array in found.items()}
-
-
 def tensors(problem: Problem) -> tuple[torch.Tensor, ...]:
-    """Support images and labels, query images and labels; `[tasks, ...]`, channels first."""
+    """Support inputs and labels, query inputs and labels; `[tasks, ...]`, images channels first."""
     (xs, ys), (xq, yq) = episodes(problem)
 
-    def images(x: np.ndarray) -> torch.Tensor:
-        return torch.tensor(np.ascontiguousarray(np.moveaxis(x, -1, 2)), device=device())
+    def inputs(x: np.ndarray) -> torch.Tensor:
+        x = np.moveaxis(x, -1, 2) if x.ndim == 5 else x
+        return torch.tensor(np.ascontiguousarray(x), device=device())
 
     def labels(y: np.ndarray) -> torch.Tensor:
         return torch.tensor(y, dtype=torch.long, device=device())
 
-    return images(xs), labels(ys), images(xq), labels(yq)
+    return inputs(xs), labels(ys), inputs(xq), labels(yq)
 
 
 def synchronize() -> None:
@@ -95,7 +52,7 @@ def synchronize() -> None:
 
 def loop(problem: Problem, order: int) -> Callable[[], Any]:
     """A Python loop over tasks; gradients by `autograd.grad`, as learn2learn's MAML."""
-    network, data = Network(problem).to(device()), tensors(problem)
+    network, data = make_network(problem).to(device()), tensors(problem)
     params: dict[str, torch.Tensor] = dict(network.named_parameters())
 
     def step() -> list[torch.Tensor]:
@@ -120,7 +77,7 @@ def loop(problem: Problem, order: int) -> Callable[[], Any]:
 
 def func(problem: Problem, order: int, compile: bool = False) -> Callable[[], Any]:
     """`torch.func`: vmap over tasks of a gradient through a gradient."""
-    network, data = Network(problem).to(device()), tensors(problem)
+    network, data = make_network(problem).to(device()), tensors(problem)
     params = {name: p.detach() for name, p in network.named_parameters()}
     buffers = dict(network.named_buffers())
 
@@ -153,7 +110,7 @@ def higher_loop(problem: Problem, order: int) -> Callable[[], Any]:
     """`higher`: a functional copy of module and optimizer for every task."""
     import higher
 
-    network, data = Network(problem).to(device()), tensors(problem)
+    network, data = make_network(problem).to(device()), tensors(problem)
     optimizer = torch.optim.SGD(network.parameters(), lr=problem.learning_rate)
 
     def step() -> list[torch.Tensor]:
@@ -187,7 +144,7 @@ def torchopt_loop(problem: Problem, order: int) -> Callable[[], Any]:
     """TorchOpt's differentiable MetaSGD, rolled back after every task."""
     import torchopt
 
-    network, data = Network(problem).to(device()), tensors(problem)
+    network, data = make_network(problem).to(device()), tensors(problem)
     inner = torchopt.MetaSGD(network, lr=problem.learning_rate)
     params = list(network.parameters())
 

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 import metajax
-from benchmarks import deviceless, problems, results_folder, rl_runs, tables
+from benchmarks import (
+    deviceless,
+    problems,
+    results_folder,
+    rl_runs,
+    sequence_models,
+    tables,
+)
+from metajax import nn
 
 
 def test_the_page_is_rendered_from_the_records():
@@ -81,13 +89,27 @@ def test_a_target_without_its_compiler_says_what_brings_it(target, monkeypatch, 
     assert re.search(rf"{target}: no plugin\n.*jax\[tpu\]", capsys.readouterr().err)
 
 
-def test_peers_compute_the_same_meta_gradient():
+SMALL = {
+    "convolutions": problems.omniglot(tasks=2, queries=1),
+    "perceptron": problems.perceptron(tasks=2, queries=1),
+    "residual": problems.residual(tasks=1, queries=1, example=(16, 16, 3), num_steps=1)._replace(
+        model=nn.ResNet(5, features=(8, 12))
+    ),
+    "recurrent": problems.recurrent(tasks=2, queries=1, example=(6, 3), num_steps=2),
+    "transformer": problems.transformer(tasks=2, queries=1, example=(6, 3), num_steps=2)._replace(
+        model=sequence_models.Transformer(16, depth=2, heads=2, outputs=5)
+    ),
+}
+
+
+@pytest.mark.parametrize("problem", SMALL.values(), ids=SMALL)
+def test_peers_compute_the_same_meta_gradient(problem):
     torch_peers = pytest.importorskip("benchmarks.torch_peers")
-    problem = problems.omniglot(tasks=2, queries=1)
+    torch_networks = pytest.importorskip("benchmarks.torch_networks")
     update, arguments = problems.update(problem, meta_gradient=metajax.second_order())
     updated = jax.jit(update)(*arguments)[0].meta_params.params
     gradient = jax.tree.map(lambda a, b: a - b, problems.parameters(problem), updated)
-    expected = torch_peers.arrays(gradient, problem).values()
+    expected = torch_networks.arrays(gradient, problem).values()
     for found, array in zip(torch_peers.loop(problem, 2)(), expected, strict=True):
         found = found.detach().numpy()
         assert np.linalg.norm(found - array) <= 1e-3 * max(np.linalg.norm(array), 0.1)
