@@ -1,6 +1,6 @@
 """Inner steps recomputed or stored: time and memory against what the gradient of the loss keeps.
 
-Command: python -m benchmarks.remat [--rounds=N]
+Command: python -m benchmarks.remat [--cases NAME ...] [--rounds=N]
 
 `second_order()` chooses by the number of steps and by a ratio: the bytes that the gradient of the
 loss keeps of its forward pass, over the bytes of the parameters. A row has the exact meta-gradient
@@ -10,6 +10,8 @@ of one problem at one number of inner steps; the ratios are of recomputing to st
 from __future__ import annotations
 
 import argparse
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,36 +22,38 @@ from benchmarks import problems, timing
 from metajax import nn, remat
 
 STEPS = (2, 5, 20)
+Case = tuple[Any, Any, metajax.Episode]  # a loss, its network, a meta-batch
 
 
-def classification(problem: problems.Problem) -> tuple[Any, Any, metajax.Episode]:
+def classification(problem: problems.Problem) -> Case:
     model = problem.model
     return metajax.cross_entropy(model.apply), model, problems.episodes(problem)
 
 
-def sine_waves(points: int, tasks: int = 25) -> tuple[Any, Any, metajax.Episode]:
+def sine_waves(points: int, tasks: int = 25) -> Case:
     model = nn.sinusoid_mlp()
     task = metajax.tasks.Sinusoid(shots=points, queries=10)
     episodes = jax.vmap(task.sample)(jax.random.split(jax.random.key(0), tasks))
     return metajax.squared_error(model.apply), model, episodes
 
 
-def cases() -> dict[str, tuple[Any, Any, metajax.Episode]]:
-    perceptron = problems.omniglot(tasks=8)._replace(model=nn.omniglot_mlp(5))
-    return {
-        "perceptron, 5 drawings": classification(perceptron),
-        "perceptron, 100 drawings": classification(perceptron._replace(shots=20)),
-        **{f"sine waves, {points} points": sine_waves(points) for points in (5, 20, 40, 80, 320)},
-        "Omniglot, 5 drawings": classification(problems.omniglot(tasks=8)),
-        "Omniglot, 25 drawings": classification(problems.omniglot(tasks=8, shots=5)),
-        "Mini-ImageNet, 5 images": classification(problems.mini_imagenet(tasks=2)),
-        "Mini-ImageNet, 25 images": classification(problems.mini_imagenet(tasks=2, shots=5)),
-    }
+PERCEPTRON = problems.omniglot(tasks=8)._replace(model=nn.omniglot_mlp(5))
+POINTS = (5, 20, 40, 80, 320)
+PROBLEMS = {
+    "perceptron, 5 drawings": PERCEPTRON,
+    "perceptron, 100 drawings": PERCEPTRON._replace(shots=20),
+    "Omniglot, 5 drawings": problems.omniglot(tasks=8),
+    "Omniglot, 25 drawings": problems.omniglot(tasks=8, shots=5),
+    "Mini-ImageNet, 5 images": problems.mini_imagenet(tasks=2),
+    "Mini-ImageNet, 25 images": problems.mini_imagenet(tasks=2, shots=5),
+}
+CASES: dict[str, Callable[[], Case]] = {
+    **{f"sine waves, {n} points": functools.partial(sine_waves, n) for n in POINTS},
+    **{name: functools.partial(classification, problem) for name, problem in PROBLEMS.items()},
+}
 
 
-def measure(
-    name: str, case: tuple[Any, Any, metajax.Episode], num_steps: int, rounds: int
-) -> dict[str, Any]:
+def measure(name: str, case: Case, num_steps: int, rounds: int) -> dict[str, Any]:
     loss, model, episodes = case
     support = jax.tree.map(lambda x: x[0], episodes.support)
     params = model.init(jax.random.key(0), support[0])
@@ -84,14 +88,15 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES])
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    arguments = parser.parse_args()
     rows = [
-        measure(name, case, num_steps, rounds)
-        for name, case in cases().items()
+        measure(name, CASES[name](), num_steps, arguments.rounds)
+        for name in arguments.cases
         for num_steps in STEPS
     ]
-    timing.write("remat", rows, rounds=rounds)
+    timing.write("remat", rows, rounds=arguments.rounds)
 
 
 if __name__ == "__main__":
