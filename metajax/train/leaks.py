@@ -12,8 +12,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import tensorstore
 from orbax.checkpoint._src.serialization import tensorstore_utils
+
+tensorstore = tensorstore_utils.ts
 
 
 class _Spec(NamedTuple):
