@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 
 import metajax
-from benchmarks import (
-    deviceless,
-    problems,
-    results_folder,
-    rl_runs,
-    sequence_models,
-    tables,
-)
+from benchmarks import deviceless, problems, results_folder, rl_runs, sequence_models, tables
 from metajax import nn
 
 

@@ -112,7 +112,7 @@ def test_mixed_mode_is_differentiated_again(steps):
 
     plain, mixed = (
         jax.jit(jax.grad(lambda params, e=e: of_gradient(params, e)))(mlp_params())
-        for e in (metajax.second_order(remat=False), metajax.mixed_mode())
+        for e in (metajax.second_order(), metajax.mixed_mode())
     )
     assert_close(mixed, plain, rtol=1e-10)
 
@@ -151,7 +151,7 @@ def test_mixed_mode_takes_losses_that_close_over_traced_arrays_of_any_type(kind,
     stacked = jnp.stack([closed_over, closed_over]) if transform is jax.vmap else closed_over
     plain, mixed = (
         transform(lambda c, e=e: make_gradient(c, e))(stacked)
-        for e in (metajax.second_order(remat=False), metajax.mixed_mode())
+        for e in (metajax.second_order(), metajax.mixed_mode())
     )
     assert_close(mixed, plain, rtol=1e-4)
 
@@ -188,7 +188,7 @@ def test_fomaml_equals_maml_where_the_inner_loss_is_linear():
 
     found = [
         gradient(optax.sgd(0.1), loss=linear, objective=objective, meta_gradient=engine)
-        for engine in (metajax.second_order(remat=False), metajax.first_order())
+        for engine in (metajax.second_order(), metajax.first_order())
     ]
     assert_close(*found, rtol=1e-12)
 
@@ -310,7 +310,7 @@ def test_first_order_needs_fewer_operations():
     # XLA counts a loop body once, so the loops are unrolled.
     flops = [
         compiled(3, meta_gradient=engine, unroll=3).cost_analysis()["flops"]
-        for engine in (metajax.first_order(), metajax.second_order(remat=False))
+        for engine in (metajax.first_order(), metajax.second_order())
     ]
     assert flops[0] < 0.75 * flops[1]
 

@@ -165,7 +165,6 @@ sys.path.insert(0, {root!r})
 import jax, metajax, numpy as np, optax
 from metajax import train
 from metajax.tasks import Sinusoid
-from metajax.train.checkpoints import Checkpoint, Checkpoints
 from tests.train.runs import initial, loss, own
 assert jax.device_count() == 1
 adapt = metajax.inner_loop(loss, optax.sgd(0.1), num_steps=2)
