@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,13 @@ def adaptation_curves(
 
 
 def _by_step(axes: Axes, rows: Mapping[str, Any], scale: float = 1.0) -> None:
+    unadapted = itertools.cycle((":", "-.", "--"))
     for name, row in rows.items():
         mean, ci95 = (scale * np.asarray(row[each]) for each in ("mean", "ci95"))
         steps = np.asarray(row.get("steps", np.arange(len(mean))))
         if len(steps) == 1:  # it does not adapt
-            axes.axhline(mean[0], linestyle=":", color=BLACK, label=name.replace("_", "-"))
+            label = name.replace("_", "-")
+            axes.axhline(mean[0], linestyle=next(unadapted), color=BLACK, label=label)
             continue
         if np.any(np.diff(steps) > 1):
             axes.errorbar(

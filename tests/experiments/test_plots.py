@@ -30,3 +30,10 @@ def test_the_same_figure_is_the_same_file(tmp_path):
         contents.append([(tmp_path / f"figure.{kind}").read_bytes() for kind in ("png", "pdf")])
     assert contents[0] == contents[1]
     assert [content[:4] for content in contents[0]] == [b"\x89PNG", b"%PDF"]
+
+
+def test_results_without_steps_are_told_apart():
+    _, axes = plt.subplots()
+    rows = {name: {"mean": [at], "ci95": [0.1], "steps": [0]} for at, name in enumerate("ab")}
+    plots._by_step(axes, rows)
+    assert len({line.get_linestyle() for line in axes.lines}) == len(axes.lines) == 2
