@@ -89,8 +89,8 @@ def state(item: Item, results: Iterable[Result]) -> tuple[str, str]:
     found = [result for result in results if item.belongs(result)]
     if not found:
         return "not run", ""
-    longest = max(result["meta_steps"] for result in found)
-    chosen = [result for result in found if result["meta_steps"] == longest]
+    longest = max(map(runs.all_meta_steps, found))
+    chosen = [result for result in found if runs.all_meta_steps(result) == longest]
     weights = any((RESULTS / result["name"] / FILE).exists() for result in chosen)
     if longest < item.prescribed:
         return f"{longest:,} of {item.prescribed:,} meta-steps", "yes" if weights else ""

@@ -31,11 +31,17 @@ MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTA
 
 
 def load() -> list[runs.Result]:
-    """All records; `name` is a record's folder below `benchmarks/results`."""
-    return [
+    """All records.
+
+    `name` is a record's folder below `benchmarks/results`; `origin` the record from whose weights
+    it started, if any.
+    """
+    records = [
         json.loads(path.read_text()) | {"name": str(path.parent.relative_to(RESULTS))}
         for path in sorted(RESULTS.rglob("result.json"))
     ]
+    by_digest = {r["weights"]["sha256"]: r for r in records if "weights" in r}
+    return [r | {"origin": by_digest.get(r.get("started_from", {}).get("sha256"))} for r in records]
 
 
 def render(page: Path) -> str:

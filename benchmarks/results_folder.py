@@ -12,7 +12,7 @@ from experiments.settings import evaluation_config, training_config
 RESULTS = Path(__file__).parent / "results"
 PLATFORMS = ("cpu", "gpu", "tpu")
 # Settings that the folder names elsewhere, or that do not affect results.
-NOT_NAMED = ("seed", "algorithm", "task_chunk", "steps_per_call", "checkpoint_every")
+NOT_NAMED = ("seed", "algorithm", "task_chunk", "steps_per_call", "checkpoint_every", "weights")
 
 
 def named(name: str, platform: str) -> str:
@@ -31,6 +31,8 @@ def record_folder(result: dict[str, Any]) -> Path:
         for name, value in expected.items()
         if name not in NOT_NAMED and config.get(name, value) != value
     ]
+    if start := result.get("started_from"):
+        changed.append(f"weights={start['sha256'][:8]}")
     run = ",".join([algorithm, *changed])
     seed = named(f"seed{config['seed']}", trained_on(result)["device"]["platform"])
     return Path(result["experiment"], result["preset"], run, seed)

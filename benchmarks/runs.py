@@ -150,6 +150,8 @@ def _row(runs: list[Result], question: str) -> list[str]:
     changed = [f"{k}={config[k]}" for k in SHOWN if k in cell and config.get(k, cell[k]) != cell[k]]
     if earlier := config.get("earlier_num_meta_steps"):
         changed.append("lengthened after " + ", ".join(f"{steps:,}" for steps in earlier))
+    if origin := result.get("origin"):
+        changed.append(f"weights of {cell_name(origin)}")
     links = [f"benchmarks/results/{run['name']}" for run in runs]
     return [
         f"[{name}]({links[0]})" + (f" {', '.join(changed)}" if changed else ""),
@@ -157,10 +159,22 @@ def _row(runs: list[Result], question: str) -> list[str]:
         str(step),
         tables.interval(protocols.PAPER_RESULTS.get(name, {}).get(question)).replace("+-", "±"),
         over_seeds(rows, at, 2, 100.0) + num_seeds(runs),
-        f"{result['meta_steps']:,} of {prescribed(result):,}",
-        f"{np.mean([run['wall_seconds'] for run in runs]):,.0f} s",
+        f"{all_meta_steps(result):,} of {prescribed(result):,}",
+        f"{np.mean([all_seconds(run) for run in runs]):,.0f} s",
         where(result),
     ]
+
+
+def all_meta_steps(result: Result) -> int:
+    """The meta-steps of a run, and of the run from whose weights it started."""
+    origin = result.get("origin")
+    return result["meta_steps"] + (all_meta_steps(origin) if origin else 0)
+
+
+def all_seconds(result: Result) -> float:
+    """The seconds of training of a run, and of the run from whose weights it started."""
+    origin = result.get("origin")
+    return result["wall_seconds"] + (all_seconds(origin) if origin else 0)
 
 
 def prescribed(result: Result) -> int:

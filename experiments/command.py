@@ -58,10 +58,12 @@ class Command(NamedTuple):
     def config(self) -> dict[str, Any]:
         """The content of `config.json`: everything that determines the training."""
         named = {"experiment": self.experiment, "preset": self.preset}
+        chosen = typed.training_config(self.settings).items()
         return {
             **named,
             "overrides": [*self.overrides],
-            **typed.training_config(self.settings),
+            # What is not given is not written: earlier runs do not have it.
+            **{name: value for name, value in chosen if value is not None},
         }
 
     @property

@@ -351,7 +351,7 @@ def draw(command: Command, folder: Path, fitted: train.FitResult, evaluation: Ev
     )
     plots.training_curve(
         folder / "training.png",
-        train.read_metrics(command.workdir),
+        skeleton.training_metrics(command),
         {
             "train/query/accuracy": "meta-training, query",
             "validation/accuracy": "meta-validation",

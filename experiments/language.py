@@ -330,7 +330,7 @@ def draw(command: Command, folder: Path, fitted: train.FitResult, evaluation: Ev
     )
     plots.training_curve(
         folder / "training.png",
-        train.read_metrics(command.workdir),
+        skeleton.training_metrics(command),
         {"train/objective": "meta-training", "validation/loss": "meta-validation"},
         ylabel="nats per byte",
     )

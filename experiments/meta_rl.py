@@ -274,7 +274,7 @@ def build(
     def evaluate(fitted: train.FitResult) -> Evaluation:
         rows = rescore(fitted.best)
         speed = {}
-        if trains:
+        if trains and settings.num_meta_steps:
             speed = {"env_steps_per_second": env_steps_per_second(fitted, command.workdir)}
         title = f"{REWARD_UNIT} on {settings.eval_tasks} unseen tasks after each gradient step"
         return Evaluation(rows, tables.by_step(title, rows), speed)
@@ -283,7 +283,7 @@ def build(
         if trains:
             plots.training_curve(
                 folder / "training.png",
-                train.read_metrics(command.workdir),
+                skeleton.training_metrics(command),
                 {"validation/return": "meta-validation, mean over gradient steps"},
                 ylabel=REWARD_UNIT,
             )

@@ -157,8 +157,10 @@ def training_curve(
     """Draws entries of `metrics.jsonl` (`names`: entry to label) against the meta-step.
 
     The vertical axis shows at most twice the range of the first entry, so a diverging entry leaves
-    the picture.
+    the picture. Nothing is drawn of a run that was not trained.
     """
+    if not metrics:
+        return
     figure, axes = plt.subplots(figsize=SIZE)
     for name, label in names.items():
         points = [(line["step"], scale * line[name]) for line in metrics if name in line]

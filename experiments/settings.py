@@ -97,7 +97,14 @@ class Training:
 
     algorithm: str = setting("maml", "The meta-learning algorithm.")
     seed: int = setting(0, "The root of all randomness.", least=0)
-    num_meta_steps: int = setting(60_000, "Meta-updates.", least=1)
+    weights: str | None = setting(
+        None,
+        "Where the parameters start instead of at random: a safetensors file, or the folder of a "
+        "run or a record. Learned step sizes and the like start anew.",
+    )
+    num_meta_steps: int = setting(
+        60_000, "Meta-updates; 0 evaluates --weights as they are.", least=0
+    )
     meta_batch_size: int = setting(25, "Tasks per meta-update.", least=1)
     num_steps: int = setting(1, "Adaptation steps in training.", least=0)
     inner_learning_rate: float = setting(0.01, "Step size of the inner optimizer.", least=0.0)
@@ -122,6 +129,8 @@ class Training:
 
     def check(self) -> None:
         """Raises `UsageError` for settings that do not fit together."""
+        if not self.num_meta_steps and self.weights is None:
+            raise UsageError("--num_meta_steps=0 evaluates --weights: name them, or train.")
         for name in ("validate_every", "checkpoint_every"):
             if getattr(self, name) % self.steps_per_call:
                 raise UsageError(

@@ -309,7 +309,7 @@ def draw(
     )
     plots.training_curve(
         folder / "training.png",
-        train.read_metrics(command.workdir),
+        skeleton.training_metrics(command),
         {"train/query_loss": "meta-training, query", "validation/mse": "meta-validation"},
         ylabel="mean squared error",
     )

@@ -160,7 +160,8 @@ def in_order(folder: Path) -> list[Path]:
 def fit(command: Command, method: Method) -> train.FitResult:
     """Trains or continues a run or, for another evaluation, only reads it."""
     settings, workdir = command.settings, command.workdir
-    if command.evaluates_only and method.trains:
+    trains = method.trains and settings.num_meta_steps > 0
+    if command.evaluates_only and trains:
         with as_usage_error():
             train.read_metrics(workdir)  # the figures need it
             checkpoint = train.load(workdir, method.learner, method.params)
@@ -173,12 +174,13 @@ def fit(command: Command, method: Method) -> train.FitResult:
     print(f"workdir: {workdir}", flush=True)
     if command.launch.num_devices > 1:
         print(f"{command.launch.num_devices} devices share the tasks", flush=True)
-    if not method.trains:
-        state = method.learner.init(method.params)
+    params = starting_params(command, method)
+    if not trains:
+        state = method.learner.init(params)
         return train.FitResult(state, state, 0, {}, 0.0, None)
     fitted = train.fit(
         method.learner,
-        method.params,
+        params,
         method.tasks,
         key=jax.random.key(settings.seed),
         num_meta_steps=settings.num_meta_steps,
@@ -199,6 +201,22 @@ def fit(command: Command, method: Method) -> train.FitResult:
     return fitted._replace(state=train.local(fitted.state), best=train.local(fitted.best))
 
 
+def starting_params(command: Command, method: Method) -> Any:
+    """The parameters where training starts: those of `--weights`, or the method's own."""
+    settings = command.settings
+    if settings.weights is None:
+        return method.params
+    with as_usage_error():
+        params = train.load_params(settings.weights, method.params)
+    learned = jax.eval_shape(method.learner.init, params).meta_params.inner
+    if not settings.num_meta_steps and jax.tree.leaves(learned):
+        raise UsageError(
+            f"--num_meta_steps=0: {settings.algorithm} learns more than the parameters, which "
+            "alone are taken from --weights. --mode=eval evaluates a run of its own again."
+        )
+    return params
+
+
 def stopped(command: Command, fitted: train.FitResult) -> int:
     """Prints how to continue a run that a signal stopped, and returns the exit status."""
     print(
@@ -216,6 +234,10 @@ def write(command: Command, folder: Path, fitted: train.FitResult, evaluation: E
         if not command.evaluates_only:  # the weights are those of the run
             digest = train.save_weights(partial / FILE, fitted.best)
             weights = {"weights": {"file": FILE, "sha256": digest}}
+        if settings.weights is not None:
+            with as_usage_error():
+                digest = train.weights_digest(settings.weights)
+            weights["started_from"] = {"weights": settings.weights, "sha256": digest}
         train.write_json(
             partial / RESULT,
             {
@@ -254,6 +276,11 @@ def summarize(
     }
     figures = sorted(path for path in folder.iterdir() if path.suffix in (".png", ".gif"))
     train.summarize(folder, int(fitted.state.step), command.config, results, figures)
+
+
+def training_metrics(command: Command) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`: none of a run that only evaluates `--weights`."""
+    return train.read_metrics(command.workdir) if command.settings.num_meta_steps else []
 
 
 def finished(workdir: Path, wanted: Mapping[str, Any]) -> Any:

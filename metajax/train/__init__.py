@@ -31,8 +31,10 @@ from metajax.train.task_sources import Stream as Stream
 from metajax.train.tensorboard import summarize as summarize
 from metajax.train.validation import Validation as Validation
 from metajax.train.weights import WeightsError as WeightsError
+from metajax.train.weights import load_params as load_params
 from metajax.train.weights import load_weights as load_weights
 from metajax.train.weights import save_weights as save_weights
+from metajax.train.weights import weights_digest as weights_digest
 from metajax.train.workdir import claim as claim
 from metajax.train.workdir import provenance as provenance
 from metajax.train.workdir import read_config as read_config
