@@ -192,7 +192,12 @@ def build(command: Command) -> Method:
 def pretrain(
     settings: SineWaves, loss: metajax.LossFn, params: Any, tasks: Sinusoid, mesh: Mesh | None
 ) -> Any:
-    """Joint training on all tasks at once: MAML with zero inner steps."""
+    """Joint training on all tasks at once: MAML with zero inner steps.
+
+    The baseline gets as many meta-updates as the method.
+    """
+    if not settings.num_meta_steps:
+        return params
     fitted = train.fit(
         metajax.maml(loss, optax.identity(), optax.adam(1e-3), num_steps=0, mesh=mesh),
         params,

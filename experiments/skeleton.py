@@ -171,10 +171,10 @@ def fit(command: Command, method: Method) -> train.FitResult:
         found = record["best_step"], record["best_metrics"], record["seconds"]
         seconds_on = record.get("seconds_on", {})
         return train.FitResult(checkpoint.state, checkpoint.best, *found, None, seconds_on)
+    params = starting_params(command, method)
     print(f"workdir: {workdir}", flush=True)
     if command.launch.num_devices > 1:
         print(f"{command.launch.num_devices} devices share the tasks", flush=True)
-    params = starting_params(command, method)
     if not trains:
         state = method.learner.init(params)
         return train.FitResult(state, state, 0, {}, 0.0, None)

@@ -13,7 +13,7 @@ from experiments.settings import UsageError, setting_rules
     [
         ("sinusoid", ["--num_meta_stpes=5"], "Did you mean: num_meta_steps"),
         ("sinusoid", ["--algorithm=mamll"], "value should be one of <maml|fomaml|reptile"),
-        ("sinusoid", ["--num_meta_steps=0"], "flag --num_meta_steps"),
+        ("sinusoid", ["--num_meta_steps=0"], "=0 evaluates --weights"),
         ("sinusoid", ["--validate_every=7"], "validate_every=7 must be a multiple of"),
         ("sinusoid", ["--shots=ten"], "flag --shots=ten"),
         ("sinusoid", ["eval"], "unexpected argument 'eval'"),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import metajax
 from metajax import train
@@ -88,6 +88,33 @@ def test_a_file_that_is_not_there_damaged_or_of_another_model(tmp_path):
         train.load_weights(tmp_path, each.inner, PARAMS)
 
 
+def test_the_parameters_alone(tmp_path):
+    _, state = trained({})
+    train.save_weights(tmp_path, state)
+    found = train.load_params(tmp_path, jax.tree.map(jnp.zeros_like, PARAMS))
+    jax.tree.map(np.testing.assert_array_equal, found, state.meta_params.params)
+    with pytest.raises(train.WeightsError, match=r"params/w is float32\[3\] there, float32\[4\]"):
+        train.load_params(tmp_path, {**PARAMS, "w": jnp.zeros(4)})
+
+
+def test_parameters_from_elsewhere(tmp_path):
+    path = tmp_path / "pretrained.safetensors"
+    named = {"w": np.arange(3.0, dtype=np.float32), "b/0": np.ones((2, 2), np.float32)}
+    save_file(named, path)
+    like = {"w": jnp.zeros(3), "b": [jnp.zeros((2, 2))]}
+    found = train.load_params(path, like)
+    np.testing.assert_array_equal(found["w"], named["w"])
+    np.testing.assert_array_equal(found["b"][0], named["b/0"])
+    with pytest.raises(train.WeightsError, match=r"b/0 is float32\[2, 2\] there, absent here"):
+        train.load_params(path, {"w": jnp.zeros(3)})
+    with pytest.raises(FileNotFoundError, match="there are no weights in"):
+        train.load_params(tmp_path / "nothing.safetensors", like)
+    stateful = metajax.Stateful({"w": jnp.zeros(2)}, jnp.zeros(2))
+    save_file({"params/w": np.ones(2, np.float32), "state": np.ones(2, np.float32)}, path)
+    both = train.load_params(path, stateful)
+    assert both.params["w"].tolist() == both.state.tolist() == [1.0, 1.0]
+
+
 def test_a_model_with_a_state_of_its_own(tmp_path):
     def averaged(model, x, rng):
         return jnp.mean((model.params - x) ** 2), {}, 0.9 * model.state + 0.1 * x.mean()
@@ -103,6 +130,8 @@ def test_a_model_with_a_state_of_its_own(tmp_path):
     np.testing.assert_array_equal(found.params.params, state.meta_params.params)
     np.testing.assert_array_equal(found.params.state, state.inner_state.model)
     assert float(found.params.state) != 0
+    alone = train.load_params(tmp_path, start)
+    assert (alone.params, alone.state) == (found.params.params, found.params.state)
 
 
 def test_keys_are_refused(tmp_path):
