@@ -78,12 +78,12 @@ def mini_imagenet(mesh: Mesh | None) -> Run:
 
 
 def navigation(mesh: Mesh | None) -> Run:
-    from experiments import meta_rl
+    from experiments import agents
     from experiments import navigation as launcher
     from metajax import rl
 
     settings = launcher.FINN
-    agent = meta_rl.make_agent(settings, launcher.make_env(settings), mesh)
+    agent = agents.make_agent(settings, launcher.make_env(settings), mesh)
     return Run(agent.learner, agent.params, rl.Tasks(agent.env.sample_tasks))
 
 

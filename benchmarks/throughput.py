@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 import metajax
 from benchmarks import timing
-from experiments import locomotion, meta_rl, navigation
+from experiments import agents, locomotion, navigation
 from metajax import rl
 from metajax.parallel import over_tasks
 from metajax.tasks import meta_batch
@@ -63,7 +63,7 @@ class Timed(NamedTuple):
 
 def ours(settings: Any, env: rl.Env, mesh: Any) -> dict[str, Timed]:
     """`update`, `sampling` and `random` with a launcher's settings."""
-    agent = meta_rl.make_agent(settings, env, mesh)
+    agent = agents.make_agent(settings, env, mesh)
     state, tasks = agent.learner.init(agent.params), rl.Tasks(env.sample_tasks)
     num_tasks, trajectories = settings.meta_batch_size, settings.trajectories
     key = jax.random.key(settings.seed)

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 import metajax
-from experiments import meta_rl, plots
+from experiments import agents, meta_rl, plots
 from experiments.command import Command, run
 from experiments.meta_rl import MetaRL
 from experiments.settings import setting
@@ -62,11 +62,11 @@ def make_env(settings: CartPole) -> rl.Env:
     return cart_pole(horizon=settings.horizon)
 
 
-def draw(command: Command, agent: meta_rl.Agent, state: metajax.MetaState, folder: Path) -> None:
+def draw(command: Command, agent: agents.Agent, state: metajax.MetaState, folder: Path) -> None:
     """The angle of the pole over time, before and after adaptation."""
     num_steps = command.settings.num_eval_steps
     tasks, shown = jax.device_get(
-        meta_rl.adapted_trajectories(command.settings, agent, state, SHOWN_TASKS, num_steps)
+        agents.adapted_trajectories(command.settings, agent, state, SHOWN_TASKS, num_steps)
     )
     panels: dict[str, Any] = {}
     for task in range(SHOWN_TASKS):

@@ -13,6 +13,7 @@ from experiments import (
     reptile_gradients,
     show_episodes,
     sinusoid,
+    xland,
 )
 
 EXPERIMENTS = tuple(
@@ -25,6 +26,7 @@ EXPERIMENTS = tuple(
         images,
         navigation,
         cart_pole,
+        xland,
         locomotion,
         language,
         reptile_gradients,

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 import metajax
-from experiments import meta_rl
+from experiments import agents, meta_rl
 from experiments.command import Command, run
 from experiments.meta_rl import MetaRL
 from experiments.settings import setting
@@ -98,7 +98,7 @@ def make_env(settings: Locomotion) -> rl.Env:
     return rl.standardized(env, jax.random.key(0)) if settings.standardize else env
 
 
-def film(command: Command, agent: meta_rl.Agent, state: metajax.MetaState, folder: Path) -> None:
+def film(command: Command, agent: agents.Agent, state: metajax.MetaState, folder: Path) -> None:
     """Writes `before_after.gif`: the body before and after a gradient step on two tasks."""
     from experiments import animation
     from metajax.rl.brax_env import brax_state
@@ -106,17 +106,11 @@ def film(command: Command, agent: meta_rl.Agent, state: metajax.MetaState, folde
 
     settings = command.settings
     num_steps = min(1, settings.num_eval_steps)
-    inner = meta_rl.rebuilt(settings, agent, num_steps, settings.trajectories)
+    inner = agents.rebuilt(settings, agent, num_steps, settings.trajectories)
 
     def run(params, task, rng):
-        def body(step, rng):
-            action = agent.policy(params, step.observation).sample(rng)
-            after = agent.env.step(step, action)
-            place = brax_state(after).pipeline_state.x
-            return after, (place.pos, place.rot)
-
-        start = agent.env.reset(rng, task)
-        return jax.lax.scan(body, start, jax.random.split(rng, agent.env.horizon))[1]
+        place = brax_state(agents.played(agent, params, task, rng)).pipeline_state.x
+        return place.pos, place.rot
 
     def before_and_after(task, rng):
         adapted, _ = inner.collect.apply(state.meta_params, task, rng)

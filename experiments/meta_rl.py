@@ -6,16 +6,15 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from jax.sharding import Mesh
 
 import metajax
-from experiments import plots, skeleton, supervised, tables
+from experiments import plots, skeleton, tables
+from experiments.agents import ALGORITHMS, Agent, make_agent, rebuilt
 from experiments.command import Command, Experiment, as_usage_error
 from experiments.settings import Training, UsageError, setting
 from experiments.skeleton import Evaluation, Method
@@ -39,44 +38,15 @@ UNTRAINED = (
 TRUST_REGION = ("maml", "fomaml", "pretrain", "oracle", "context")
 
 
-def _trust_region(s: Any, loop: rl.InnerLoop, shared: dict[str, Any]) -> metajax.MetaLearner:
-    return rl.maml_trpo(
-        loop,
-        max_kl=supervised.make_schedule(s, s.max_kl),
-        curvature_stride=s.curvature_stride,
-        every_step=s.every_step,
-        **shared,
-    )
-
-
-# Every algorithm by its public constructor.
-ALGORITHMS: dict[str, Callable[[Any, Any, dict[str, Any]], metajax.MetaLearner]] = {
-    "maml": _trust_region,
-    "fomaml": _trust_region,
-    "promp": lambda s, loop, shared: rl.promp(
-        loop,
-        optax.adam(supervised.make_schedule(s, s.outer_learning_rate)),
-        every_step=s.every_step,
-        **shared,
-    ),
-    "pretrain": _trust_region,
-    "oracle": _trust_region,
-    "random": _trust_region,
-    "context": _trust_region,
-    "reptile": lambda s, loop, shared: rl.reptile(
-        loop, optax.sgd(supervised.make_schedule(s, s.outer_learning_rate)), **shared
-    ),
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class MetaRL(Training):
     """Meta-reinforcement learning."""
 
     algorithm: str = setting(
         "maml",
-        "The meta-learning algorithm, or a baseline: joint training (pretrain), a policy that is "
-        "told the task (oracle) or not trained (random), adaptable inputs (context).",
+        "The meta-learning algorithm, where rl2 adapts by a memory instead of gradient steps; or a "
+        "baseline: joint training (pretrain), a policy that is told the task (oracle) or not "
+        "trained (random), adaptable inputs (context).",
         choices=tuple(ALGORITHMS),
     )
     trajectories: int = setting(20, "Trajectories per task and gradient step in training.", least=1)
@@ -84,7 +54,7 @@ class MetaRL(Training):
         1e-3,
         "Step size of the outer optimizer.",
         least=0.0,
-        only={"algorithm": ("promp", "reptile")},
+        only={"algorithm": ("promp", "reptile", "rl2")},
     )
     step_decay: float = setting(
         0.5, "Factor on the step size after the first adaptation step.", least=0.0
@@ -105,6 +75,12 @@ class MetaRL(Training):
     gae_lambda: float = setting(
         1.0, "Lambda of the generalized advantage estimates.", least=0.0, most=1.0
     )
+    baseline: str = setting(
+        "observations",
+        "What the baseline of the advantages sees: observations and time, or the time alone; with "
+        "rl2 that is the time in the episode, too.",
+        choices=("observations", "time"),
+    )
     init_std: float = setting(1.0, "Initial standard deviation of the policy.", least=0.0)
     min_std: float = setting(1e-6, "Least standard deviation of the policy.", least=0.0)
     context_size: int = setting(
@@ -113,6 +89,13 @@ class MetaRL(Training):
         least=1,
         only={"algorithm": ("context",)},
     )
+    episodes: int = setting(
+        4,
+        "Episodes that the policy plays in one task, with one memory; a trajectory is all of them.",
+        least=1,
+        only={"algorithm": ("rl2",)},
+    )
+    memory_size: int = setting(64, "Units of the memory.", least=1, only={"algorithm": ("rl2",)})
     validation_tasks: int = setting(40, "Tasks of the meta-validation.", least=1)
     eval_trajectories: int = setting(
         40, "Trajectories per task and gradient step in the evaluation.", least=1, evaluation=True
@@ -129,6 +112,10 @@ class MetaRL(Training):
             raise UsageError("--max_kl=0: the trust region must have a size.")
         if self.algorithm == "reptile" and not self.num_steps:
             raise UsageError("--num_steps=0: reptile needs at least one step.")
+        of_steps = ("num_steps", "validation_steps", "num_eval_steps")
+        if self.algorithm == "rl2" and any(getattr(self, name) for name in of_steps):
+            zero = " ".join(f"--{name}=0" for name in of_steps)
+            raise UsageError(f"rl2 takes no gradient steps: {zero}.")
 
     def unused(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         if self.algorithm == "random":
@@ -162,88 +149,38 @@ BY_ALGORITHM: dict[str, dict[str, Any]] = {
     "pretrain": {"num_steps": 0},
     "oracle": {"num_steps": 0, "validation_steps": 0, "num_eval_steps": 0},
     "reptile": {"outer_learning_rate": 0.1},
+    "rl2": {"num_steps": 0, "validation_steps": 0, "num_eval_steps": 0},
 }
-
-
-class Agent(NamedTuple):
-    """A policy in its environment.
-
-    Attributes:
-      env: the environment.
-      params: where training starts.
-      policy: `(params, observations) -> Distribution`.
-      learner: the outer loop, with its inner loop.
-    """
-
-    env: rl.Env
-    params: Any
-    policy: rl.Policy
-    learner: metajax.MetaLearner
-
-
-def make_agent(settings: MetaRL, env: rl.Env, mesh: Mesh | None = None) -> Agent:
-    """Makes the agent of some settings."""
-    if settings.algorithm == "oracle":
-        env = rl.oracle(env)
-    model: Any = rl.CategoricalMLP(env.action_size)
-    if not env.discrete:
-        with np.errstate(divide="ignore"):  # a bound of 0 is none
-            init_log_std, min_log_std = map(float, np.log([settings.init_std, settings.min_std]))
-        model = rl.GaussianMLP(env.action_size, init_log_std=init_log_std, min_log_std=min_log_std)
-    init: Callable[..., Any] = model.init
-    policy: rl.Policy = model.apply
-    if settings.algorithm == "context":
-        init, policy = rl.with_context(init, policy, settings.context_size)
-    params = init(
-        jax.random.fold_in(jax.random.key(settings.seed), 1), jnp.zeros(env.observation_size)
-    )
-    rate = optax.piecewise_constant_schedule(settings.inner_learning_rate, {1: settings.step_decay})
-    optimizer: Any = optax.sgd(rate)
-    if settings.algorithm == "context":
-        optimizer = metajax.adapt_only(optimizer, rl.is_context)
-    first_order = settings.algorithm in ("fomaml", "reptile")
-    inner = rl.inner_loop(
-        policy,
-        make_sampler(settings, env, policy, settings.trajectories),
-        optimizer,
-        settings.num_steps,
-        surrogate=rl.SURROGATES[settings.surrogate],
-        meta_gradient=metajax.first_order() if first_order else metajax.second_order(),
-    )
-    shared = {"task_chunk": settings.task_chunk or None, "mesh": mesh}
-    learner = ALGORITHMS[settings.algorithm](settings, inner, shared)
-    return Agent(env, params, policy, learner)
-
-
-def make_sampler(settings: MetaRL, env: rl.Env, policy: rl.Policy, trajectories: int) -> Any:
-    return rl.sampler(env, policy, trajectories, gae_lambda=settings.gae_lambda)
-
-
-def rebuilt(settings: MetaRL, agent: Agent, num_steps: int, trajectories: int) -> rl.InnerLoop:
-    """The agent's inner loop with another number of steps and trajectories."""
-    sample = make_sampler(settings, agent.env, agent.policy, trajectories)
-    return agent.learner.inner.rebuild(num_steps=num_steps, sample=sample)
 
 
 def make_scorer(
     settings: MetaRL, agent: Agent, num_steps: int, mesh: Mesh | None
 ) -> tuple[metajax.Adapt, Any, dict[str, Any]]:
-    """The arguments of `metajax.evaluate` for the mean return after each gradient step."""
+    """The arguments of `metajax.evaluate` for the mean return after each gradient step.
+
+    The metric of RL2 is the return of each episode.
+    """
     inner = rebuilt(settings, agent, num_steps, settings.eval_trajectories)
-    metric = rl.policy_return(agent.env, agent.policy, settings.eval_trajectories)
+    rolled_out = agent.env, agent.policy, settings.eval_trajectories
+    metric: Any = rl.policy_return(*rolled_out)
+    if settings.algorithm == "rl2":
+        metric = rl.episode_returns(*rolled_out, num_episodes=settings.episodes)
     return inner.collect, metric, {"task_chunk": settings.task_chunk or None, "mesh": mesh}
 
 
 def build(
     make_env: Callable[[Any], rl.Env],
     draw: Callable[[Command, Agent, metajax.MetaState, Path], None],
+    make_test_tasks: Callable[[Any], Any] | None,
     command: Command,
 ) -> Method:
     """The method of a command."""
     settings: MetaRL = command.settings
     with as_usage_error():
         agent = make_agent(settings, make_env(settings), command.mesh)
-        tasks = rl.Tasks(agent.env.sample_tasks)
+        tasks = test_tasks = rl.Tasks(agent.env.sample_tasks)
+        if make_test_tasks is not None:
+            test_tasks = rl.Tasks(make_test_tasks(settings))
         adapt, metric, shared = make_scorer(settings, agent, settings.num_eval_steps, command.mesh)
         validated_adapt, validated_metric, _ = make_scorer(
             settings, agent, settings.validation_steps, command.mesh
@@ -255,9 +192,9 @@ def build(
         # The mean over all steps, for policies that are good after one step and after several.
         task_rng, rng = jax.random.split(rng)
         episodes = meta_batch(tasks, settings.validation_tasks, task_rng)
-        mean = metajax.evaluate(validated_adapt, validated_metric, state, episodes, rng, **shared)[
-            "mean"
-        ]
+        mean = by_adaptation(
+            metajax.evaluate(validated_adapt, validated_metric, state, episodes, rng, **shared)
+        )["mean"]
         return {"return": jnp.mean(mean[min(1, len(mean) - 1) :]), "returns": mean}
 
     score = train.scorer(adapt, metric, **shared)
@@ -266,7 +203,9 @@ def build(
         untrained = agent.learner.init(agent.params)
         return {
             name: skeleton.as_lists(
-                score(each, tasks, settings.eval_tasks, jax.random.fold_in(key, 2))
+                by_adaptation(
+                    score(each, test_tasks, settings.eval_tasks, jax.random.fold_in(key, 2))
+                )
             )
             for name, each in (("return", state), ("random", untrained))
         }
@@ -276,7 +215,7 @@ def build(
         speed = {}
         if trains and settings.num_meta_steps:
             speed = {"env_steps_per_second": env_steps_per_second(fitted, command.workdir)}
-        title = f"{REWARD_UNIT} on {settings.eval_tasks} unseen tasks after each gradient step"
+        title = f"{REWARD_UNIT} on {settings.eval_tasks} unseen tasks, by {adapted(settings)}s"
         return Evaluation(rows, tables.by_step(title, rows), speed)
 
     def figures(folder: Path, fitted: train.FitResult, evaluation: Evaluation) -> None:
@@ -284,7 +223,7 @@ def build(
             plots.training_curve(
                 folder / "training.png",
                 skeleton.training_metrics(command),
-                {"validation/return": "meta-validation, mean over gradient steps"},
+                {"validation/return": f"meta-validation, mean over {adapted(settings)}s"},
                 ylabel=REWARD_UNIT,
             )
         rows = evaluation.rows
@@ -293,10 +232,11 @@ def build(
             {settings.algorithm: rows["return"], "random": rows["random"]},
             ylabel=REWARD_UNIT,
             title=f"{command.experiment}, {settings.eval_tasks} unseen tasks",
+            xlabel=f"{adapted(settings)}s",
         )
         draw(command, agent, fitted.best, folder)
 
-    validation = train.Validation(tasks, measure, "return", "max")
+    validation = train.Validation(test_tasks, measure, "return", "max")
     return Method(
         agent.learner,
         agent.params,
@@ -316,10 +256,15 @@ def experiment(
     presets: Any,
     make_env: Callable[[Any], rl.Env],
     draw: Callable[[Command, Agent, metajax.MetaState, Path], None],
+    make_test_tasks: Callable[[Any], Any] | None = None,
 ) -> Experiment:
-    """A launcher of meta-reinforcement learning."""
+    """A launcher of meta-reinforcement learning.
+
+    `make_test_tasks(settings)` samples the tasks of validation and testing, where these are not
+    drawn from the same distribution as those of training.
+    """
     columns = ("algorithm", "num_meta_steps", "meta_batch_size", "trajectories")
-    made = partial(build, make_env, draw)
+    made = partial(build, make_env, draw, make_test_tasks)
     return Experiment(
         name,
         summary,
@@ -331,6 +276,20 @@ def experiment(
     )
 
 
+def adapted(settings: MetaRL) -> str:
+    """What a policy adapts by."""
+    return "episode" if settings.algorithm == "rl2" else "gradient step"
+
+
+def by_adaptation(scores: dict[str, Any]) -> dict[str, Any]:
+    """Scores after each gradient step `[num_steps + 1]`, or of each episode `[num_episodes]`."""
+    if scores["mean"].ndim == 1:
+        return scores
+    # What has increased since the first episode is not among the scores.
+    parts = {name: scores[name] for name in ("mean", "ci95", "quantiles")}
+    return jax.tree.map(lambda x: x[0], parts) | {"num_tasks": scores["num_tasks"]}
+
+
 def env_steps_per_second(fitted: train.FitResult, workdir: Path) -> float:
     """Environment steps of meta-training per second, with validations in the time."""
     lines = [x for x in train.read_metrics(workdir) if "train/env_steps" in x]
@@ -339,22 +298,3 @@ def env_steps_per_second(fitted: train.FitResult, workdir: Path) -> float:
         steps += line["train/env_steps"] * (line["step"] - last)
         last = line["step"]
     return steps / fitted.wall_seconds
-
-
-def adapted_trajectories(
-    settings: MetaRL, agent: Agent, state: metajax.MetaState, num_tasks: int, num_steps: int
-) -> tuple[Any, rl.Trajectories]:
-    """Tasks, and one trajectory of each before and after every gradient step."""
-    inner = rebuilt(settings, agent, num_steps, settings.trajectories)
-
-    def roll_out(task, rng):
-        adapt_rng, roll_rng = jax.random.split(rng)
-
-        def probe(params, step):
-            return rl.rollout(agent.env, agent.policy, params, task, roll_rng, 1)
-
-        return inner.collect.apply(state.meta_params, task, adapt_rng, probe=probe)[1].probe
-
-    task_rng, rng = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), 3))
-    tasks = agent.env.sample_tasks(task_rng, num_tasks)
-    return tasks, jax.jit(jax.vmap(roll_out))(tasks, jax.random.split(rng, num_tasks))

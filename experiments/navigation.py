@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 import metajax
-from experiments import meta_rl, plots
+from experiments import agents, meta_rl, plots
 from experiments.command import Command, run
 from experiments.meta_rl import MetaRL
 from experiments.settings import setting
@@ -69,12 +69,12 @@ def make_env(settings: Navigation) -> rl.Env:
     return navigation(settings.reward)
 
 
-def draw(command: Command, agent: meta_rl.Agent, state: metajax.MetaState, folder: Path) -> None:
+def draw(command: Command, agent: agents.Agent, state: metajax.MetaState, folder: Path) -> None:
     """Figure 4's trajectories."""
     settings = command.settings
     num_steps = min(SHOWN_STEPS, settings.num_eval_steps)
     tasks, shown = jax.device_get(
-        meta_rl.adapted_trajectories(settings, agent, state, SHOWN_TASKS, num_steps)
+        agents.adapted_trajectories(settings, agent, state, SHOWN_TASKS, num_steps)
     )
     # The oracle's observations also contain the goal, after the position.
     paths = np.where(shown.mask[..., None] > 0, shown.observations[..., :2], np.nan)

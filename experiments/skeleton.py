@@ -315,6 +315,6 @@ def as_lists(scores: Mapping[str, Any]) -> dict[str, Any]:
         "mean": scores["mean"].tolist(),
         "ci95": scores["ci95"].tolist(),
         "quantiles": {str(q): values.tolist() for q, values in scores["quantiles"].items()},
-        "increased": scores["increased"].tolist(),
+        **({"increased": scores["increased"].tolist()} if "increased" in scores else {}),
         "num_tasks": int(scores["num_tasks"]),
     }

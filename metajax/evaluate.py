@@ -99,8 +99,9 @@ def evaluate(
       adapt: an inner loop from `metajax.inner_loop` or `learner.inner.rebuild`. It may take more
         steps or other batches than training.
       metric: `(params, episode, rng) -> pytree of scalars`, such as `accuracy(apply)`, or a dict
-        of several. A metric within `AtSteps` is computed after some steps only, one within
-        `OfAdaptation` once, from the report of the adaptation.
+        of several. Of arrays, every entry is a score, and their axes come behind that of the steps.
+        A metric within `AtSteps` is computed after some steps only, one within `OfAdaptation` once,
+        from the report of the adaptation.
       meta_state: the state to evaluate, or only its meta-parameters, such as the result of
         `train.load_meta_params`.
       episodes: tasks, leaves `[tasks, ...]`.

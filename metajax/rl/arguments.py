@@ -65,6 +65,17 @@ def check_same(before: EnvStep, after: EnvStep) -> None:
             )
 
 
+def check_memory(before: Any, after: Any) -> None:
+    """Raises `ValueError` if a step of a `Recurrent` policy changes the kind of its memory."""
+    kinds = [jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), x) for x in (before, after)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            "a step of a Recurrent policy must keep the structure, shapes and types of its memory, "
+            f"which starts as {describe(jax.tree.map(describe, before))} and becomes "
+            f"{describe(jax.tree.map(describe, after))}."
+        )
+
+
 def check_distribution(distribution: Any, env: Env, count: int) -> None:
     """Raises `ValueError` unless a policy's output for `count` observations suits `env`."""
     missing = [x for x in ("sample", "log_prob", "kl", "entropy") if not hasattr(distribution, x)]

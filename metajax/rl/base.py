@@ -91,6 +91,53 @@ Policy = Callable[[Params, Array], Any]
 """`(params, observations [..., observation_size]) -> Distribution` over actions `[...]`."""
 
 
+class Recurrent(NamedTuple):
+    """A policy with a memory, which starts anew with every trajectory.
+
+    It is a `Policy` too: called with the observations of whole trajectories
+    `[..., horizon, observation_size]`, it returns the distributions of all their steps. `rollout`
+    takes one step at a time.
+
+    Attributes:
+      start: `(params, shape) -> memory` before the first step, leaves `[*shape, ...]`.
+      step: `(params, memory, observations [..., observation_size]) -> (memory, Distribution)`.
+
+    Example, a policy that acts by the sum of all its observations:
+
+    >>> import jax, jax.numpy as jnp
+    >>> from metajax import rl
+    >>> def step(params, total, observations):
+    ...     total = total + observations
+    ...     return total, rl.Normal(params * total, jnp.zeros_like(total))
+    >>> policy = rl.Recurrent(lambda params, shape: jnp.zeros((*shape, 1)), step)
+    >>> policy(2.0, jnp.ones((1, 3, 1))).mean[0, :, 0].tolist()
+    [2.0, 4.0, 6.0]
+    """
+
+    start: Callable[[Params, tuple[int, ...]], PyTree]
+    step: Callable[[Params, PyTree, Array], tuple[PyTree, Any]]
+
+    def __call__(self, params: Params, observations: Array) -> Any:
+        memory = self.start(params, observations.shape[:-2])
+        _, distributions = jax.lax.scan(
+            lambda memory, x: self.step(params, memory, x),
+            memory,
+            jnp.moveaxis(observations, -2, 0),
+        )
+        # The axis of time behind those of the trajectories.
+        axis = observations.ndim - 2
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, axis), distributions)
+
+
+def as_recurrent(policy: Policy | Recurrent) -> Recurrent:
+    """Any policy as one that is called step by step."""
+    if isinstance(policy, Recurrent):
+        return policy
+    return Recurrent(
+        lambda params, shape: (), lambda params, memory, x: (memory, policy(params, x))
+    )
+
+
 class Trajectories(NamedTuple):
     """Trajectories of one task, arrays `[trajectories, horizon, ...]` unless stated otherwise.
 

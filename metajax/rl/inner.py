@@ -27,7 +27,13 @@ from metajax.gradients import MetaGradient, second_order
 from metajax.optimizers import LearnedOptimizer
 from metajax.rl.arguments import check_env, check_policy
 from metajax.rl.base import Env, Policy, Task, Trajectories
-from metajax.rl.rollout import mean_return, rollout, standardized_advantages
+from metajax.rl.rollout import (
+    Features,
+    mean_return,
+    observation_features,
+    rollout,
+    standardized_advantages,
+)
 from metajax.rl.surrogates import Surrogate, likelihood_ratio
 
 Sample = Callable[[Params, Task, Key], Trajectories]
@@ -65,6 +71,7 @@ def sampler(
     *,
     discount: float | Array = 0.99,
     gae_lambda: float | Array = 1.0,
+    features: Features = observation_features,
 ) -> Sample:
     """Returns a function that rolls a policy out and computes the advantages.
 
@@ -77,6 +84,7 @@ def sampler(
       num_trajectories: number of trajectories per call.
       discount: see `standardized_advantages`.
       gae_lambda: see `standardized_advantages`.
+      features: of the baseline, see `standardized_advantages`.
 
     Returns:
       `(params, task, rng) -> Trajectories`, with advantages.
@@ -102,10 +110,13 @@ def sampler(
     num_trajectories = check_integer("sampler: num_trajectories", num_trajectories)
     check_number("sampler: discount", discount, "[0, 1]")
     check_number("sampler: gae_lambda", gae_lambda, "[0, 1]")
+    check_function("sampler: features", features, "observations")
 
     def sample(params: Params, task: Task, rng: Key) -> Trajectories:
         trajectories = rollout(env, policy, params, task, rng, num_trajectories)
-        advantages = standardized_advantages(trajectories, discount=discount, gae_lambda=gae_lambda)
+        advantages = standardized_advantages(
+            trajectories, discount=discount, gae_lambda=gae_lambda, features=features
+        )
         return trajectories._replace(advantages=advantages)
 
     return sample

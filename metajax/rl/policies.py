@@ -12,7 +12,7 @@ from flax import linen
 
 from metajax.base import Array, Key, Params, check_function, check_integer, check_number, describe
 from metajax.rl.arguments import check_policy
-from metajax.rl.base import Policy
+from metajax.rl.base import Policy, Recurrent
 
 MIN_LOG_STD = math.log(1e-6)
 PRECISION = jax.lax.Precision.HIGHEST  # a GPU's default is too coarse for curvature
@@ -224,7 +224,7 @@ def with_context(
       appendix C.2; Zintgraf et al., `CAVIA <https://arxiv.org/abs/1810.03642>`_, 2019.
     """
     check_function("with_context: init", init, "rng, observation", " such as model.init")
-    check_policy("with_context", apply)
+    check_plain("with_context", apply)
     context_size = check_integer("with_context: context_size", context_size)
 
     def extended(context: Array, observations: Array) -> Array:
@@ -239,6 +239,77 @@ def with_context(
         return apply(params["policy"], extended(params["context"], observations))
 
     return init_with_context, apply_with_context
+
+
+def with_memory(
+    init: Callable[[Key, Array], Params], apply: Policy, memory_size: int
+) -> tuple[Callable[[Key, Array], Params], Recurrent]:
+    r"""Appends a memory, the state of a GRU that reads all observations, to those of a policy.
+
+    .. math:: h_t = \mathrm{GRU}(h_{t-1}, o_t), \quad a_t \sim \pi(o_t, h_t)
+
+    The memory is 0 at the start of a trajectory.
+
+    Args:
+      init: `(rng, observation) -> params`, of the policy without a memory.
+      apply: the policy without a memory.
+      memory_size: units of the GRU.
+
+    Returns:
+      `init` and the `Recurrent` policy with a memory; its parameters are
+      `{"memory": ..., "policy": ...}`.
+
+    Raises:
+      ValueError: for arguments of the wrong kind, and for a policy that has a memory.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp
+    >>> from metajax import rl
+    >>> model = rl.CategoricalMLP(action_size=2)
+    >>> init, policy = rl.with_memory(model.init, model.apply, memory_size=16)
+    >>> params = init(jax.random.key(0), jnp.zeros(3))
+    >>> policy(params, jnp.zeros((7, 10, 3))).logits.shape  # of 7 trajectories of 10 steps
+    (7, 10, 2)
+
+    References:
+      Cho et al., `Learning Phrase Representations using RNN Encoder-Decoder
+      <https://arxiv.org/abs/1406.1078>`_, 2014, for the GRU; Duan et al., `RL2
+      <https://arxiv.org/abs/1611.02779>`_, 2016, for its use.
+    """
+    check_function("with_memory: init", init, "rng, observation", " such as model.init")
+    check_plain("with_memory", apply)
+    memory_size = check_integer("with_memory: memory_size", memory_size)
+    cell = linen.GRUCell(memory_size)
+
+    def extended(memory: Array, observations: Array) -> Array:
+        return jnp.concatenate([observations, memory], axis=-1)
+
+    def start(params: Params, shape: tuple[int, ...]) -> Array:
+        kernel = jax.tree.leaves(params["memory"])[0]
+        return jnp.zeros((*shape, memory_size), kernel.dtype)
+
+    def init_with_memory(rng: Key, observation: Array) -> Params:
+        memory_rng, rng = jax.random.split(rng)
+        memory = jnp.zeros(memory_size, observation.dtype)
+        return {
+            "memory": cell.init(memory_rng, memory, observation),
+            "policy": init(rng, extended(memory, observation)),
+        }
+
+    def step(params: Params, memory: Array, observations: Array) -> tuple[Array, Any]:
+        with jax.default_matmul_precision("highest"):  # as PRECISION
+            memory, _ = cell.apply(params["memory"], memory, observations)
+        return memory, apply(params["policy"], extended(memory, observations))
+
+    return init_with_memory, Recurrent(start, step)
+
+
+def check_plain(what: str, policy: Policy) -> None:
+    """Raises `ValueError` unless `policy` is a function, without a memory."""
+    if isinstance(policy, Recurrent):
+        raise ValueError(f"{what}: the policy has a memory already: with_memory comes last.")
+    check_policy(what, policy)
 
 
 def is_context(path: tuple[Any, ...]) -> bool:

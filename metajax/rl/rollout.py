@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -9,6 +11,7 @@ from metajax.base import (
     Array,
     Key,
     Params,
+    check_function,
     check_integer,
     check_kind,
     check_number,
@@ -18,14 +21,16 @@ from metajax.base import (
 from metajax.rl.arguments import (
     check_distribution,
     check_env,
+    check_memory,
     check_policy,
     check_same,
     check_step,
     check_trajectories,
 )
-from metajax.rl.base import Env, Policy, Task, Trajectories, masked_mean
+from metajax.rl.base import Env, Policy, Task, Trajectories, as_recurrent, masked_mean
 
 PRECISION = jax.lax.Precision.HIGHEST
+Features = Callable[[Array], Array]
 
 
 def rollout(
@@ -39,7 +44,7 @@ def rollout(
 
     Args:
       env: the environment.
-      policy: `(params, observations) -> Distribution`.
+      policy: `(params, observations) -> Distribution`, or `Recurrent`.
       params: the policy's parameters.
       task: the parameters of one task.
       rng: a key.
@@ -70,17 +75,18 @@ def rollout(
     check_env("rollout", env)
     check_policy("rollout", policy)
     num_trajectories = check_integer("rollout: num_trajectories", num_trajectories)
-    params = jax.lax.stop_gradient(params)
+    params, recurrent = jax.lax.stop_gradient(params), as_recurrent(policy)
     reset_rng, action_rng = split_key(rng, what="rollout: rng")
 
     def finite(step):
         return jnp.isfinite(step.observation).all(-1) & jnp.isfinite(step.reward)
 
     def body(carry, step_rng):
-        before, alive = carry
+        before, alive, memory = carry
         # After its end a trajectory may be in any state, even NaN.
         observation = jnp.where(alive[:, None], before.observation, 0.0)
-        distribution = policy(params, observation)
+        remembered, distribution = recurrent.step(params, memory, observation)
+        check_memory(memory, remembered)
         check_distribution(distribution, env, num_trajectories)
         action = distribution.sample(step_rng)
         after = jax.vmap(env.step)(before, action)
@@ -89,14 +95,15 @@ def rollout(
         counts = alive & finite(after)
         reward = jnp.where(counts, after.reward, 0.0)
         kept = observation, action, reward, counts, distribution, alive & ~counts
-        return (after, counts & ~after.done), kept
+        return (after, counts & ~after.done, remembered), kept
 
     first = jax.vmap(env.reset, in_axes=(0, None))(
         jax.random.split(reset_rng, num_trajectories), task
     )
     check_step("reset", first, env, num_trajectories)
     alive = finite(first) & ~first.done
-    _, kept = jax.lax.scan(body, (first, alive), jax.random.split(action_rng, env.horizon))
+    start = first, alive, recurrent.start(params, (num_trajectories,))
+    _, kept = jax.lax.scan(body, start, jax.random.split(action_rng, env.horizon))
     observations, actions, rewards, counts, distribution, failed = jax.tree.map(
         lambda x: jnp.swapaxes(x, 0, 1), kept
     )
@@ -149,7 +156,7 @@ def discounted_sums(x: Array, factor: float | Array) -> Array:
     return jnp.moveaxis(sums, 0, -1)
 
 
-def baseline_features(observations: Array) -> Array:
+def observation_features(observations: Array) -> Array:
     """Features of the linear baseline: observations, their squares and powers of time.
 
     Observations are clipped to [-10, 10]. Time starts at 0 in each trajectory, in units of 100
@@ -166,10 +173,24 @@ def baseline_features(observations: Array) -> Array:
       <https://arxiv.org/abs/1604.06778>`_, 2016, section 4.
     """
     o = jnp.clip(observations, -10.0, 10.0)
-    time = jnp.arange(o.shape[-2], dtype=o.dtype) / 100.0
+    return jnp.concatenate([o, o**2, time_features(observations)], axis=-1)
+
+
+def time_features(observations: Array) -> Array:
+    """Features of a linear baseline that sees the time alone: its first three powers, and 1.
+
+    They cost less than `observation_features`, and are better than those where observations are
+    long and say little about the return, such as pictures.
+
+    Args:
+      observations: `[trajectories, horizon, observation_size]`, of which only the shape counts.
+
+    Returns:
+      `[trajectories, horizon, 4]`.
+    """
+    time = jnp.arange(observations.shape[-2], dtype=observations.dtype) / 100.0
     powers = jnp.stack([time, time**2, time**3, jnp.ones_like(time)], axis=-1)
-    powers = jnp.broadcast_to(powers, (*o.shape[:-1], powers.shape[-1]))
-    return jnp.concatenate([o, o**2, powers], axis=-1)
+    return jnp.broadcast_to(powers, (*observations.shape[:-1], powers.shape[-1]))
 
 
 def fit_linear(features: Array, targets: Array, mask: Array, ridge: float = 1e-5) -> Array:
@@ -178,7 +199,9 @@ def fit_linear(features: Array, targets: Array, mask: Array, ridge: float = 1e-5
     .. math:: w = (F^\top F / n + \lambda I)^{-1} F^\top y / n
 
     The columns of F are the features, scaled to a mean square of 1. Without the scaling, a small
-    :math:`\lambda` would be lost in float32 where features are collinear.
+    :math:`\lambda` would be lost in float32 where features are collinear. For the same reason it is
+    at least the machine epsilon times the number of features, the rounding of :math:`F^\top F`:
+    1.5e-4 for a thousand features in float32.
 
     Args:
       features: `[..., features]`.
@@ -197,12 +220,17 @@ def fit_linear(features: Array, targets: Array, mask: Array, ridge: float = 1e-5
     rows = rows / scale[None]
     gram = jnp.matmul(rows.T, rows, precision=PRECISION) / count
     moment = jnp.matmul(rows.T, y, precision=PRECISION) / count
+    ridge = max(ridge, float(jnp.finfo(gram.dtype).eps) * len(gram))
     gram += ridge * jnp.eye(gram.shape[0], dtype=gram.dtype)
     return jax.scipy.linalg.solve(gram, moment, assume_a="pos") / scale
 
 
 def standardized_advantages(
-    trajectories: Trajectories, *, discount: float | Array = 0.99, gae_lambda: float | Array = 1.0
+    trajectories: Trajectories,
+    *,
+    discount: float | Array = 0.99,
+    gae_lambda: float | Array = 1.0,
+    features: Features = observation_features,
 ) -> Array:
     r"""Generalized advantage estimates with a linear baseline, standardized within one task.
 
@@ -210,14 +238,16 @@ def standardized_advantages(
       \delta_t = r_t + \gamma V(s_{t+1}) - V(s_t), \quad
       A_t = \sum_{k \ge 0} (\gamma \lambda)^k \delta_{t+k}
 
-    The baseline V is a ridge regression of the discounted returns of the same trajectories. It is 0
-    after the end of a trajectory. The advantages are shifted and scaled to mean 0 and standard
-    deviation 1.
+    The baseline V is a ridge regression of the discounted returns of the same trajectories on
+    `features`. It is 0 after the end of a trajectory. The advantages are shifted and scaled to mean
+    0 and standard deviation 1.
 
     Args:
       trajectories: the trajectories of one task.
       discount: :math:`\gamma`, in [0, 1].
       gae_lambda: :math:`\lambda`, in [0, 1].
+      features: of the baseline, `observations [trajectories, horizon, size] -> [trajectories,
+        horizon, features]`: `observation_features`, `time_features` or your own.
 
     Returns:
       Advantages `[trajectories, horizon]`, 0 where masked.
@@ -232,6 +262,7 @@ def standardized_advantages(
     check_trajectories("standardized_advantages", trajectories, "rewards")
     check_number("standardized_advantages: discount", discount, "[0, 1]")
     check_number("standardized_advantages: gae_lambda", gae_lambda, "[0, 1]")
+    check_function("standardized_advantages: features", features, "observations")
     mask = trajectories.mask
     if jnp.ndim(mask) != 2:
         raise ValueError(
@@ -239,9 +270,9 @@ def standardized_advantages(
             f"horizon], got {describe(mask)}; use jax.vmap for several tasks."
         )
     rewards = trajectories.rewards * mask
-    features = baseline_features(trajectories.observations)
-    weights = fit_linear(features, discounted_sums(rewards, discount), mask)
-    values = jnp.matmul(features, weights, precision=PRECISION) * mask
+    described = features(trajectories.observations)
+    weights = fit_linear(described, discounted_sums(rewards, discount), mask)
+    values = jnp.matmul(described, weights, precision=PRECISION) * mask
     following = jnp.concatenate([values[:, 1:], jnp.zeros_like(values[:, :1])], axis=1)
     deltas = rewards + discount * following - values
     advantages = discounted_sums(deltas, discount * gae_lambda)

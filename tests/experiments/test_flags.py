@@ -41,6 +41,12 @@ from experiments.settings import UsageError, setting_rules
         ("navigation", ["--shots=2"], "Unknown command line flag 'shots'"),
         ("navigation", ["--traiectories=2"], "Did you mean: trajectories"),
         ("locomotion", ["--carry=mean"], "Unknown command line flag 'carry'"),
+        ("cart_pole", ["--memory_size=2"], "--memory_size has no effect with --algorithm=maml"),
+        (
+            "cart_pole",
+            ["--algorithm=rl2", "--num_steps=1"],
+            "rl2 takes no gradient steps: --num_steps=0 --validation_steps=0 --num_eval_steps=0",
+        ),
         (
             "omniglot",
             ["--preset=nichol2018/omniglot_5w1s", "--validation_tasks=9"],
@@ -98,6 +104,7 @@ def test_a_mistake_is_one_clear_line(experiment, arguments, message, tmp_path, m
         ("navigation", ["--algorithm=oracle", "--surrogate=dice"], "no gradient step is taken"),
         ("navigation", ["--preset=finn2017", "--every_step"], "no second gradient step"),
         ("cart_pole", ["--init_std=2"], "chooses among two actions"),
+        ("xland", ["--benchmark=sets", "--num_objects=2"], "are those of the rule sets"),
         ("omniglot", ["--algorithm=reptile", "--outer_loss=sum"], "no query loss is descended"),
         ("omniglot", ["--algorithm=anil", "--noadapt_norm"], "which has no normalization"),
         (

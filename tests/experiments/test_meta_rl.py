@@ -1,5 +1,6 @@
 """The launchers of meta-reinforcement learning: real runs, small ones."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,9 +10,11 @@ import mujoco
 import numpy as np
 import pytest
 from PIL import Image
+from xminigrid.benchmarks import save_bz2_pickle
 
-from experiments import cart_pole, locomotion, meta_rl, navigation
+from experiments import agents, cart_pole, locomotion, meta_rl, navigation, xland
 from experiments.settings import UsageError
+from metajax.rl.xland import find_object
 from tests.experiments.launching import launch
 
 SMALL_EVALUATION = ["--trajectories=3", "--eval_tasks=4", "--eval_trajectories=4"]
@@ -32,15 +35,17 @@ def affordable(algorithm):
     return algorithm if algorithm == "reptile" else pytest.param(algorithm, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("algorithm", [affordable(x) for x in meta_rl.ALGORITHMS])
+@pytest.mark.parametrize("algorithm", [affordable(x) for x in agents.ALGORITHMS])
 def test_navigation_runs_every_algorithm(tmp_path, algorithm):
-    steps = 0 if algorithm == "oracle" else 1
+    steps = 0 if algorithm in ("oracle", "rl2") else 1
+    memory = ["--validation_steps=0", "--episodes=2"] if algorithm == "rl2" else []
     launch(
         navigation,
         *(SMALL_EVALUATION if algorithm == "random" else SMALL),
         "--num_devices=2",
         f"--algorithm={algorithm}",
         f"--num_eval_steps={steps}",
+        *memory,
         f"--workdir={tmp_path}",
         *(["--curvature_stride=2"] if algorithm in meta_rl.TRUST_REGION else []),
     )
@@ -49,7 +54,7 @@ def test_navigation_runs_every_algorithm(tmp_path, algorithm):
     assert result["meta_steps"] == (0 if algorithm == "random" else 2)
     for row in (result["evaluation"]["return"], result["evaluation"]["random"]):
         assert row["num_tasks"] == 4
-        assert len(row["mean"]) == len(row["ci95"]) == steps + 1
+        assert len(row["mean"]) == len(row["ci95"]) == (2 if memory else steps + 1)
         assert (np.asarray(row["mean"]) < 0).all()
     for name in ("learning_curve.png", "trajectories.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
@@ -59,7 +64,7 @@ def test_navigation_runs_every_algorithm(tmp_path, algorithm):
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     training = [x for x in lines if "train/return" in x]
     steps = result["config"]["num_steps"]
-    assert steps == {"pretrain": 0, "oracle": 0}.get(algorithm, 2)
+    assert steps == {"pretrain": 0, "oracle": 0, "rl2": 0}.get(algorithm, 2)
     assert all(len(x["train/return"]) == steps + 1 for x in training)
     expected = {"train/env_steps", "train/entropy", "train/failures", "train/objective"}
     if algorithm in ("maml", "fomaml", "pretrain", "oracle", "context"):
@@ -118,6 +123,46 @@ def test_a_cheetah_is_trained_and_filmed(tmp_path):
     assert np.isfinite(result["evaluation"]["return"]["mean"]).all()
     with Image.open(tmp_path / "before_after.gif") as film:
         assert film.n_frames >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["rl2", "reptile"])
+def test_rooms(tmp_path, algorithm):
+    steps = int(algorithm == "reptile")
+    launch(
+        xland,
+        *SMALL,
+        f"--algorithm={algorithm}",
+        "--horizon=8",
+        f"--num_steps={steps}",
+        f"--validation_steps={steps}",
+        f"--num_eval_steps={steps}",
+        f"--workdir={tmp_path}",
+    )
+    rows = json.loads((tmp_path / "result.json").read_text())["evaluation"]
+    assert len(rows["return"]["mean"]) == (4 if algorithm == "rl2" else 2)
+    assert (np.asarray(rows["return"]["mean"]) >= 0).all()
+    with Image.open(tmp_path / "rooms.gif") as film:
+        assert film.n_frames > 4
+
+
+def test_rule_sets_of_a_file_are_split(tmp_path):
+    made = find_object().sample_tasks(jax.random.key(0), 50)
+    names = {"goals": "goal", "rules": "rules", "init_tiles": "init_tiles"}
+    sets = {new: np.asarray(made[old]) for new, old in names.items()}
+    save_bz2_pickle(sets | {"num_rules": np.zeros(50)}, str(tmp_path / "sets"))
+    settings = dataclasses.replace(xland.PRESETS["find_object"], benchmark=str(tmp_path / "sets"))
+    training = xland.make_env(settings).sample_tasks(jax.random.key(1), 500)
+    testing = xland.make_test_tasks(settings)(jax.random.key(1), 500)
+
+    def distinct(tasks):
+        return {tuple(np.ravel(x)) for x in np.asarray(tasks["init_tiles"])}
+
+    assert (len(distinct(training)), len(distinct(testing))) == (40, 10)
+    assert not distinct(training) & distinct(testing)
+    missing = dataclasses.replace(settings, benchmark=str(tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match="nowhere does not exist"):
+        xland.make_env(missing)
 
 
 @pytest.mark.slow

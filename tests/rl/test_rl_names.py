@@ -18,11 +18,12 @@ ORDER += [
     "promp",
     "reptile",
     "wrappers",
+    "trials",
     "gymnax_env",
     "brax_env",
     "navigation",
 ]
-ORDER += ["cart_pole", "robots", "locomotion"]
+ORDER += ["cart_pole", "xland", "robots", "locomotion"]
 
 
 @pytest.mark.parametrize(

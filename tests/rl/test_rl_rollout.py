@@ -9,7 +9,7 @@ from scipy import stats
 
 import metajax
 from metajax import rl
-from metajax.rl.rollout import baseline_features, fit_linear
+from metajax.rl.rollout import fit_linear
 
 
 def counter(horizon=6, end=None, poison=None):
@@ -221,7 +221,7 @@ def test_returns_and_advantages_by_hand():
     returns = np.zeros((n, horizon))
     for i, t in np.ndindex(n, horizon):
         returns[i, t] = sum(gamma ** (k - t) * rewards[i, k] * mask[i, k] for k in range(t, 5))
-    features = np.asarray(baseline_features(jnp.asarray(observations)))
+    features = np.asarray(rl.observation_features(jnp.asarray(observations)))
     weights = fit_linear(
         jnp.asarray(features), jnp.asarray(returns, jnp.float32), jnp.asarray(mask)
     )
@@ -242,7 +242,7 @@ def test_returns_and_advantages_by_hand():
 
 
 def test_time_counts_within_each_trajectory_and_observations_are_clipped():
-    features = np.asarray(baseline_features(jnp.full((3, 200, 1), 50.0)))
+    features = np.asarray(rl.observation_features(jnp.full((3, 200, 1), 50.0)))
     assert features.shape == (3, 200, 6)
     np.testing.assert_allclose(features[..., 0], 10.0)
     np.testing.assert_allclose(features[..., 1], 100.0)
@@ -250,6 +250,34 @@ def test_time_counts_within_each_trajectory_and_observations_are_clipped():
         np.testing.assert_allclose(trajectory[:, 2], np.arange(200) / 100, rtol=1e-6)
         np.testing.assert_allclose(trajectory[:, 4], (np.arange(200) / 100) ** 3, rtol=1e-5)
     np.testing.assert_allclose(features[..., 5], 1.0)
+
+
+def test_the_baseline_of_many_collinear_features_is_finite_and_fits():
+    # Pictures: one-hot vectors, whose squares are themselves. More features than steps.
+    chosen = jax.random.randint(jax.random.key(0), (4, 30, 25), 0, 25)
+    features = rl.observation_features(jax.nn.one_hot(chosen, 25).reshape(4, 30, 625))
+    targets = jax.random.normal(jax.random.key(1), (4, 30))
+    for kept in (jnp.ones((4, 30)), jnp.ones((4, 30)).at[:, 1:].set(0)):
+        weights = fit_linear(features, targets, kept)
+        assert jnp.isfinite(weights).all()
+        np.testing.assert_allclose((features @ weights) * kept, targets * kept, atol=0.05)
+
+
+def test_features_of_time_alone():
+    pictures = jnp.ones((3, 20, 7))
+    found = rl.time_features(pictures)
+    np.testing.assert_array_equal(found, rl.observation_features(pictures)[..., 14:])
+    trajectories = run(counter())
+    plain = rl.standardized_advantages(trajectories)
+    by_time = rl.standardized_advantages(trajectories, features=rl.time_features)
+    assert np.isfinite(by_time).all()
+    assert not np.allclose(by_time, plain, atol=1e-3)
+    policy = rl.sampler(counter(), MODEL.apply, 5, features=rl.time_features)
+    task = jax.tree.map(lambda x: x[0], counter().sample_tasks(jax.random.key(0), 1))
+    sampled = policy(PARAMS, task, jax.random.key(1)).advantages
+    np.testing.assert_allclose(sampled, by_time, atol=1e-5)
+    with pytest.raises(ValueError, match="standardized_advantages: features must be"):
+        rl.standardized_advantages(trajectories, features=3)
 
 
 @pytest.mark.usefixtures("float64")
