@@ -54,6 +54,17 @@ PRESETS = {
         num_eval_steps=3,
     )
 }
+PRESETS["motors_rl2"] = dataclasses.replace(
+    PRESETS["motors"],
+    algorithm="rl2",
+    num_meta_steps=150,
+    num_steps=0,
+    outer_learning_rate=3e-3,
+    task_chunk=20,
+    steps_per_call=5,
+    validation_steps=0,
+    num_eval_steps=0,
+)
 
 
 def make_env(settings: CartPole) -> rl.Env:

@@ -12,7 +12,7 @@ import metajax
 from metajax import rl
 from metajax.rl import xland
 
-FORWARD, RIGHT = 0, 1
+FORWARD, RIGHT, PICK_UP = 0, 1, 3
 
 
 def play(env, task, actions, seed=0):
@@ -37,28 +37,29 @@ def test_the_observation_is_the_cells_in_view():
 
 def test_only_the_first_object_pays():
     env = xland.find_object(size=5, num_objects=1, horizon=40)
-    # In a room of 3 x 3 with one object, walking about ends beside it.
-    actions = [FORWARD, FORWARD, RIGHT] * 13
+    # In a room of 3 x 3 with one object, walking about ends in front of it.
+    actions = [FORWARD, PICK_UP, RIGHT, PICK_UP] * 10
     first, shown = play(env, task_of(env), actions)
     assert float(first.reward) == 0
     end = int(np.argmax(shown.done))
     assert shown.done[end]
+    assert not shown.reward[:end].any()
     assert float(shown.reward[end]) == pytest.approx(1 - 0.9 * (end + 1) / 40)
-    agent, grid = shown.state.state.agent, shown.state.state.grid
-    y, x = (int(c) for c in agent.position[end])
     tile = np.asarray(task_of(env)["init_tiles"][0])
-    beside = [grid[end, y + dy, x + dx] for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0))]
-    assert any((np.asarray(cell) == tile).all() for cell in beside)
-    # The same walk in the same room pays nothing if the goal is an object that is not there.
+    held = np.asarray(shown.state.state.agent.pocket)
+    np.testing.assert_array_equal(held[end], tile)
+    assert (held[end - 1] != tile).any()
+    # The same walk pays nothing if the goal is an object that is not there.
     other = task_of(env)
     other["goal"] = other["goal"].at[1].set(12 if tile[0] != 12 else 11)
     _, nothing = play(env, other, actions)
+    np.testing.assert_array_equal(nothing.state.state.agent.pocket[end], tile)
     assert not nothing.done.any()
-    assert float(jnp.abs(nothing.reward).sum()) == 0
+    assert not nothing.reward.any()
 
 
 def test_a_trajectory_ends_at_the_goal_or_the_horizon():
-    env = xland.find_object(horizon=12)
+    env = xland.find_object(size=5, horizon=12)
     model = rl.CategoricalMLP(env.action_size, hidden=(8,))
     params = model.init(jax.random.key(0), jnp.zeros(env.observation_size))
     found = rl.rollout(env, model.apply, params, task_of(env), jax.random.key(1), 40)
@@ -79,7 +80,7 @@ def test_the_tasks_are_objects_of_different_shapes_and_colours():
         assert set(drawn.ravel()) == set(allowed)
         assert all(len(set(row)) == 4 for row in drawn)
     np.testing.assert_array_equal(tasks["goal"][:, 1:3], tasks["init_tiles"][:, 0])
-    assert (tasks["goal"][:, 0] == 3).all()  # XLand's code for the agent beside a tile
+    assert (tasks["goal"][:, 0] == 1).all()  # XLand's code for holding a tile
     assert not tasks["rules"].any()
 
 
