@@ -15,6 +15,7 @@ HEADS: dict[str, Callable[[], metajax.Head]] = {
     "prototypical": metajax.prototypes,
     "matching": metajax.matching,
     "r2d2": metajax.ridge,
+    "metaoptnet": metajax.svm,
 }
 # Settings of inner steps in training.
 OF_STEPS = (
@@ -40,8 +41,8 @@ class FewShot(Supervised):
     algorithm: str = setting(
         "maml",
         "The meta-learning algorithm; a head in closed form on learned features (prototypical, "
-        "matching, r2d2); or a baseline: a classifier of all classes, fine-tuned or with nearest "
-        "neighbours.",
+        "matching, r2d2, metaoptnet); or a baseline: a classifier of all classes, fine-tuned or "
+        "with nearest neighbours.",
         choices=(*ALGORITHMS, *HEADS, *BASELINES),
     )
     inner_learning_rate: float = setting(2.0, _STEP_SIZES, least=0.0)

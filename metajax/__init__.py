@@ -48,6 +48,7 @@ from metajax.heads import head_on as head_on
 from metajax.heads import matching as matching
 from metajax.heads import prototypes as prototypes
 from metajax.heads import ridge as ridge
+from metajax.heads import svm as svm
 from metajax.inner import inner_loop as inner_loop
 from metajax.inner import start_from as start_from
 from metajax.learned import alfa as alfa

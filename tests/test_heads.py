@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy.optimize import minimize
 
 import metajax
 from tests.helpers import assert_close
@@ -16,6 +17,7 @@ HEADS = {
     "prototypes": metajax.prototypes(),
     "matching": metajax.matching(),
     "ridge": metajax.ridge(),
+    "svm": metajax.svm(),
 }
 
 
@@ -47,10 +49,36 @@ def by_hand(name, support, x, hyper):
         lengths = np.linalg.norm(features, axis=1)[:, None] * np.linalg.norm(sf, axis=1)
         attention = np.exp(log_softmax(features @ sf.T / lengths))
         return np.log(attention @ np.eye(WAYS)[labels])
+    if name == "svm":
+        return log_softmax(2.5 * features @ sf.T @ dual_of_a_machine(sf, np.eye(WAYS)[labels]))
     # The normal equations, not the form with an inverse of the size of the support.
     gram = sf.T @ sf + np.exp(hyper["log_penalty"]) * np.eye(sf.shape[1])
     w = np.linalg.inv(gram) @ sf.T @ np.eye(WAYS)[labels]
     return log_softmax(hyper["scale"] * features @ w + hyper["bias"])
+
+
+def dual_of_a_machine(features, one_hot, penalty=0.1):
+    """The quadratic program of Crammer and Singer by a general solver."""
+    kernel = features @ features.T + np.eye(len(features))
+
+    def objective(flat):
+        alpha = flat.reshape(one_hot.shape)
+        return 0.5 * np.sum(alpha * (kernel @ alpha)) - np.sum(alpha * one_hot)
+
+    found = minimize(
+        objective,
+        np.zeros(one_hot.size),
+        jac=lambda flat: (kernel @ flat.reshape(one_hot.shape) - one_hot).ravel(),
+        method="SLSQP",
+        bounds=[(None, penalty * y) for y in one_hot.ravel()],
+        constraints={
+            "type": "eq",
+            "fun": lambda flat: flat.reshape(one_hot.shape).sum(axis=1),
+            "jac": lambda flat: np.kron(np.eye(len(one_hot)), np.ones((1, one_hot.shape[1]))),
+        },
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    return found.x.reshape(one_hot.shape)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -60,7 +88,7 @@ def test_a_head_is_its_paper_s_equation(name, few):
     kept = 5 if few else WAYS * SHOTS  # fewer examples than features, and more
     support = jax.tree.map(lambda a: np.asarray(a[:kept]), episode.support)
     hyper = {"log_penalty": jnp.asarray(-0.7), "scale": jnp.asarray(2.5), "bias": jnp.asarray(0.3)}
-    inner = hyper if name == "ridge" else ()
+    inner = {"ridge": hyper, "svm": hyper["scale"]}.get(name, ())
     adapt = metajax.closed_form(embed, HEADS[name], ways=WAYS)
     adapted, info = adapt.apply(metajax.MetaParams(BODY, inner), support, KEY)
     logits = metajax.head_on(embed, HEADS[name])(adapted, episode.query[0])

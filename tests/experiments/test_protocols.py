@@ -181,7 +181,10 @@ def test_shared_classes_are_refused(random_images, tmp_path):
     "algorithm",
     [
         "prototypical",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("matching", "r2d2")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("matching", "r2d2", "metaoptnet")
+        ),
     ],
 )
 def test_heads_train_on_more_classes_than_they_are_tested_on(tmp_path, random_images, algorithm):
