@@ -35,6 +35,7 @@ ALGORITHMS: dict[str, Callable[[Any, Any, dict[str, Any]], metajax.MetaLearner]]
         loop,
         optax.adam(supervised.make_schedule(s, s.outer_learning_rate)),
         every_step=s.every_step,
+        entropy_bonus=s.entropy_bonus,
         **shared,
     ),
     "pretrain": _trust_region,
@@ -45,7 +46,10 @@ ALGORITHMS: dict[str, Callable[[Any, Any, dict[str, Any]], metajax.MetaLearner]]
         loop, optax.sgd(supervised.make_schedule(s, s.outer_learning_rate)), **shared
     ),
     "rl2": lambda s, loop, shared: rl.promp(
-        loop, optax.adam(supervised.make_schedule(s, s.outer_learning_rate)), **shared
+        loop,
+        optax.adam(supervised.make_schedule(s, s.outer_learning_rate)),
+        entropy_bonus=s.entropy_bonus,
+        **shared,
     ),
 }
 

@@ -72,6 +72,12 @@ class MetaRL(Training):
         least=1,
         only={"algorithm": TRUST_REGION},
     )
+    entropy_bonus: float = setting(
+        0.0,
+        "Factor of the policy's entropy in the meta-objective.",
+        least=0.0,
+        only={"algorithm": ("promp", "rl2")},
+    )
     gae_lambda: float = setting(
         1.0, "Lambda of the generalized advantage estimates.", least=0.0, most=1.0
     )

@@ -207,6 +207,27 @@ def mean_over_tasks(
     return lambda shared, tasks: mapped(shared, tasks)[0]
 
 
+def gradient_over_tasks(
+    fn: Callable[[Any, Any], tuple[Array, PyTree]], task_chunk: int | None, mesh: Mesh | None
+) -> Callable[[Any, Any], PyTree]:
+    """Averages `fn(shared, task) -> (value, aux)` over tasks, with the gradient of the mean value.
+
+    Returns `(shared, tasks) -> ((value, aux), gradient)`. A gradient of the mean adds up what the
+    tasks share as early as possible; a mean of gradients would keep each task's own, in a recurrent
+    policy at every step of time.
+    """
+
+    def run_chunk(shared, tasks, carry):
+        def mean(shared):
+            results = jax.vmap(fn, in_axes=(None, 0))(shared, tasks)
+            return jax.tree.map(lambda x: jnp.mean(x, axis=0), results)
+
+        return jax.value_and_grad(mean, has_aux=True)(shared), carry
+
+    mapped = over_tasks(run_chunk, task_chunk=task_chunk, mesh=mesh)
+    return lambda shared, tasks: mapped(shared, tasks)[0]
+
+
 def collect_batch(
     loop: InnerLoop,
     state: MetaState,

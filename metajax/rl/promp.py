@@ -26,6 +26,7 @@ from metajax.rl.learner import checked_init, make_learner
 from metajax.rl.objective import (
     adapted_distributions,
     collect_batch,
+    gradient_over_tasks,
     inner_kl,
     mean_kl,
     mean_over_steps,
@@ -42,6 +43,7 @@ def promp(
     num_epochs: int = 5,
     clip: float | Array = 0.3,
     kl_penalty: float | Array = 5e-4,
+    entropy_bonus: float | Array = 0.0,
     every_step: bool = False,
     task_chunk: int | None = None,
     mesh: Mesh | None = None,
@@ -52,6 +54,7 @@ def promp(
       \min_\theta \frac{1}{n} \sum_i
       -\mathbb{E}\big[\min(r A, \mathrm{clip}(r, 1 \pm \epsilon) A)\big]
       + \eta \, \mathrm{KL}(\pi_{\theta_{old}} \| \pi_\theta)
+      - \beta \, \mathrm{H}(\pi_{\phi_i(\theta)})
 
     r is the probability ratio of the policies adapted from :math:`\theta` and from
     :math:`\theta_{old}`. The KL is averaged over the policies before each adaptation step.
@@ -62,6 +65,8 @@ def promp(
       num_epochs: optax steps per meta-batch.
       clip: :math:`\epsilon`.
       kl_penalty: :math:`\eta`.
+      entropy_bonus: :math:`\beta`, which ProMP does not have: with it a policy of discrete actions
+        explores longer.
       every_step: average the objective over the policies after every adaptation step, instead of
         taking the last one only.
       task_chunk: tasks per `vmap`, see `metajax.meta_learner`.
@@ -102,6 +107,7 @@ def promp(
     num_epochs = check_integer("promp: num_epochs", num_epochs)
     check_number("promp: clip", clip, "(0, inf]")
     check_number("promp: kl_penalty", kl_penalty, "[0, inf)")
+    check_number("promp: entropy_bonus", entropy_bonus, "[0, inf)")
 
     def objective(meta_params: MetaParams, collected: Collected) -> tuple[Array, Metrics]:
         trajectories = outer_trajectories(collected, every_step)
@@ -110,14 +116,15 @@ def promp(
         bounded = jnp.clip(ratio, 1 - clip, 1 + clip)
         gain = jnp.minimum(ratio * trajectories.advantages, bounded * trajectories.advantages)
         outside = (ratio != bounded).astype(ratio.dtype)
+        gained = mean_over_steps(gain + entropy_bonus * new.entropy(), trajectories)
         penalty = kl_penalty * inner_kl(loop, meta_params, collected.support)
-        return penalty - mean_over_steps(gain, trajectories), {
+        return penalty - gained, {
             "kl": mean_kl(trajectories, new),
             "clipped": mean_over_steps(outside, trajectories),
         }
 
     mean_objective = mean_over_tasks(objective, task_chunk, mesh)
-    gradient = mean_over_tasks(jax.value_and_grad(objective, has_aux=True), task_chunk, mesh)
+    gradient = gradient_over_tasks(objective, task_chunk, mesh)
 
     def update(state: MetaState, episodes: Episode, rng: Key) -> tuple[MetaState, Metrics]:
         check_opt_state(state, outer_optimizer.init)

@@ -31,6 +31,7 @@ from metajax.rl.inner import InnerLoop
 from metajax.rl.learner import make_learner
 from metajax.rl.objective import (
     collect_batch,
+    gradient_over_tasks,
     kl_curvature,
     loss_and_kl,
     mean_over_tasks,
@@ -142,8 +143,8 @@ def maml_trpo(
         )
     task_loss = functools.partial(loss_and_kl, loop, every_step=every_step)
     measure = mean_over_tasks(task_loss, task_chunk, mesh)
-    at_start = jax.value_and_grad(functools.partial(task_loss, collecting=True), has_aux=True)
-    gradient = mean_over_tasks(at_start, task_chunk, mesh)
+    at_start = functools.partial(task_loss, collecting=True)
+    gradient = gradient_over_tasks(at_start, task_chunk, mesh)
 
     def opt_init(meta_params: MetaParams) -> Array:
         return jnp.ones((), jnp.result_type(*jax.tree.leaves(meta_params)))

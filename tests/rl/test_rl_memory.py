@@ -203,6 +203,24 @@ def test_rl2_learns_to_explore_once_and_then_to_pull_the_arm_that_pays():
     assert after[1:].min() > 0.9
 
 
+def test_a_bonus_climbs_the_entropy():
+    # Without rewards there are no advantages: what is left is the gradient of the entropy.
+    env = bandit()._replace(step=lambda before, action: before, action_size=3)
+
+    def policy(logits, x):
+        return rl.Categorical(jnp.broadcast_to(logits, (*x.shape[:-1], 3)))
+
+    loop = rl.inner_loop(policy, rl.sampler(env, policy, 4), optax.identity(), num_steps=0)
+    learner = rl.promp(loop, optax.sgd(0.5), num_epochs=1, entropy_bonus=0.2)
+    logits = np.array([0.3, -1.0, 2.0], np.float32)
+    episodes = metajax.tasks.meta_batch(rl.Tasks(env.sample_tasks), 3, jax.random.key(0))
+    state, _ = learner.update(learner.init(jnp.asarray(logits)), episodes, jax.random.key(1))
+    p = special.softmax(logits)
+    entropy = -np.sum(p * np.log(p))
+    expected = logits + 0.5 * 0.2 * -p * (np.log(p) + entropy)
+    np.testing.assert_allclose(state.meta_params.params, expected, rtol=1e-5)
+
+
 def test_bad_arguments():
     policy, _ = with_memory(chase())
     init = rl.GaussianMLP(2).init

@@ -101,6 +101,7 @@ CASES = {
     "clip": (lambda: promp(clip=0.0), r"clip must be a number in \(0, inf\], got 0.0"),
     "clip nan": (lambda: promp(clip=NAN), "clip must be .* got nan"),
     "penalty": (lambda: promp(kl_penalty=-1.0), "kl_penalty must be .* got -1.0"),
+    "bonus": (lambda: promp(entropy_bonus=-1.0), "entropy_bonus must be .* got -1.0"),
     "epochs": (lambda: promp(num_epochs=1.5), "num_epochs must be .* integer, got 1.5"),
     "discount": (lambda: sampler(discount=1.1), r"discount must be a number in \[0, 1\], got 1.1"),
     "lambda": (lambda: sampler(gae_lambda=-0.1), "gae_lambda must be .* got -0.1"),
