@@ -31,17 +31,26 @@ from metajax.rl import robots
 class Locomotion(MetaRL):
     """Locomotion."""
 
-    task: str = setting("cheetah_dir", "Body and goal.", choices=tuple(robots.KINDS))
+    task: str = setting(
+        "cheetah_dir",
+        "Body and goal; walker_vel is a task of Playground.",
+        choices=(*robots.KINDS, "walker_vel"),
+    )
     simulator: str = setting(
         "rllab",
-        "Time step and costs.",
-        choices=robots.MODES,
+        "Time step and costs in Brax, or MuJoCo Playground, which is an extra of its own.",
+        choices=(*robots.MODES, "playground"),
     )
     backend: str = setting("spring", "Brax's physics.", choices=robots.BACKENDS)
     standardize: bool = setting(
         False, "Whether observations have mean 0 and variance 1 under random actions."
     )
     horizon: int = setting(200, "Steps of a trajectory.", least=1)
+
+    def unused(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        if self.simulator == "playground":
+            yield "Playground has its own physics", ("backend",)
+        yield from super().unused()
 
 
 FINN = dataclasses.replace(
@@ -90,9 +99,15 @@ def without_notices() -> Iterator[None]:
 
 def make_env(settings: Locomotion) -> rl.Env:
     with without_notices():
-        from metajax.rl.locomotion import locomotion
+        if settings.simulator == "playground":
+            from metajax.rl.playground import playground
 
-        env = locomotion(settings.task, mode=settings.simulator, backend=settings.backend)
+            env = playground(settings.task)
+        else:
+            from metajax.rl.locomotion import locomotion
+
+            backend = settings.backend
+            env = locomotion(settings.task, mode=settings.simulator, backend=backend)
     env = env._replace(horizon=settings.horizon)
     # Independent of the seed, so that runs with several seeds have the same environment.
     return rl.standardized(env, jax.random.key(0)) if settings.standardize else env
@@ -100,6 +115,8 @@ def make_env(settings: Locomotion) -> rl.Env:
 
 def film(command: Command, agent: agents.Agent, state: metajax.MetaState, folder: Path) -> None:
     """Writes `before_after.gif`: the body before and after a gradient step on two tasks."""
+    if command.settings.simulator == "playground":
+        return  # Playground renders its bodies itself
     from experiments import animation
     from metajax.rl.brax_env import brax_state
     from metajax.rl.locomotion import physics

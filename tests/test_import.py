@@ -101,6 +101,7 @@ def test_the_launchers_import_downward():
         "baselines",
         "image_data",
         "few_shot",
+        "agents",
         "meta_rl",
         "reptile_runs",
     ]

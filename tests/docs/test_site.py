@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PACKAGES = ["metajax", *(f"metajax.{name}" for name in ("data", "nn", "rl", "tasks", "train"))]
-LEAVES = [f"metajax.rl.{name}" for name in ("cart_pole", "navigation", "locomotion")]
+LEAVES = [f"metajax.rl.{name}" for name in ("cart_pole", "xland", "navigation", "locomotion")]
 # Old places and names, which warn.
 DEPRECATED = {
     *(f"metajax.tasks.{name}" for name in ("audit", "cifar", "mini_imagenet", "omniglot", "place")),

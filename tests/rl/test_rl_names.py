@@ -23,7 +23,7 @@ ORDER += [
     "brax_env",
     "navigation",
 ]
-ORDER += ["cart_pole", "xland", "robots", "locomotion"]
+ORDER += ["cart_pole", "xland", "robots", "locomotion", "playground"]
 
 
 @pytest.mark.parametrize(
