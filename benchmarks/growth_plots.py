@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+OURS = "metajax"
+
+
+def libraries(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The libraries of some rows in order; older rows are all of this one."""
+    return [*dict.fromkeys(row.get("library", OURS) for row in rows)]
+
+
+def exponent(rows: Sequence[dict[str, Any]]) -> float:
+    """The power of the size with which the time grows, between the last two sizes."""
+    before, last = sorted(rows, key=lambda row: row["value"])[-2:]
+    return math.log(last["median"] / before["median"]) / math.log(last["value"] / before["value"])
 
 
 def draw_growth(rows: Sequence[dict[str, Any]], sizes_file: Path, chunks_file: Path) -> None:
@@ -12,15 +26,20 @@ def draw_growth(rows: Sequence[dict[str, Any]], sizes_file: Path, chunks_file: P
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator
 
-    sizes = sorted({r["varied"] for r in rows if not r["varied"].startswith("chunk")})
+    sizes = [*dict.fromkeys(r["varied"] for r in rows if not r["varied"].startswith("chunk"))]
     figure, axes = plt.subplots(
-        2, len(sizes), figsize=(3 * len(sizes), 5), layout="constrained", sharey="row"
+        2, len(sizes), figsize=(3 * len(sizes), 5.5), layout="constrained", sharey="row"
     )
     for column, name in enumerate(sizes):
-        mine = [r for r in rows if r["varied"] == name]
-        values = [r["value"] for r in mine]
-        axes[0, column].plot(values, [r["median"] for r in mine], "o-")
-        axes[1, column].plot(values, [r["temporary_bytes"] / 1e6 for r in mine], "o-")
+        own = [r for r in rows if r["varied"] == name]
+        for library in libraries(own):
+            mine = [r for r in own if r.get("library", OURS) == library]
+            values = [r["value"] for r in mine]
+            style = "o-" if library.startswith(OURS) else "s--"
+            axes[0, column].plot(values, [r["median"] for r in mine], style, label=library)
+            if library == OURS:
+                axes[1, column].plot(values, [r["temporary_bytes"] / 1e6 for r in mine], "o-")
+        values = sorted({r["value"] for r in own})
         axes[1, column].set_xlabel(name.replace("_", " "))
         for axis in axes[:, column]:
             axis.set(xscale="log", yscale="log", xticks=values, xticklabels=values)
@@ -28,7 +47,8 @@ def draw_growth(rows: Sequence[dict[str, Any]], sizes_file: Path, chunks_file: P
             axis.yaxis.set_major_formatter("{x:g}")
             axis.minorticks_off()
     axes[0, 0].set_ylabel("seconds a meta-update")
-    axes[1, 0].set_ylabel("temporary MB")
+    axes[1, 0].set_ylabel("temporary MB, metajax")
+    axes[0, 0].legend(fontsize="x-small")
     figure.savefig(sizes_file, dpi=100)
     plt.close(figure)
 

@@ -18,7 +18,7 @@ from benchmarks.cluster_tables import (
     processes,
 )
 from benchmarks.engine_tables import engines, frozen, remat
-from benchmarks.growth_plots import draw_growth
+from benchmarks.growth_plots import OURS, draw_growth, exponent
 from benchmarks.markdown import table
 from benchmarks.results_folder import PLATFORMS, RESULTS, named
 
@@ -260,10 +260,54 @@ def throughput(rows: Sequence[Row]) -> list[str]:
     return lines + table(heads, map(cells, rows))
 
 
+def rl_parts(rows: Sequence[Row]) -> list[str]:
+    lines = [
+        "The parts of a trust-region update, timed one by one: `collect` rolls policies out and",
+        "adapts them, `gradient` is that of the loss through adaptation, `linearize` and `product`",
+        "are of the curvature for the conjugate gradients, `attempt` is one of the line search.",
+        "Within the update the compiler shares work among them, so that the shares may sum to more",
+        "than 1. `promp` takes five clipped steps on as many trajectories instead.",
+        "",
+    ]
+
+    def cells(row: Row) -> list[str]:
+        calls = "" if row["part"] in ("update", "promp") else str(row["calls"])
+        return [
+            row["case"],
+            row["part"],
+            calls,
+            f"{row['seconds']:.4f}",
+            f"{row['share']:.0%}",
+            f"{row['env_steps_per_second']:,.0f}" if not calls else "",
+        ]
+
+    heads = ["case", "part", "calls", "seconds each", "of the update", "environment steps a second"]
+    return lines + table(heads, map(cells, rows))
+
+
 def growth(rows: Sequence[Row]) -> list[str]:
     sizes, chunks = plots(rows)
+    of: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if not row["varied"].startswith("chunk"):
+            key = row["varied"].replace("_", " "), row.get("library", OURS)
+            of.setdefault(key, []).append(row)
+
+    def cells(key: tuple[str, str]) -> list[str]:
+        mine = sorted(of[key], key=lambda row: row["value"])
+        ours = {row["value"]: row["median"] for row in of[key[0], OURS]}
+        last = mine[-1]
+        ratio = last["median"] / ours[last["value"]]
+        span = f"{mine[-2]['value']} to {last['value']}"
+        return [*key, span, f"{exponent(mine):.2f}", f"{last['median']:.3f}", f"{ratio:.2f}"]
+
     return [
         f"![seconds and memory against sizes]({sizes})",
+        "",
+        "The time grows with this power of a size between its last two values; seconds at the",
+        "last, and in multiples of metajax on one device.",
+        "",
+        *table(["size", "library", "from", "power", "seconds", "of metajax"], map(cells, of)),
         "",
         f"![seconds against tasks per vmap]({chunks})",
         "",
@@ -289,6 +333,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], list[str]]]] = {
     "compile_time": ("Time to the first result", compile_time),
     "precision": ("bfloat16", precision),
     "throughput": ("Environment steps", throughput),
+    "rl_parts": ("Parts of a reinforcement-learning update", rl_parts),
     "growth": ("Growth", growth),
     "processes": ("Processes", processes),
     "faults": ("Faults", faults),
