@@ -122,7 +122,7 @@ def main() -> None:
         timing.write(
             "growth",
             measure(group, arguments.rounds, arguments.peers),
-            key=lambda row: (row["varied"], row["device"]["kind"]),
+            key=lambda row: row["varied"],
             rounds=arguments.rounds,
             peers=timing.peer_versions("torch"),
         )

@@ -11,8 +11,8 @@ OURS = "metajax"
 
 
 def libraries(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The libraries of some rows in order; older rows are all of this one."""
-    return [*dict.fromkeys(row.get("library", OURS) for row in rows)]
+    """The libraries of some rows, in order."""
+    return [*dict.fromkeys(row["library"] for row in rows)]
 
 
 def exponent(rows: Sequence[dict[str, Any]]) -> float:
@@ -33,7 +33,7 @@ def draw_growth(rows: Sequence[dict[str, Any]], sizes_file: Path, chunks_file: P
     for column, name in enumerate(sizes):
         own = [r for r in rows if r["varied"] == name]
         for library in libraries(own):
-            mine = [r for r in own if r.get("library", OURS) == library]
+            mine = [r for r in own if r["library"] == library]
             values = [r["value"] for r in mine]
             style = "o-" if library.startswith(OURS) else "s--"
             axes[0, column].plot(values, [r["median"] for r in mine], style, label=library)

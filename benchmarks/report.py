@@ -41,7 +41,8 @@ def load() -> list[runs.Result]:
         json.loads(path.read_text()) | {"name": str(path.parent.relative_to(RESULTS))}
         for path in sorted(RESULTS.rglob("result.json"))
     ]
-    by_digest = {r["weights"]["sha256"]: r for r in records if "weights" in r}
+    # A record without training has the same weights as its origin.
+    by_digest = {r["weights"]["sha256"]: r for r in records if "weights" in r and r["meta_steps"]}
     return [r | {"origin": by_digest.get(r.get("started_from", {}).get("sha256"))} for r in records]
 
 

@@ -290,7 +290,7 @@ def growth(rows: Sequence[Row]) -> list[str]:
     of: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if not row["varied"].startswith("chunk"):
-            key = row["varied"].replace("_", " "), row.get("library", OURS)
+            key = row["varied"].replace("_", " "), row["library"]
             of.setdefault(key, []).append(row)
 
     def cells(key: tuple[str, str]) -> list[str]:
