@@ -92,14 +92,13 @@ def navigation_table(results: list[Result]) -> list[str]:
     ]
 
 
-def small_table(results: list[Result], experiment: str, digits: int) -> list[str]:
-    """The table of an experiment whose returns no paper has."""
-    groups = _groups(results, experiment)
+def cart_pole_table(results: list[Result]) -> list[str]:
+    groups = _groups(results, "cart_pole")
     return [
         "| | tasks | 0 | 1 | 2 | 3 | meta-steps | env steps | training | device |",
         "|" + "---|" * 10,
         *(
-            _line([_link(runs), f"{_num_tasks(runs[0])}", *_returns(runs, digits), *_cost(runs)])
+            _line([_link(runs), f"{_num_tasks(runs[0])}", *_returns(runs, 1), *_cost(runs)])
             for runs in groups
         ),
     ]
