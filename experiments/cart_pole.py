@@ -74,7 +74,9 @@ def make_env(settings: CartPole) -> rl.Env:
 
 
 def draw(command: Command, agent: agents.Agent, state: metajax.MetaState, folder: Path) -> None:
-    """The angle of the pole over time, before and after adaptation."""
+    """The angle of the pole over time, before and after adaptation, or in the episodes of RL2."""
+    remembers = command.settings.algorithm == "rl2"
+    first = "rl2" if remembers else "before"
     num_steps = command.settings.num_eval_steps
     tasks, shown = jax.device_get(
         agents.adapted_trajectories(command.settings, agent, state, SHOWN_TASKS, num_steps)
@@ -85,11 +87,15 @@ def draw(command: Command, agent: agents.Agent, state: metajax.MetaState, folder
         angles = np.degrees(shown.observations[task, :, 0, :, 2])
         lengths = shown.mask[task, :, 0].sum(axis=-1).astype(int)
         panels[name] = {
-            ("before" if not step else f"after {step}"): [*enumerate(angles[step, :length])]
+            (f"after {step}" if step else first): [*enumerate(angles[step, :length])]
             for step, length in enumerate(lengths)
         }
     plots.lines(
-        folder / "angles.png", panels, xlabel=None, ylabel="angle (degrees)", title="gradient steps"
+        folder / "angles.png",
+        panels,
+        xlabel=None,
+        ylabel="angle (degrees)",
+        title="episodes with one memory" if remembers else "gradient steps",
     )
 
 
