@@ -65,7 +65,7 @@ CHUNKED: dict[str, Any] = {
 
 
 def measure(group: str, rounds: int, peers: bool) -> list[dict[str, Any]]:
-    """The rows of a size: this library, on all devices too, and the two fastest peers."""
+    """The rows of a size: this library, on all devices too, and two peers."""
     cases: dict[tuple[str, int], timing.Case] = {}
     details: dict[tuple[str, int], dict[str, Any]] = {}
 

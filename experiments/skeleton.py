@@ -234,10 +234,10 @@ def write(command: Command, folder: Path, fitted: train.FitResult, evaluation: E
         if not command.evaluates_only:  # the weights are those of the run
             digest = train.save_weights(partial / FILE, fitted.best)
             weights = {"weights": {"file": FILE, "sha256": digest}}
-        if settings.weights is not None:
-            with as_usage_error():
-                digest = train.weights_digest(settings.weights)
-            weights["started_from"] = {"weights": settings.weights, "sha256": digest}
+            if settings.weights is not None:
+                with as_usage_error():
+                    digest = train.weights_digest(settings.weights)
+                weights["started_from"] = {"weights": settings.weights, "sha256": digest}
         train.write_json(
             partial / RESULT,
             {
