@@ -19,6 +19,7 @@ def main() -> None:
     print(
         "\ncompare: python -m experiments.compare RUN RUN ... shows what differs, and the results."
     )
+    print("status: python -m experiments.status [FOLDER ...] shows how far runs are.")
     print("explore: python -m experiments.explore writes an interactive introduction.")
     print("sweep: python -m experiments.sweep PRESET ... writes a command for every run of many.")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import command, compare, sinusoid, sweep
+from experiments import command, compare, sinusoid, status, sweep
 from experiments.__main__ import main as list_launchers
 from experiments.explore.__main__ import main as explore
 from experiments.launchers import EXPERIMENTS
@@ -121,6 +121,7 @@ def test_the_commands_within_the_text_run_one_after_another(
         "experiments": list_launchers,
         "experiments.compare": compare.main,
         "experiments.explore": explore,
+        "experiments.status": status.main,
     }
     done = []
     for line in INLINE:
