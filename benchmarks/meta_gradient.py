@@ -1,20 +1,23 @@
 """One meta-update against every peer on the same weights and data, in turns in one process.
 
 Command: python -m benchmarks.meta_gradient [--cases NAME ...] [--orders N ...] [--devices=N]
-  [--rounds=N] [--slow] [--compile_only]
+  [--rounds=N] [--slow] [--compile_only] [--patience=SECONDS]
 
 Needs `pip install "metajax[bench]"`. Every meta-gradient is compared with that of our default
 engine before it is timed, so that all race for the same numbers. A case is written as soon as it is
 done; those that are not named keep their rows of the record, as do other devices. `--compile_only`
-fills the compilers' caches and records nothing: several processes may do so at once.
+fills the compilers' caches and records nothing: several processes may do so at once. A library
+whose first result takes more than `--patience` seconds of a processor is left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import itertools
-from collections.abc import Iterable
+import signal
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -23,6 +26,7 @@ import numpy as np
 import metajax
 from benchmarks import problems, timing, torch_networks, torch_peers
 from metajax import nn
+from metajax.machine import largest_divisor
 
 ENGINES = {
     2: {"metajax": metajax.second_order, "metajax, mixed_mode": metajax.mixed_mode},
@@ -36,11 +40,29 @@ PLAIN = "jax, plain vmap"
 TOLERANCE = 0.1
 
 
+@contextlib.contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """Raises a `TimeoutError` after so many seconds of a processor's time."""
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
 def flat(arrays: Iterable[Any]) -> np.ndarray:
     return np.concatenate([np.ravel(np.asarray(array, np.float64)) for array in arrays])
 
 
-def measure(name: str, order: int, rounds: int, slow: bool) -> list[dict[str, Any]]:
+def measure(
+    name: str, order: int, rounds: int, slow: bool, most_seconds: float
+) -> list[dict[str, Any]]:
     """The rows of a case; without rounds, nothing is timed and there are none."""
     problem = CASES[name]
     cases: dict[str, timing.Case] = {}
@@ -73,16 +95,20 @@ def measure(name: str, order: int, rounds: int, slow: bool) -> list[dict[str, An
         enter(label, case, initial - flat(updated.values()), **detail)
 
     meshes: dict[str, Any] = {"": None}
-    if jax.device_count() > 1:
-        meshes[f", {jax.device_count()} devices"] = metajax.task_mesh()
+    if (count := largest_divisor(problem.tasks, jax.device_count())) > 1:
+        meshes[f", {count} devices"] = metajax.task_mesh(count)
     for (engine_name, engine), (devices, mesh) in itertools.product(
         ENGINES[order].items(), meshes.items()
     ):
         enter_ours(engine_name + devices, problem.model, meta_gradient=engine(), mesh=mesh)
     for label, make in torch_peers.peers(order).items():
         try:
-            case = make(problem)
-            gradient = flat(g.detach().cpu() for g in case())
+            with patience(most_seconds):
+                case = make(problem)
+                gradient = flat(g.detach().cpu() for g in case())
+        except TimeoutError:
+            details[label] = {"failed": f"no result in {most_seconds:.0f} s of a processor"}
+            continue
         except ImportError:
             details[label] = {"failed": "not installed"}
             continue
@@ -143,6 +169,7 @@ def main() -> None:
     parser.add_argument("--orders", nargs="+", type=int, choices=(2, 1), default=[2, 1])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile_only", action="store_true", help="time and record nothing")
+    parser.add_argument("--patience", type=float, default=600.0, metavar="SECONDS")
     parser.add_argument("--devices", type=int, default=0, help="CPU devices; 0: those there are")
     parser.add_argument(
         "--slow",
@@ -154,7 +181,7 @@ def main() -> None:
         jax.config.update("jax_num_cpu_devices", arguments.devices)
     for name, order in itertools.product(arguments.cases, arguments.orders):
         rounds = 0 if arguments.compile_only else arguments.rounds
-        rows = measure(name, order, rounds, arguments.slow)
+        rows = measure(name, order, rounds, arguments.slow, arguments.patience)
         if arguments.compile_only:
             continue
         timing.write(

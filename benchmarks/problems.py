@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -61,7 +62,7 @@ def perceptron(**sizes: Any) -> Problem:
 
 def residual(**sizes: Any) -> Problem:
     """ResNet-12 on images of 84 x 84."""
-    defaults = {"example": (84, 84, 3), **SEVERAL, "tasks": 1, "queries": 1}
+    defaults = {"example": (84, 84, 3), **SEVERAL, "tasks": 2, "queries": 1}
     return Problem(nn.resnet12(5), **{**defaults, **sizes})
 
 
@@ -142,7 +143,11 @@ def useful_flops(problem: Problem, order: int) -> float:
     Second order adds, for every inner step, the product of the Hessian with a vector: forward
     mode over forward and backward pass, each of whose products has two terms.
     """
-    layers = _layers(problem) if problem.features else [0.0, _forward_flops(problem)]
+    if problem.features:
+        layers = _layers(problem)
+    else:
+        inputs = np.zeros((1, *problem.example), np.float32)
+        layers = [0.0, product_flops(problem.model.apply, parameters(problem), inputs)]
     forward, to_inputs = sum(layers), sum(layers[1:])
     gradient = 2 * forward + to_inputs
     # Tangents enter with the weights: x k' and x' k forward (x' is zero in the first layer); the
@@ -172,8 +177,8 @@ def _layers(problem: Problem) -> list[float]:
     return [*layers, 2.0 * head_inputs * problem.ways]
 
 
-def _forward_flops(problem: Problem) -> float:
-    """The operations of the matrix products of any network, for one input."""
+def product_flops(fn: Callable[..., Any], *arguments: Any) -> float:
+    """The operations of the matrix products in a function, two for every multiplication."""
 
     def count(jaxpr: Any) -> float:
         total = 0.0
@@ -190,8 +195,7 @@ def _forward_flops(problem: Problem) -> float:
             total += eqn.params.get("length", 1) * inside
         return total
 
-    inputs = np.zeros((1, *problem.example), np.float32)
-    return count(jax.make_jaxpr(problem.model.apply)(parameters(problem), inputs).jaxpr)
+    return count(jax.make_jaxpr(fn)(*arguments).jaxpr)
 
 
 def _is_jaxpr(x: Any) -> bool:
