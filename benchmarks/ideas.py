@@ -9,6 +9,7 @@ above 1 is slower than the library.
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from benchmarks import problems, timing
 from metajax import nn
 from metajax.tasks import FewShot, meta_batch
 
+EVERY = 10**9
 Race = Mapping[str, tuple[timing.Case, timing.Case]]  # of the library, and of the idea
 # Winograd's transforms of F(2x2, 3x3): of an image's 4 x 4, of a kernel, and of a product.
 IMAGE = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], np.float32)
@@ -132,6 +134,20 @@ def narrow_types() -> Race:
     return found
 
 
+def all_at_once() -> Race:
+    """Convolutions of all examples in one product, whose results the backward pass finds stored."""
+    found = {}
+    for name, problem in problems.CASES.items():
+        whole = functools.partial(nn.conv, example_chunk=EVERY)
+        cases = []
+        for convolution in (nn.conv, whole):
+            model = problem.model.clone(convolution=convolution)
+            update, arguments = problems.update(problem, model.apply)
+            cases.append(timing.compiled(update, *arguments)[0])
+        found[name] = (cases[0], cases[1])
+    return found
+
+
 def one_key() -> Race:
     """Meta-batches of Omniglot's size with one draw for all of their tasks."""
     images = np.random.default_rng(0).integers(0, 256, (1200, 20, 28, 28, 1), np.uint8)
@@ -183,6 +199,7 @@ IDEAS: dict[str, Callable[[], Race]] = {
     "vectors of 512 bits": compiler_options(xla_cpu_prefer_vector_width="512"),
     "fast-math": compiler_options(xla_cpu_enable_fast_math=True),
     "networks in bfloat16": narrow_types,
+    "convolutions of all examples at once": all_at_once,
     "the first inner step for several tasks at once": shared_first_step,
     "one random draw for all tasks": one_key,
     "evaluation of all tasks at once": whole_meta_batch,

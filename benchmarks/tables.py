@@ -19,6 +19,7 @@ from benchmarks.cluster_tables import (
 )
 from benchmarks.engine_tables import engines, frozen, remat
 from benchmarks.growth_plots import OURS, draw_growth, exponent
+from benchmarks.limit_tables import ideas, limits, memory, streaming
 from benchmarks.markdown import table
 from benchmarks.results_folder import PLATFORMS, RESULTS, named
 
@@ -323,7 +324,11 @@ def plots(rows: Sequence[Row]) -> tuple[str, str]:
 SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], list[str]]]] = {
     "meta_gradient": ("Meta-gradients against peers", meta_gradient),
     "sinusoid": ("Sinusoids", sinusoid),
+    "limits": ("Limits and shares", limits),
+    "ideas": ("Ideas that were tried", ideas),
+    "memory": ("Memory", memory),
     "sampling": ("Sampling", sampling),
+    "streaming": ("Images on disk", streaming),
     "engines": ("Engines", engines),
     "remat": ("Stored or recomputed", remat),
     "frozen": ("Frozen parameters", frozen),
