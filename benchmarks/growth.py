@@ -6,7 +6,8 @@ Each row varies one size of the Omniglot meta-update (8 tasks, 5-way 1-shot, 5 q
 channels, second order): seconds, temporary bytes, compile seconds, for this library on one device
 and on all, for a PyTorch loop and for `torch.func`, which keeps all tasks in memory. The rows of
 `chunk` vary the tasks per `vmap`, for this network and for the sinusoid's. The default of
-`metajax.parallel.default_chunk` follows from them. A size is written as soon as it is measured.
+`metajax.parallel.default_chunk` follows from them. With `processes` every process has a core and as
+many tasks as the one alone. A size is written as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import jax
 import optax
 
 import metajax
-from benchmarks import problems, timing
+from benchmarks import problems, processes, timing
 from metajax import nn
 from metajax.tasks import Sinusoid, meta_batch
 
@@ -30,6 +31,7 @@ SIZES: dict[str, tuple[int, ...]] = {
     "num_steps": (1, 3, 10, 30, 100),
     "features": (16, 32, 64, 128, 256),
 }
+PROCESSES = "processes"
 CHUNKS = (1, 2, 4, 8, 16, 32)
 OURS = "metajax"
 MOST_TASKS_OF_FUNC = 128
@@ -66,6 +68,11 @@ CHUNKED: dict[str, Any] = {
 
 def measure(group: str, rounds: int, peers: bool) -> list[dict[str, Any]]:
     """The rows of a size: this library, on all devices too, and two peers."""
+    if group == PROCESSES:
+        return [
+            {"varied": group, "value": row["processes"], "library": OURS, "median": row["seconds"]}
+            for row in processes.weak_scaling(rounds)
+        ]
     cases: dict[tuple[str, int], timing.Case] = {}
     details: dict[tuple[str, int], dict[str, Any]] = {}
 
@@ -110,7 +117,7 @@ def measure(group: str, rounds: int, peers: bool) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    groups = [*SIZES, *CHUNKED]
+    groups = [*SIZES, PROCESSES, *CHUNKED]
     parser.add_argument("--varied", nargs="+", choices=groups, default=groups)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--devices", type=int, default=0, help="CPU devices; 0: those there are")

@@ -37,7 +37,7 @@ def draw_growth(rows: Sequence[dict[str, Any]], sizes_file: Path, chunks_file: P
             values = [r["value"] for r in mine]
             style = "o-" if library.startswith(OURS) else "s--"
             axes[0, column].plot(values, [r["median"] for r in mine], style, label=library)
-            if library == OURS:
+            if library == OURS and "temporary_bytes" in mine[0]:
                 axes[1, column].plot(values, [r["temporary_bytes"] / 1e6 for r in mine], "o-")
         values = sorted({r["value"] for r in own})
         axes[1, column].set_xlabel(name.replace("_", " "))

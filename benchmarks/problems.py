@@ -145,14 +145,13 @@ def useful_flops(problem: Problem, order: int) -> float:
     """
     if problem.features:
         layers = _layers(problem)
+        forward, to_inputs = sum(layers), sum(layers[1:])
+        gradient = 2 * forward + to_inputs
+        # Tangents enter with the weights: x k' and x' k forward (x' is zero in the first layer);
+        # the same again, twice, for the gradients of weights and inputs.
+        product = (forward + to_inputs) + (forward + to_inputs) + 2 * to_inputs
     else:
-        inputs = np.zeros((1, *problem.example), np.float32)
-        layers = [0.0, product_flops(problem.model.apply, parameters(problem), inputs)]
-    forward, to_inputs = sum(layers), sum(layers[1:])
-    gradient = 2 * forward + to_inputs
-    # Tangents enter with the weights: x k' and x' k forward (x' is zero in the first layer); the
-    # same again, twice, for the gradients of weights and inputs.
-    product = (forward + to_inputs) + (forward + to_inputs) + 2 * to_inputs
+        gradient, product = _counted(problem)
     support = problem.ways * problem.shots * problem.num_steps
     query = problem.ways * problem.queries
     per_task = support * gradient + query * gradient + (support * product if order == 2 else 0.0)
@@ -175,6 +174,20 @@ def _layers(problem: Problem) -> list[float]:
         channels = problem.features
     head_inputs = channels * (height * width if problem.pool == "max" else 1)
     return [*layers, 2.0 * head_inputs * problem.ways]
+
+
+def _counted(problem: Problem) -> tuple[float, float]:
+    """The operations of a gradient and of a Hessian-vector product of any network, for one input.
+
+    As JAX differentiates it.
+    """
+    params, loss = parameters(problem), make_loss(problem.model.apply)
+    batch = np.zeros((1, *problem.example), np.float32), np.zeros(1, np.int32)
+    key = jax.random.key(0)
+    gradient = jax.grad(lambda params: loss(params, batch, key)[0])
+    once = product_flops(gradient, params)
+    both = product_flops(lambda p: jax.jvp(gradient, (p,), (p,)), params)
+    return once, both - once
 
 
 def product_flops(fn: Callable[..., Any], *arguments: Any) -> float:
