@@ -4,8 +4,8 @@ Command: python -m benchmarks.deviceless [--targets NAME ...]
 
 The compiler of a TPU or GPU runs on any machine once its plugin is installed (`"jax[tpu]"`,
 `"jax[cuda12]"`). It reports whether the programs compile, how much memory they need, what the
-devices exchange and, for a TPU, how many bytes a program moves, but no times. A target whose plugin
-is missing keeps its rows of the record.
+devices exchange, how many instructions a program executes, each a kernel of a GPU, and how many
+bytes they move, but no times. A target whose plugin is missing keeps its rows of the record.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import metajax
-from benchmarks import problems, timing
+from benchmarks import hlo, problems, timing
 from benchmarks.scaling import all_reduces
 from metajax import nn
 
@@ -90,14 +90,17 @@ def measure(
         start = time.perf_counter()
         program = lowered.compile(compiler_options=OPTIONS.get(backend))
         seconds = time.perf_counter() - start
-    cost = program.cost_analysis() or {}
+    parsed = hlo.parse(program.as_text() or "")
+    executed = [(each.opcode, times) for each, times in hlo.executed(parsed)]
     return {
         "devices": len(devices),
         "engine": engine,
         "method": method or "default",
         "compile_seconds": seconds,
         "temporary_bytes": timing.temporary_bytes(program),
-        "bytes_accessed": cost.get("bytes accessed"),
+        "moved_bytes": hlo.moved_bytes(parsed),
+        "instructions": sum(times for _, times in executed),
+        "fusions": sum(times for opcode, times in executed if opcode == "fusion"),
         **all_reduces(program),
     }
 

@@ -189,17 +189,18 @@ def convolution(rows: Sequence[Row]) -> list[str]:
 def deviceless(rows: Sequence[Row]) -> list[str]:
     """Memory and traffic as the compilers of accelerators report them; no times."""
     heads = ["case", "target", "devices", "tasks", "engine", "convolutions", "temporary"]
-    heads += ["moved", "all-reduces", "compile", "commit"]
+    heads += ["moved", "instructions", "fusions", "all-reduces", "compile", "commit"]
 
     def cells(row: Row) -> list[str]:
-        moved = row["bytes_accessed"]
         across = f"{row['all_reduces']} of {row['all_reduce_bytes']:,} bytes"
         return [
             row["case"],
             row["target"],
             *(str(row[name]) for name in ("devices", "tasks", "engine", "method")),
             f"{row['temporary_bytes'] / 1e6:,.0f} MB",
-            "" if moved is None else f"{moved / 1e9:.1f} GB",
+            f"{row['moved_bytes'] / 1e9:.1f} GB",
+            f"{row['instructions']:,}",
+            f"{row['fusions']:,}",
             across if row["devices"] > 1 else "",
             f"{row['compile_seconds']:.0f} s",
             commit(row),
@@ -207,9 +208,8 @@ def deviceless(rows: Sequence[Row]) -> list[str]:
 
     return [
         "Compiled for devices that were not there: no time was measured. `temporary` is the memory",
-        "of a device beside arguments and results, `moved` the bytes that its operations read and",
-        "write, as the compiler counts them, loops over inner steps once; those of the GPU have no",
-        "such count.",
+        "of a device beside arguments and results, `moved` what its instructions read and write. A",
+        "GPU launches a kernel for most instructions, of which fusions are several operations.",
         "",
         *table(heads, map(cells, rows)),
     ]
