@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -41,6 +42,7 @@ AHEAD = 120.0
 # A fast device takes many steps a call, but no more than a few seconds of them: a run stops between
 # calls. Checkpoints besides the last one take longer to write than they can save.
 LONG_CALLS = ("--steps_per_call=100", "--checkpoint_every=5000")
+ROBOTS = ("cheetah_dir", "cheetah_vel", "ant_dir", "ant_vel", "ant_goal")
 TOY_RUN = (
     "--num_meta_steps=4",
     "--steps_per_call=2",
@@ -106,12 +108,31 @@ def cell(experiment: str, preset: str, algorithm: str = "maml") -> Entry:
     )
 
 
+def robot(task: str, algorithm: str) -> Entry:
+    """A robot's task at the paper's size, with standardized observations."""
+    more = {"trajectories": "40"} if task == "ant_dir" else {}
+    more |= {} if task == "cheetah_dir" else {"task": task}  # the default
+    more |= {"standardize": "True"}
+    named = ",".join([algorithm, *(f"{name}={value}" for name, value in more.items())])
+    flags = (f"--{name}={value}" for name, value in more.items())
+    workdir = f"{task}_{algorithm}"
+    return Entry(
+        workdir,
+        ("experiments.locomotion", f"--algorithm={algorithm}", *flags),
+        ("--num_meta_steps=1", "--validate_every=1", "--checkpoint_every=1", "--eval_tasks=2"),
+        record=f"locomotion/finn2017/{named}/seed0_gpu/result.json",
+        workdir=workdir,
+    )
+
+
 CHECKS = (
     "tests/test_algorithms_closed_forms.py",
     "tests/test_algorithms_numpy.py",
     "tests/test_gradients.py",
 )
 LIST = (
+    # Whether patches or native convolutions are faster there.
+    benchmark("convolution", "--rounds=1"),
     race("omniglot, 15 queries"),
     cell("omniglot", "finn2017/omniglot_5w1s"),
     cell("miniimagenet", "finn2017/miniimagenet_5w1s_first_order", "fomaml"),
@@ -123,7 +144,6 @@ LIST = (
     benchmark("sinusoid", "--rounds=1"),
     benchmark("engines", "--rounds=1"),
     benchmark("remat", "--cases", "sine waves, 5 points", "--rounds=1"),
-    benchmark("convolution", "--rounds=1"),
     benchmark("growth", "--rounds=1"),
     cell("omniglot", "finn2017/omniglot_5w5s"),
     cell("omniglot", "finn2017/omniglot_20w5s"),
@@ -132,6 +152,15 @@ LIST = (
     cell("miniimagenet", "finn2017/miniimagenet_5w5s"),
     cell("miniimagenet", "nichol2018/miniimagenet_5w5s", "reptile"),
     race("transformer, 4 x 256, 5 steps", "LSTM, 64 x 128, 5 steps"),
+    benchmark("sampling", "--rounds=1"),
+    benchmark("throughput", "--cases", "navigation", "--rounds=1"),
+    Entry(
+        "precision",
+        ("benchmarks.precision", "--meta_steps=10000"),
+        ("--meta_steps=4",),
+        record="precision_gpu.jsonl",
+    ),
+    *itertools.starmap(robot, itertools.product(ROBOTS, ("maml", "oracle"))),
     Entry(
         "checks",
         ("pytest", "-q", "-n", "8", "--maxprocesses=8", "-W", "ignore", *CHECKS),

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from benchmarks import runs
 from benchmarks.results_folder import RESULTS
-from experiments import locomotion, navigation, protocols, sinusoid
+from experiments import locomotion, navigation, protocols, reptile_runs, sinusoid
 from metajax.train.weights import FILE
 
 Result = runs.Result
@@ -26,13 +26,26 @@ class Item(NamedTuple):
       where: the figure or the table.
       what: one cell of it.
       belongs: whether a record is one of this item.
-      prescribed: the meta-steps of a run at full length.
+      prescribed: the meta-steps of a run at full length; `None` if no command makes it.
     """
 
     where: str
     what: str
     belongs: Callable[[Result], bool]
-    prescribed: int
+    prescribed: int | None
+
+
+# What no command makes, and what launchers of its own make.
+WITHOUT = (
+    ("Finn 2017, figure 7", "ten more sine waves"),
+    ("Finn 2017, table 2", "averages over several tasks"),
+    ("Finn 2017, table 3", "context vector on Omniglot"),
+    ("Nichol 2018, figure 2", "two manifolds, equations 42 to 47"),
+)
+OF_LAUNCHERS = (
+    ("Nichol 2018, figure 3", "inner gradients", "reptile_gradients"),
+    ("Nichol 2018, figure 4", "inner mini-batches", "reptile_batches"),
+)
 
 
 def items() -> Iterator[Item]:
@@ -59,6 +72,10 @@ def items() -> Iterator[Item]:
             yield _rl("Finn 2017, figure 5, table 5", "locomotion", task, method)
     steps = sinusoid.REPTILE["num_meta_steps"]
     yield Item("Nichol 2018, figure 1", "one sine wave, reptile", _sine_waves("reptile"), steps)
+    for where, what, launcher in OF_LAUNCHERS:
+        yield Item(where, what, _launched(launcher), reptile_runs.SETTINGS.num_meta_steps)
+    for where, what in WITHOUT:
+        yield Item(where, what, lambda _: False, None)
 
 
 WHERE = {
@@ -69,6 +86,10 @@ WHERE = {
 
 def _sine_waves(algorithm: str) -> Callable[[Result], bool]:
     return lambda r: r["name"].startswith(f"sinusoid/finn2017/{algorithm}/")
+
+
+def _launched(launcher: str) -> Callable[[Result], bool]:
+    return lambda r: r["experiment"] == launcher
 
 
 def _cell(name: str) -> Callable[[Result], bool]:
@@ -87,6 +108,8 @@ def _rl(where: str, experiment: str, task: str | None, method: str) -> Item:
 def state(item: Item, results: Iterable[Result]) -> tuple[str, str]:
     """How far an item has been run, and whether its record has weights."""
     found = [result for result in results if item.belongs(result)]
+    if item.prescribed is None:
+        return "no command", ""
     if not found:
         return "not run", ""
     longest = max(map(runs.all_meta_steps, found))

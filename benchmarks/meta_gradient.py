@@ -42,15 +42,25 @@ TOLERANCE = 0.1
 
 @contextlib.contextmanager
 def patience(seconds: float) -> Iterator[None]:
-    """Raises a `TimeoutError` after so many seconds of a processor's time."""
+    """Raises a `TimeoutError` after so many seconds of a processor's time.
+
+    A compiler may turn it into an error of its own, which becomes a `TimeoutError` again.
+    """
+    over = False
 
     def stop(*_: Any) -> None:
+        nonlocal over
+        over = True
         raise TimeoutError
 
     before = signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
+    except Exception as error:
+        if over:
+            raise TimeoutError from error
+        raise
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)

@@ -34,9 +34,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 def sinusoid_table(results: list[Result]) -> list[str]:
     lines = [
-        "| | 5 shots, 1 step | 5 shots, 10 | 10 shots, 1 | 10 shots, 10 | median, 10 | diverging | "
-        "meta-steps | training |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| | 5 shots, 1 step | 5 shots, 10 | 10 shots, 1 | 10 shots, 10 | median, 10 | "
+        "5 % and 95 % | diverging | meta-steps | training |",
+        "|" + "---|" * 10,
     ]
     for runs in _sinusoid(results):
         result = runs[0]
@@ -61,6 +61,10 @@ def sinusoid_table(results: list[Result]) -> list[str]:
             ]
             cells += [
                 tables.over_seeds([row["quantiles"]["0.5"][last] for row in found[10]], 3),
+                " and ".join(
+                    f"{np.mean([row['quantiles'][q][last] for row in found[10]]):.3f}"
+                    for q in ("0.05", "0.95")
+                ),
                 f"{100 * np.mean([row['increased'][last] for row in found[10]]):.1f} %",
             ]
             seconds = f"{np.mean([run['wall_seconds'] for run in runs]):.0f} s, {where(result)}"

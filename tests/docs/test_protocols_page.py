@@ -5,10 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from experiments import miniimagenet, omniglot, sinusoid
+from experiments import miniimagenet, navigation, omniglot, sinusoid
 
 PAGE = Path(__file__).parents[2] / "docs" / "protocols.md"
-LAUNCHERS = {"": sinusoid, "omniglot": omniglot, "miniimagenet": miniimagenet}
+LAUNCHERS = {
+    "": sinusoid,
+    "omniglot": omniglot,
+    "miniimagenet": miniimagenet,
+    "navigation": navigation,
+}
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]
     for line in PAGE.read_text().splitlines()
@@ -18,7 +23,7 @@ ROWS = [
 
 def test_every_table_is_read():
     assert {row[0].rpartition(": ")[0] for row in ROWS} == set(LAUNCHERS)
-    assert len(ROWS) == PAGE.read_text().count("\n| ") - 3  # without the three headings
+    assert len(ROWS) == PAGE.read_text().count("\n| ") - 4  # without the headings
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]} {row[1]}")
