@@ -79,8 +79,8 @@ def remat(rows: Sequence[Row]) -> list[str]:
     lines = [
         "`second_order()` with inner steps that the backward pass recomputes, over the same with",
         "what was stored of them: time and temporary memory. `kept` is what the gradient of the",
-        "loss keeps of its forward pass, over the parameters, by which the default chooses from",
-        "ten inner steps.",
+        "loss keeps of its forward pass, over the parameters. The default chooses by it from ten",
+        "inner steps, and before if the steps together keep 256 MB or more.",
         "",
     ]
     ordered = sorted(rows, key=lambda row: (row["num_steps"], row["kept_of_parameters"]))

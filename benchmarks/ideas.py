@@ -17,10 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec as P
 
 import metajax
 from benchmarks import problems, timing
 from metajax import nn
+from metajax.machine import num_cores
+from metajax.parallel import TASKS
 from metajax.tasks import FewShot, meta_batch
 
 EVERY = 10**9
@@ -99,9 +102,16 @@ def _call(program: jax.stages.Compiled, arguments: Any) -> timing.Case:
 def shared_first_step() -> Race:
     """The gradients of the first inner step, where all tasks still have the same weights.
 
-    Here for several tasks in one product, and for one task after another as the library does.
+    Here for several tasks in one product, and for one task after another as the library does, on
+    one device and shared over all.
     """
-    found = {}
+    found, mesh = {}, metajax.task_mesh()
+    spread: Any = functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(P(), P(TASKS)),
+        out_specs=P(TASKS),
+    )
     for name, problem in problems.CASES.items():
         loss = problems.make_loss(problem.model.apply)
         params, support = problems.parameters(problem), problems.episodes(problem).support
@@ -115,10 +125,11 @@ def shared_first_step() -> Race:
         def together(params: Any, tasks: Any, gradient: Any = gradient) -> Any:
             return jax.vmap(gradient, (None, 0))(params, tasks)
 
-        found[name] = (
-            timing.compiled(one_by_one, params, support)[0],
-            timing.compiled(together, params, support)[0],
-        )
+        for where, change in (("", lambda fn: fn), (f", {mesh.size} devices", spread)):
+            found[name + where] = (
+                timing.compiled(change(one_by_one), params, support)[0],
+                timing.compiled(change(together), params, support)[0],
+            )
     return found
 
 
@@ -211,6 +222,7 @@ def main() -> None:
     parser.add_argument("--ideas", nargs="+", choices=IDEAS, default=[*IDEAS])
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", num_cores())
     for idea in arguments.ideas:
         rows = []
         for case, (ours, theirs) in IDEAS[idea]().items():

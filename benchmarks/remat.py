@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,7 @@ PROBLEMS = {
     "Omniglot, 25 drawings": problems.omniglot(tasks=8, shots=5),
     "Mini-ImageNet, 5 images": problems.mini_imagenet(tasks=2),
     "Mini-ImageNet, 25 images": problems.mini_imagenet(tasks=2, shots=5),
+    "transformer, 5 sequences": problems.transformer(tasks=1),
 }
 CASES: dict[str, Callable[[], Case]] = {
     **{f"sine waves, {n} points": functools.partial(sine_waves, n) for n in POINTS},
@@ -71,10 +73,12 @@ def measure(name: str, case: Case, num_steps: int, rounds: int) -> dict[str, Any
             learner.update, learner.init(params), episodes, key
         )
     times = timing.race(calls, rounds)
+    kept = remat.kept_bytes(loss, params, (support, key))
     return {
         "case": name,
         "num_steps": num_steps,
-        "kept_of_parameters": remat.kept_of_parameters(loss, params, (support, key), params),
+        "kept_of_parameters": kept / sum(p.nbytes for p in jax.tree.leaves(params)),
+        "kept_bytes": kept,
         "stored_seconds": times["stored"]["median"],
         "time_ratio": times["recomputed"]["median"] / times["stored"]["median"],
         "stored_bytes": timing.temporary_bytes(programs["stored"]),
@@ -91,12 +95,13 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES])
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    rows = [
-        measure(name, CASES[name](), num_steps, arguments.rounds)
-        for name in arguments.cases
-        for num_steps in STEPS
-    ]
-    timing.write("remat", rows, rounds=arguments.rounds)
+    for name, num_steps in itertools.product(arguments.cases, STEPS):
+        timing.write(
+            "remat",
+            [measure(name, CASES[name](), num_steps, arguments.rounds)],
+            key=lambda row: (row["case"], row["num_steps"]),
+            rounds=arguments.rounds,
+        )
 
 
 if __name__ == "__main__":

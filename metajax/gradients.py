@@ -67,10 +67,10 @@ def second_order(*, remat: bool | None = None) -> MetaGradient:
         stored of it. Each further step then costs memory of the size of the parameters. A
         convolutional network has larger activations than that, so it saves memory. A multi-layer
         perceptron on few examples has smaller ones, so it costs memory and time. By default a CPU
-        recomputes ten steps and more of a loss whose activations take four times the memory of the
-        parameters: a third of the memory or less, and at most a sixth more time
-        (`python -m benchmarks.remat`). The log says so. Other devices store. The numbers are the
-        same but for rounding.
+        recomputes steps of a loss whose activations take four times the memory of the parameters,
+        if they are ten or more, or if the activations of all of them are 256 MB or more: a third of
+        the memory or less, and at most a sixth more time (`python -m benchmarks.remat`). The log
+        says so. Other devices store. The numbers are the same but for rounding.
 
     Raises:
       ValueError: if `remat` is neither a bool nor `None`.

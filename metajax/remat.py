@@ -13,8 +13,9 @@ from metajax.base import Array, Params, PyTree
 
 # From these inner steps, and from these bytes of activations for each byte of the parameters,
 # recomputing took a third of the memory or less on a CPU, and at most a sixth more time
-# (`python -m benchmarks.remat`).
-STEPS, RATIO = 10, 4.0
+# (`python -m benchmarks.remat`). So does recomputing fewer steps, of activations that are so large
+# that to write and read them takes as long as to recompute them.
+STEPS, RATIO, LARGE = 10, 4.0, 2**28
 
 _logger = logging.getLogger(__name__)
 
@@ -35,23 +36,23 @@ def recomputing_pays(
       operands: the other arguments of the loss.
       params: all parameters of the model.
     """
-    if num_steps < STEPS or jax.default_backend() != "cpu":  # others are not measured
+    if num_steps < 2 or jax.default_backend() != "cpu":  # others are not measured
         return False
-    ratio = kept_of_parameters(loss, adapting, operands, params)
-    pays = ratio > RATIO
+    kept, size = kept_bytes(loss, adapting, operands), _num_bytes(jax.tree.leaves(params))
+    ratio = kept / max(size, 1)
+    pays = ratio > RATIO and (num_steps >= STEPS or num_steps * kept >= LARGE)
     _logger.info(
         "second_order() %s each inner step, whose activations take %.2g times the memory of the "
-        "parameters.",
+        "parameters, %.3g MB.",
         "recomputes" if pays else "stores",
         ratio,
+        kept / 1e6,
     )
     return pays
 
 
-def kept_of_parameters(
-    loss: Callable[..., Any], adapting: Params, operands: Sequence[PyTree], params: Params
-) -> float:
-    """What the gradient of a loss keeps of its forward pass, in bytes per byte of `params`.
+def kept_bytes(loss: Callable[..., Any], adapting: Params, operands: Sequence[PyTree]) -> int:
+    """What the gradient of a loss keeps of its forward pass.
 
     Its arguments and the arrays in its closure are there anyway, and do not count.
     """
@@ -62,7 +63,7 @@ def kept_of_parameters(
     program = jax.make_jaxpr(kept)(adapting, *operands).jaxpr
     given = {*program.invars, *program.constvars}
     stored = {x for x in program.outvars if isinstance(x, Var)} - given
-    return _num_bytes(x.aval for x in stored) / max(_num_bytes(jax.tree.leaves(params)), 1)
+    return _num_bytes(x.aval for x in stored)
 
 
 def _num_bytes(arrays: Iterable[Any]) -> int:

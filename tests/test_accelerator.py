@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import accelerator, packing
+from benchmarks.results_folder import record_folder
+from experiments import locomotion
+from experiments.command import with_changes
+from experiments.settings import evaluation_config, training_config
 
 SPLITS = {"train": 5, "val": 2, "test": 3}
 
@@ -117,3 +121,20 @@ def test_the_rehearsal_passes(omniglot_data_dir):
     for line in ("| checks | ", "finished and recorded |", "run-finn2017_omniglot_5w1s.tar.gz"):
         assert line in done.stdout
     assert "exit status 1" not in done.stdout
+
+
+@pytest.mark.parametrize(("task", "algorithm"), [("cheetah_dir", "maml"), ("ant_dir", "oracle")])
+def test_the_record_of_a_robot_is_where_it_is_looked_for(task, algorithm):
+    entry = accelerator.robot(task, algorithm)
+    flags = dict(flag.removeprefix("--").split("=") for flag in entry.command[1:])
+    typed = {"trajectories": int, "standardize": lambda text: text == "True"}
+    changes = {name: typed.get(name, str)(value) for name, value in flags.items()}
+    settings, _ = with_changes(locomotion.EXPERIMENT, "finn2017", changes)
+    result = {
+        "experiment": "locomotion",
+        "preset": "finn2017",
+        "algorithm": algorithm,
+        "config": {**training_config(settings), **evaluation_config(settings), "seed": 0},
+        "device": {"platform": "gpu"},
+    }
+    assert str(record_folder(result) / "result.json") == entry.record

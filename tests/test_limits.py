@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import hlo, ideas, problems
+from benchmarks import hlo, ideas, meta_gradient, problems
 from metajax import nn
 
 
@@ -66,3 +66,17 @@ def test_winograd_is_the_same_convolution():
     x = jax.random.normal(keys[0], (2, 7, 6, 3))
     kernel = jax.random.normal(keys[1], (3, 3, 3, 4))
     np.testing.assert_allclose(ideas.winograd(x, kernel), nn.conv(x, kernel), rtol=1e-4, atol=1e-4)
+
+
+def test_a_library_that_takes_too_long_is_given_up():
+    def compile_for_ever():
+        try:
+            while True:
+                pass
+        except TimeoutError as error:  # as a compiler does
+            raise ValueError("a compiler's own") from error
+
+    with pytest.raises(TimeoutError), meta_gradient.patience(0.2):
+        compile_for_ever()
+    with pytest.raises(KeyError), meta_gradient.patience(60.0):
+        raise KeyError

@@ -9,9 +9,9 @@ import optax
 import pytest
 
 import metajax
-from metajax import nn
+from metajax import nn, remat
 from metajax.gradients import equations
-from metajax.remat import kept_of_parameters
+from metajax.remat import kept_bytes
 
 
 def convolutional(dtype=jnp.float32):
@@ -65,6 +65,14 @@ def test_steps_with_large_activations_are_recomputed(problem, options, expected)
     assert recomputes(problem(), **options) == expected
 
 
+def test_few_steps_with_very_large_activations_are_recomputed(monkeypatch):
+    assert not recomputes(convolutional(), num_steps=3)
+    monkeypatch.setattr(remat, "LARGE", 10_000)
+    assert recomputes(convolutional(), num_steps=3)
+    assert not recomputes(convolutional(), num_steps=1)
+    assert not recomputes(perceptron(), num_steps=3)  # its parameters are larger
+
+
 def test_accelerators_store(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert not recomputes(convolutional())
@@ -95,8 +103,8 @@ def test_the_choice_changes_no_number(problem):
 def test_what_a_loss_keeps_is_counted_without_its_arguments():
     # The derivative of sum(sin(p)) keeps cos(p); that of a linear loss keeps only its arguments.
     p, x = jnp.ones(10), jnp.ones(10)
-    assert kept_of_parameters(lambda p: (jnp.sum(jnp.sin(p)), ()), p, (), p) == 1
-    assert kept_of_parameters(lambda p, x: (jnp.sum(p * x), ()), p, (x,), p) == 0
+    assert kept_bytes(lambda p: (jnp.sum(jnp.sin(p)), ()), p, ()) == p.nbytes
+    assert kept_bytes(lambda p, x: (jnp.sum(p * x), ()), p, (x,)) == 0
 
 
 def test_only_a_bool_or_none():
