@@ -198,9 +198,7 @@ def deviceless(rows: Sequence[Row]) -> list[str]:
             row["target"],
             *(str(row[name]) for name in ("devices", "tasks", "engine", "method")),
             f"{row['temporary_bytes'] / 1e6:,.0f} MB",
-            f"{row['moved_bytes'] / 1e9:.1f} GB",
-            f"{row['instructions']:,}",
-            f"{row['fusions']:,}",
+            *_of_program(row),
             across if row["devices"] > 1 else "",
             f"{row['compile_seconds']:.0f} s",
             commit(row),
@@ -212,6 +210,17 @@ def deviceless(rows: Sequence[Row]) -> list[str]:
         "GPU launches a kernel for most instructions, of which fusions are several operations.",
         "",
         *table(heads, map(cells, rows)),
+    ]
+
+
+def _of_program(row: Row) -> list[str]:
+    """What older records do not have."""
+    if "instructions" not in row:
+        return ["", "", ""]
+    return [
+        f"{row['moved_bytes'] / 1e9:.1f} GB",
+        f"{row['instructions']:,}",
+        f"{row['fusions']:,}",
     ]
 
 
