@@ -19,7 +19,7 @@ from metajax.train.weights import FILE
 RECORDS = {
     "sinusoid": "sinusoid/finn2017/maml/seed0",
     "omniglot": "omniglot/finn2017/omniglot_5w1s_no_conv/maml/seed0",
-    "navigation": "navigation/finn2017/context/seed0",
+    "navigation": "navigation/finn2017/maml/seed0",
 }
 
 
